@@ -1,0 +1,180 @@
+"""One command line for both packages: fire behind a check of names, words kept as they were typed.
+
+fire alone runs a command before it complains of a misspelt flag, and turns folder `2024` into a
+number and `(a)` into `a`. So the words are bound to the signature here, each converted by its own
+annotation, and fire is handed what can no longer surprise. A command is a function whose positional parameters are
+words that have to be there and whose keyword-only parameters are its flags.
+"""
+
+import difflib
+import errno
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+from shards.errors import UserError
+
+Commands = Mapping[str, Callable[..., Any]]
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A hint ` (did you mean X?)` for a misspelt word, or the list of what there is."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+
+
+def convert(name: str, text: str, annotation: Any) -> Any:
+    """The typed word `text` as the type that the parameter `name` is annotated with.
+
+    Raises:
+        UserError: the word is no such value.
+    """
+    kinds = get_args(annotation) or (annotation,)
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    kind = next(k for k in kinds if k is not type(None))
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() not in words:
+            raise UserError(f"--{name}={text}: expected true or false")
+        return words[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        expected = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        raise UserError(f"--{name}={text}: expected {expected}") from None
+
+
+def parse_flags(
+    command: str, parameters: Mapping[str, inspect.Parameter], words: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """The typed words as flags and positional words, both still text.
+
+    Flags are `--name=value`, `--name value`, or `--name` alone for a bool; everything after `--` is
+    positional.
+    """
+    flags: dict[str, str] = {}
+    loose: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if word == "--":
+            return flags, loose + queue
+        if not word.startswith("--"):
+            loose.append(word)
+            continue
+        name, has_value, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        parameter = parameters.get(name)
+        if parameter is None or parameter.kind is parameter.VAR_POSITIONAL:
+            raise UserError(f"{command}: unknown flag --{name}; {nearest(name, list(parameters))}")
+        if name in flags:
+            raise UserError(f"{command}: --{name} is given twice; keep one")
+        if not has_value and parameter.annotation is bool:
+            value = "true"
+        elif not has_value:
+            if not queue or queue[0].startswith("--"):
+                raise UserError(f"{command}: --{name} needs a value, as in --{name}=...")
+            value = queue.pop(0)
+        flags[name] = value
+    return flags, loose
+
+
+def bind(
+    command: str, function: Callable[..., Any], words: Sequence[str]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The typed words as the arguments and keyword arguments of `function`.
+
+    Raises:
+        UserError: a flag that is unknown or without its value, a word missing or too many.
+    """
+    parameters = inspect.signature(function).parameters
+    flags, loose = parse_flags(command, parameters, words)
+    arguments, options = [], {}
+    for p in parameters.values():
+        if p.kind is p.VAR_POSITIONAL:
+            arguments += [convert(p.name, word, p.annotation) for word in loose]
+            loose = []
+        elif p.kind is p.KEYWORD_ONLY:
+            if p.name in flags:
+                options[p.name] = convert(p.name, flags[p.name], p.annotation)
+        elif p.name in flags or loose:
+            word = flags[p.name] if p.name in flags else loose.pop(0)
+            arguments.append(convert(p.name, word, p.annotation))
+        else:
+            raise UserError(f"{command}: {p.name.upper()} is missing; see --help")
+    if loose:
+        raise UserError(f"{command}: {loose[0]!r} is one word too many; see --help")
+    return arguments, options
+
+
+def usage(program: str, commands: Commands) -> str:
+    """What `--help` prints: a line a command, from the first line of its docstring."""
+    lines = [f"Usage: {program} COMMAND [ARGUMENT ...] [--flag=value ...]", ""]
+    for name, function in commands.items():
+        lines.append(f"  {name:<12}{(inspect.getdoc(function) or '').splitlines()[0]}")
+    return "\n".join([*lines, "", f"{program} COMMAND --help tells the flags of a command."])
+
+
+def command_usage(program: str, name: str, function: Callable[..., Any]) -> str:
+    """What `COMMAND --help` prints: its line, its flags with their defaults, its docstring."""
+    positional, flags = [], []
+    for p in inspect.signature(function).parameters.values():
+        if p.default is p.empty:
+            positional.append(p.name.upper() + ("..." if p.kind is p.VAR_POSITIONAL else ""))
+        else:
+            flags.append(f"  --{p.name}={'' if p.default is None else p.default}")
+    head = f"Usage: {program} {name} {' '.join(positional)}{' [--flag=value ...]' if flags else ''}"
+    return "\n".join([head, "", inspect.getdoc(function) or "", *(["", "Flags:"] if flags else []), *flags])
+
+
+def main(program: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done, 2 the user's words were off, 1 anything else."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(program, commands))
+        return 0 if words else 2
+    name, words = words[0], words[1:]
+    before_dashes = words[: words.index("--")] if "--" in words else words
+    if name in commands and ("--help" in before_dashes or "-h" in before_dashes):
+        print(command_usage(program, name, commands[name]))
+        return 0
+    return guard(lambda: dispatch(program, commands, name, words))
+
+
+def dispatch(program: str, commands: Commands, name: str, words: Sequence[str]) -> None:
+    """Check the words, then have fire call the command with them."""
+    if name not in commands:
+        raise UserError(f"{program}: unknown command {name!r}; {nearest(name, list(commands))}")
+    arguments, options = bind(f"{program} {name}", commands[name], words)
+
+    import fire  # after the check: --help and errors need not wait for it
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    fire.Fire({name: lambda: commands[name](*arguments, **options)}, command=[name], name=program)
+
+
+def guard(action: Callable[[], Any], speaks: bool = True) -> int:
+    """Run `action`; what the user can mend becomes one line on stderr and exit code 2.
+
+    Of the processes of one launch only those that `speaks` print it.
+    """
+    try:
+        action()
+    except UserError as error:
+        if speaks:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        if speaks:
+            print(f"error: {error.strerror}{where}; make room or get access, then start again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; start again to go on", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,9 @@
+"""The one error that is the user's to mend."""
+
+
+class UserError(ValueError):
+    """What the user asked for cannot be done as it stands.
+
+    The message is a single line that names the value, the rule it breaks and the way out. Command
+    lines print it to stderr and exit with code 2; nothing has been half-written by then.
+    """

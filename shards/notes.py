@@ -1,0 +1,63 @@
+"""What a finished shard leaves in `.build` until the end: its index rows, recordings, sums.
+
+Shapes: `n` samples of the shard, `M` mel bands.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.index import write_atomic
+from shards.manifest import Reject
+
+Cell = tuple[int, int, int]  # split, fold, class
+
+
+@dataclass(frozen=True)
+class Notes:
+    """A shard as the final files will tell of it; the recordings in its rows count from 0."""
+
+    rows: np.ndarray  # (n,) of index.ROW
+    recordings: list[dict[str, Any]]  # lines of recordings.jsonl
+    rejected: list[Reject]
+    sums: dict[Cell, np.ndarray]  # (3, M) float64: count, sum, sum of squares
+    size: int  # bytes of the tar
+    sha256: str
+
+
+def save(notes: Notes, file: Path) -> None:
+    """Write notes to `file`, whole or not at all."""
+    text = {
+        "recordings": notes.recordings,
+        "rejected": notes.rejected,
+        "size": notes.size,
+        "sha256": notes.sha256,
+    }
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        rows=notes.rows,
+        cells=np.array(list(notes.sums), np.int64),
+        sums=np.array(list(notes.sums.values())),
+        text=np.frombuffer(json.dumps(text).encode(), np.uint8),
+    )
+    write_atomic(file, buffer.getvalue())
+
+
+def load(file: Path) -> Notes:
+    """The notes that `save` wrote."""
+    with np.load(file, allow_pickle=False) as arrays:
+        text = json.loads(arrays["text"].tobytes())
+        cells = (tuple(cell) for cell in arrays["cells"].tolist())
+        return Notes(
+            rows=arrays["rows"],
+            recordings=text["recordings"],
+            rejected=[Reject(*reject) for reject in text["rejected"]],
+            sums=dict(zip(cells, arrays["sums"], strict=True)),
+            size=text["size"],
+            sha256=text["sha256"],
+        )

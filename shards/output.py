@@ -1,0 +1,107 @@
+"""The folder that a build writes into: what may be there, what is, whose it is."""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+from shards.index import FILES, read_info
+from shards.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+BESIDE = ".build"  # the workshop inside OUT: plan.json, the notes of finished shards, parts
+OURS = re.compile(
+    r"samples-\d{6,}\.tar|(?P<dot>\.)?("
+    + "|".join(map(re.escape, (*FILES, "balance.json", "dataset.json")))
+    + r")(?(dot)\.\d+\.tmp)"
+)
+
+
+def check_places(audio: Path, out: Path) -> None:
+    """Raise a UserError unless `out` can be a folder, of its own, that may be written."""
+    if not audio.is_dir():
+        raise UserError(f"{audio}: no such folder; give the folder that holds one folder a class")
+    inside = [out.resolve(), *out.resolve().parents]
+    if audio.resolve() in inside:
+        raise UserError(f"{out}: lies inside the audio folder {audio}; give a place outside it")
+    nearest = next(folder for folder in [out, *out.absolute().parents] if os.path.lexists(folder))
+    if not nearest.is_dir():
+        raise UserError(f"{out}: {nearest} is a file, not a folder; give another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{out}: no permission to write into {nearest}; get it or give another place"
+        )
+
+
+def existing(out: Path) -> dict[str, Any] | None:
+    """dataset.json of a finished set, plan.json of an unfinished one, or None."""
+    if (out / "dataset.json").exists():
+        return read_info(out)
+    try:
+        plan = json.loads((out / BESIDE / "plan.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return dict(plan)
+
+
+def check_contents(out: Path) -> None:
+    """Raise a UserError if `out` is a folder of something else: a build never mixes with it."""
+    names = {entry.name for entry in os.scandir(out)} if out.exists() else set()
+    if names and not names & {"dataset.json", BESIDE}:
+        raise UserError(
+            f"{out}: not empty and no shard set ({min(names)!r} is in it); give a new folder"
+        )
+
+
+def check_settings(out: Path, there: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise a UserError that lists the settings in which the set at `out` differs."""
+    old = there.get("settings", {})
+    names = [name for name in settings if old.get(name) != settings[name]]
+    if names:
+        differing = ", ".join(f"{n}: {old.get(n)} there, {settings[n]} asked" for n in names)
+        raise UserError(f"{out}: built with other settings ({differing}); --overwrite replaces it")
+
+
+def check_manifest(out: Path, there: Mapping[str, Any], plan: Plan) -> None:
+    """Raise a UserError if the set at `out` was made of other recordings."""
+    if there.get("manifest") != plan.manifest:
+        raise UserError(
+            f"{out}: built from other audio files than {plan.recipe.audio} holds now (or other "
+            "names, lengths, rates of them); --overwrite replaces it"
+        )
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold `out` for one build at a time, where the file system has locks."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another build is writing here; wait for it") from None
+        except OSError as error:
+            logger.warning(
+                "%s: cannot be locked (%s); run one build at a time", out, error.strerror
+            )
+        yield
+    finally:
+        os.close(folder)
+
+
+def clear(out: Path) -> None:
+    """Remove what a build writes, dataset.json first, and nothing else."""
+    (out / "dataset.json").unlink(missing_ok=True)
+    for entry in list(os.scandir(out)):
+        if OURS.fullmatch(entry.name):
+            os.unlink(entry.path)
+    shutil.rmtree(out / BESIDE, ignore_errors=True)

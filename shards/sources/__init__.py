@@ -1,0 +1,1 @@
+"""Where audio comes from when it is not a folder yet."""

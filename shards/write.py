@@ -1,0 +1,236 @@
+"""A recording into spectrograms, and a run of recordings into one tar, always the same bytes.
+
+Shapes: `S` segments, `M` mel bands, `T` frames.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from shards.audio import AudioError, cut, decode, is_silent
+from shards.index import ROW, SPLITS, sha256, sync_folder
+from shards.manifest import Recording, Reject
+from shards.mel import MelSettings, log_mel
+from shards.notes import Cell, Notes, save
+
+BLOCK = 512  # bytes; everything in a tar is a whole number of them
+STEM = 60  # characters of a file's name that its keys keep: a ustar name holds 100
+
+
+class Features(NamedTuple):
+    """What a recording becomes."""
+
+    values: np.ndarray  # (S, M, T) float16, dB
+    starts: list[float]  # (S,) seconds
+    xxh3: list[int]  # (S,) of each segment's bytes
+    sums: np.ndarray  # (3, M) float64 over `values`: count, sum, sum of squares
+    sha256: str  # of the audio file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How audio becomes samples; lengths in samples at `mel.sample_rate`."""
+
+    audio: Path
+    mel: MelSettings
+    length: int
+    hop: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(M, T) of every sample."""
+        return self.mel.n_mels, self.mel.frames(self.length)
+
+    def extract(self, path: str) -> Features | Reject:
+        """Decode, cut and transform one recording, or tell why it cannot be used."""
+        import xxhash
+
+        try:
+            wave = decode(self.audio / path, self.mel.sample_rate)
+        except AudioError as error:
+            return Reject(path, str(error))
+        if is_silent(wave):
+            return Reject(path, "silent")
+        segments, starts = cut(wave, self.length, self.hop)
+        values = log_mel(segments, self.mel).astype("<f2")
+        return Features(
+            values,
+            (starts / self.mel.sample_rate).tolist(),
+            [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
+            band_sums(values),
+            sha256(self.audio / path),
+        )
+
+
+def band_sums(values: np.ndarray) -> np.ndarray:
+    """(3, M) float64 of (S, M, T): count, sum and sum of squares per mel band."""
+    exact = values.astype(np.float64)
+    count = np.full(values.shape[1], values.shape[0] * values.shape[2], np.float64)
+    return np.stack([count, exact.sum(axis=(0, 2)), np.square(exact).sum(axis=(0, 2))])
+
+
+def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """The header of a .npy file, version 1.0; numpy's own changed its padding with time."""
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    text = repr(about).encode("latin1")
+    text += b" " * (-(10 + len(text) + 1) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """An array as a .npy file, the same bytes under every version of numpy."""
+    return npy_header(array.dtype, array.shape) + array.tobytes()
+
+
+def sample_key(path: str, recording: int, segment: int) -> str:
+    """`a.v2 (é).wav` as `a_v2_e_-0000012-0003`: unique ASCII, without the dot that ends a key."""
+    plain = (
+        unicodedata.normalize("NFKD", PurePosixPath(path).stem).encode("ascii", "ignore").decode()
+    )
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", plain).lstrip("-")[:STEM]
+    return f"{stem or 'recording'}-{recording:07d}-{segment:04d}"
+
+
+def sample_json(recording: Recording, label: int, start: float) -> bytes:
+    """The JSON beside an array."""
+    about = {
+        "class": recording.label,
+        "label": label,
+        "recording": recording.path,
+        "group": recording.group,
+        "start": start,
+        "fold": recording.fold,
+        "split": recording.split,
+    }
+    return json.dumps(about, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sample_bytes(shape: tuple[int, int]) -> int:
+    """What one sample of (M, T) takes up in a tar, with a JSON of ordinary length."""
+    header = npy_header(np.dtype("<f2"), shape)
+    content = len(header) + 2 * shape[0] * shape[1]
+    return BLOCK + -(-content // BLOCK) * BLOCK + 2 * BLOCK
+
+
+class Tar:
+    """A ustar archive that holds nothing but names and contents: no time, no owner."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def put(self, data: bytes) -> None:
+        """Append bytes as they are."""
+        self.file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+
+    def add(self, name: str, content: bytes) -> int:
+        """Append a file; where its content begins in the archive."""
+        info = tarfile.TarInfo(name)  # mode 0644, the rest zeros
+        info.size = len(content)
+        self.put(info.tobuf(tarfile.USTAR_FORMAT))
+        begin = self.size
+        self.put(content + bytes(-len(content) % BLOCK))
+        return begin
+
+    def finish(self) -> None:
+        """The end mark; the file is on the disk when this returns."""
+        self.put(bytes(2 * BLOCK))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers that stand in the index for classes and folds."""
+
+    classes: Mapping[str, int]
+    folds: Mapping[str, int]
+
+    def cell(self, recording: Recording) -> Cell:
+        """(split, fold, class) of a recording; fold 0 if the set has none."""
+        fold = self.folds[recording.fold] if recording.fold is not None else 0
+        return SPLITS.index(recording.split or "train"), fold, self.classes[recording.label]
+
+
+def write_shard(
+    file: Path,
+    notes_file: Path,
+    shard: int,
+    first: int,
+    work: Iterable[tuple[Recording, Features | Reject]],
+    numbers: Numbers,
+) -> Notes:
+    """Write a tar beside its notes, then give it its name, so that only a whole shard has one.
+
+    `first` is the place of the first recording in the manifest. Keys carry places, not the numbers
+    of recordings.jsonl: a shard's bytes do not depend on what was rejected in another one.
+    """
+    aside = notes_file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with open(aside, "wb") as out:
+            tar = Tar(out)
+            notes = fill(tar, shard, first, work, numbers)
+        save(notes, notes_file)
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(file.parent)
+    return notes
+
+
+def fill(
+    tar: Tar,
+    shard: int,
+    first: int,
+    work: Iterable[tuple[Recording, Features | Reject]],
+    numbers: Numbers,
+) -> Notes:
+    """Write every sample of a shard, and note what the final files will need."""
+    rows: list[tuple[Any, ...]] = []
+    lines: list[dict[str, Any]] = []
+    rejected: list[Reject] = []
+    sums: dict[Cell, np.ndarray] = {}
+    for place, (recording, features) in enumerate(work, first):
+        if isinstance(features, Reject):
+            rejected.append(features)
+            continue
+        split, fold, label = cell = numbers.cell(recording)
+        header = npy_header(features.values.dtype, features.values.shape[1:])
+        for segment, (value, start) in enumerate(
+            zip(features.values, features.starts, strict=True)
+        ):
+            key = sample_key(recording.path, place, segment)
+            offset = tar.add(f"{key}.npy", header + value.tobytes()) + len(header)
+            tar.add(f"{key}.json", sample_json(recording, label, start))
+            xxh3 = features.xxh3[segment]
+            rows.append((offset, xxh3, start, shard, len(lines), label, fold, split))
+        lines.append(recording_line(recording, len(features.starts), features.sha256))
+        sums[cell] = sums.get(cell, 0) + features.sums
+    tar.finish()
+    return Notes(np.array(rows, ROW), lines, rejected, sums, tar.size, tar.digest.hexdigest())
+
+
+def recording_line(recording: Recording, segments: int, digest: str) -> dict[str, Any]:
+    """A line of recordings.jsonl."""
+    return {
+        "path": recording.path,
+        "label": recording.label,
+        "group": recording.group,
+        "fold": recording.fold,
+        "split": recording.split,
+        "seconds": recording.seconds,
+        "sample_rate": recording.sample_rate,
+        "channels": recording.channels,
+        "segments": segments,
+        "sha256": digest,
+    }

@@ -1,0 +1,105 @@
+"""Audio made on the spot, and one small shard set that many tests read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import webdataset
+
+from shards.build import build
+
+RATE = 8000
+TONES: Mapping[str, float | None] = {"high": 2000.0, "low": 440.0, "noise": None}  # Hz; None: noise
+PER_CLASS, PER_GROUP = 12, 2
+GROUP_FROM = r"^[a-z]+-g\d+"
+SETTINGS = {
+    "sample_rate": RATE,
+    "segment_seconds": 1.0,
+    "n_mels": 32,
+    "n_fft": 512,
+    "hop_length": 128,
+    "group_from": GROUP_FROM,
+}
+
+
+def write_tone(
+    path: Path, hertz: float | None, *, seconds: float = 1.0, rate: int = RATE, seed: int = 0
+) -> Path:
+    """Write a tone 46 dB above a faint noise, or white noise for `hertz=None`; -10 dBFS or so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    n = round(seconds * rate)
+    noise = random.standard_normal(n)
+    time = np.arange(n) / rate
+    wave = 0.1 * noise if hertz is None else 0.001 * noise
+    if hertz is not None:
+        wave = wave + 0.3 * np.sin(2 * np.pi * hertz * time + random.uniform(0, 2 * np.pi))
+    soundfile.write(path, wave.astype(np.float32), rate)
+    return path
+
+
+def write_tones(
+    folder: Path, per_class: int = PER_CLASS, tones: Mapping[str, float | None] = TONES
+) -> Path:
+    """A folder a class; `low-g2-5.wav` is recording 5 of class low, in group low-g2.
+
+    Groups are pairs: a recording of 1 s, one segment, and a recording of 2 s, two segments.
+    """
+    for place, (label, hertz) in enumerate(tones.items()):
+        for n in range(per_class):
+            name = f"{label}-g{n // PER_GROUP}-{n}.wav"
+            seconds = 1.0 + n % PER_GROUP
+            write_tone(folder / label / name, hertz, seconds=seconds, seed=1000 * place + n)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The audio folder that `tone_set` is built from; read it, do not change it."""
+    return write_tones(tmp_path_factory.mktemp("tones") / "audio")
+
+
+@pytest.fixture(scope="session")
+def tone_set(tones: Path) -> Path:
+    """A finished shard set: 3 classes, 36 recordings, 54 segments, 4 folds, 3 parts, 3 shards."""
+    out = tones.parent / "set"
+    build(
+        str(tones),
+        str(out),
+        folds=4,
+        split="0.6,0.2,0.2",
+        workers=1,
+        shard_size="100KB",
+        **SETTINGS,
+    )
+    return out
+
+
+def build_tones(audio: Path, out: Path, **words: Any) -> str:
+    defaults: dict[str, Any] = {"folds": 4, "workers": 1, "shard_size": "100KB"}
+    return build(str(audio), str(out), **(defaults | SETTINGS | words))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.iterdir())}
+
+
+def read_plainly(folder: Path) -> list[dict[str, Any]]:
+    """Every sample as webdataset reads it."""
+    urls = [str(tar) for tar in sorted(folder.glob("samples-*.tar"))]
+    return list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "recordings.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Two classes of four recordings."""
+    return write_tones(tmp_path / "audio", 4, {"high": 2000.0, "low": 440.0})

@@ -1,0 +1,64 @@
+"""Real processes for tests: a launch as users make it, and forked gloo ranks for sweeps."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def train_command(world_size: int, *words: str) -> list[str]:
+    """`train.py WORDS` alone, or under torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    return [sys.executable, *(torchrun if world_size > 1 else []), str(ROOT / "train.py"), *words]
+
+
+def environment() -> dict[str, str]:
+    """The caller's environment with one thread a process."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def train(world_size: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a training to its end."""
+    command = train_command(world_size, *words)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+
+
+def on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
+    """What `function` returns on each of `world_size` forked processes joined by gloo."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    results = context.Queue()
+    ranks = [
+        context.Process(target=one_rank, args=(rank, world_size, port, function, results))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        found = dict(results.get(timeout=60) for _ in ranks)
+    finally:
+        for process in ranks:
+            process.join(10)
+            process.kill()
+    return [found[rank] for rank in range(world_size)]
+
+
+def one_rank(rank: int, world_size: int, port: str, function: Callable[[], Any], results: Any) -> None:
+    """The body of a forked process; an exception travels as its text."""
+    if world_size > 1:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
+            LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )  # fmt: skip
+    try:
+        results.put((rank, function()))
+    except Exception as error:
+        results.put((rank, repr(error)))

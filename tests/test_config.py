@@ -1,0 +1,71 @@
+"""A strict configuration: what is off is named, with the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UserError
+from toolkit.config import load, parse
+
+TEXT = """
+run: {name: 2024}
+data: {shards: set}
+model: {name: cnn_tiny}
+optim: {lr: 3e-4}
+train: {precision: no, microbatch: null}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def test_values_arrive_as_their_types(file):
+    config = load([file, "--train.epochs=7", "--optim.weight_decay=1e-2", "--data.sample_rate=16000"])
+    assert (config.run.name, config.optim.lr, config.train.precision) == ("2024", 3e-4, "no")
+    assert (config.train.epochs, config.optim.weight_decay) == (7, 0.01)
+    assert (config.data.sample_rate, config.train.microbatch) == (16000, None)
+    assert parse(config.to_dict()) == config
+
+
+def test_folders():
+    base = {"run": {"name": "a"}, "data": {"shards": "s"}, "model": {"name": "m"}}
+    assert parse(base).folder() == Path("runs/a")
+    kfold = parse({**base, "data": {"shards": "s", "protocol": "kfold", "fold": 2}})
+    assert kfold.folder() == Path("runs/a/fold-2")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--train.epoch=3"], "unknown key train.epoch .* did you mean epochs"),
+        (["--trian.epochs=3"], "unknown section 'trian' .* did you mean train"),
+        (["--train.epochs=3.5"], "train.epochs=3.5: expected a whole number"),
+        (["--train.epochs=true"], "expected a whole number"),
+        (["--train.epochs=0"], "train.epochs=0: at least 1"),
+        (["--optim.lr=fast"], "optim.lr='fast': expected a number"),
+        (["--data.protocol=kfolds"], "one of split, kfold, kfold_nested"),
+        (["--epochs=3"], "expected --section.key=value"),
+        (["more.yaml"], "expected one CONFIG.yaml, got 2"),
+        (["--model.name="], "expected a word"),
+    ],
+)
+def test_what_is_off_is_named(file, words, message):
+    with pytest.raises(UserError, match=message) as error:
+        load([file, *words])
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_and_key(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.yaml: No such file"):
+        load(["nowhere.yaml"])
+    path = tmp_path / "b.yaml"
+    path.write_text("run: {name: a}\ndata: {}\nmodel: {name: m}\n")
+    with pytest.raises(UserError, match=r"lacks data.shards"):
+        load([str(path)])
+    path.write_text("a: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load([str(path)])

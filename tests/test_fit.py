@@ -1,0 +1,217 @@
+"""Training from end to end: on one process and two, killed and resumed, refused in one line."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from processes import environment, on_ranks, train, train_command
+
+from shards.index import ROW, ShardSet
+from shards.loader import Loader
+from shards.order import Order, plan_batch
+from toolkit.augment import Transform
+from toolkit.checkpoint import checkpoints, damage
+from toolkit.config import ModelConfig
+from toolkit.evaluate import log_probabilities
+from toolkit.metrics import scores
+from toolkit.models import build
+from toolkit.world import start
+
+
+@pytest.fixture
+def config(tone_set, tmp_path):
+    """A small training on the tones, as a config file; its run goes below tmp_path."""
+    values = {
+        "run": {"name": "tones", "dir": str(tmp_path / "runs")},
+        "data": {"shards": str(tone_set), "protocol": "kfold", "fold": 0},
+        "model": {"name": "cnn_tiny", "norm_batch": 4},
+        "optim": {"lr": 3e-3},
+        "augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
+        "train": {"epochs": 8, "batch_size": 8, "log_every": 1, "threads": 1},
+    }
+    file = tmp_path / "tones.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return str(file)
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))  # each step once
+    return [line["loss"] for line in steps]
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def ok(result: subprocess.CompletedProcess) -> None:
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
+    ok(train(1, config, "--train.epochs=25"))
+    run = tmp_path / "runs/tones/fold-0"
+    first, *_, last = losses(run)
+    assert last < 0.5 * first
+    result = json.loads((run / "scores.json").read_text())
+    assert result["recording"]["accuracy"] > 0.6  # a constant guesser gets a third
+    assert result["protocol"] == "kfold" and result["part"] == "test"
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "best.safetensors", "model.json",
+        "predictions.csv", "scores.json", "report.txt", "curves.png", "confusion_matrix.png",
+    }  # fmt: skip
+    assert not [name for name in names if "tmp" in name]
+    again = train(1, config, "--train.epochs=25")
+    ok(again)
+    assert "is finished" in again.stderr
+
+
+@pytest.mark.parametrize("microbatch", [[], ["--train.microbatch=4"]])
+def test_two_processes_train_as_one(config, tmp_path, microbatch):
+    """20 steps in float32; with microbatch 4 one process takes four micro-steps, two take two."""
+    words = [config, "--train.max_steps=20", "--train.batch_size=16", *microbatch]
+    ok(train(1, *words, "--run.name=one"))
+    ok(train(2, *words, "--run.name=two"))
+    one, two = (losses(tmp_path / "runs" / name / "fold-0") for name in ("one", "two"))
+    assert len(one) == 20
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+    assert (tmp_path / "runs/two/fold-0/scores.json").exists()
+
+
+def test_killed_in_the_middle_of_an_epoch_it_ends_in_the_same_weights(config, tmp_path):
+    words = [config, "--train.epochs=30", "--train.save_every=3"]
+    ok(train(1, *words, "--run.name=whole"))
+    run = tmp_path / "runs/killed/fold-0"
+    command = train_command(1, *words, "--run.name=killed")
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        newest = [int(path.name.split("-")[1]) for path in checkpoints(run / "checkpoints")]
+        if newest and newest[-1] > 10:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "scores.json").exists()
+    again = train(1, *words, "--run.name=killed")
+    ok(again)
+    assert "goes on after step" in again.stderr
+    whole = tmp_path / "runs/whole/fold-0"
+    assert digest(run / "best.safetensors") == digest(whole / "best.safetensors")
+    assert losses(run) == losses(whole)
+    assert digest(run / "predictions.csv") == digest(whole / "predictions.csv")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(config, tmp_path):
+    words = [config, "--train.epochs=3", "--train.keep_last=3"]
+    ok(train(1, *words, "--run.name=whole"))
+    ok(train(1, *words, "--run.name=torn", "--train.max_steps=10"))
+    run = tmp_path / "runs/torn/fold-0"
+    newest = checkpoints(run / "checkpoints")[-1] / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert damage(newest.parent) and not damage(checkpoints(run / "checkpoints")[0])
+    again = train(1, *words, "--run.name=torn")
+    ok(again)
+    assert "is damaged (model.safetensors" in again.stderr
+    weights = [digest(tmp_path / f"runs/{n}/fold-0/best.safetensors") for n in ("whole", "torn")]
+    assert weights[0] == weights[1]
+
+
+def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):
+    ok(train(1, config, "--data.protocol=kfold_nested", "--train.epochs=4"))
+    run = tmp_path / "runs/tones/fold-0"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    values = [(line["macro_f1"], -line["epoch"]) for line in lines if line["kind"] == "eval"]
+    assert len(values) == 4
+    assert json.loads((run / "scores.json").read_text())["epoch"] == -max(values)[1]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--data.fold=9"], "data.fold=9"),
+        (["--data.n_mels=64"], "n_mels: 32 there, 64 asked"),
+        (["--model.name=cnn_small"], "at least 32 bands x 32 frames|cnn_small"),
+        (["--train.epoch=2"], "did you mean epochs"),
+        (["--data.shards=/nowhere"], "/nowhere: no shard set"),
+        (["--train.precision=fp16"], "needs a GPU"),
+        (["--train.batch_size=9"], "nearest: train.batch_size=8 or 12"),
+    ],
+)
+def test_bad_words_are_one_line_and_code_2(config, tmp_path, words, message):
+    if "cnn_small" in words[0] or (torch.cuda.is_available() and "fp16" in words[0]):
+        pytest.skip("fits here")
+    result = train(1, config, *words)
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def random_set(folder: Path, n: int) -> ShardSet:
+    """A shard set of noise with labels that follow its level; a tar without headers will do here."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, n)
+    samples = (generator.normal(size=(n, 16, 20)) + labels[:, None, None]).astype(np.float16)
+    (folder / "samples-000000.tar").write_bytes(samples.tobytes())
+    rows = np.zeros(n, ROW)
+    rows["offset"] = np.arange(n) * samples[0].nbytes
+    rows["label"], rows["recording"] = labels, np.arange(n)
+    np.save(folder / "index.npy", rows)
+    info = {"shape": [16, 20], "classes": list("abc"), "shards": [{"name": "samples-000000.tar"}]}
+    return ShardSet(folder, info)
+
+
+def test_evaluation_on_1_2_and_3_processes(tmp_path):
+    shard_set = random_set(tmp_path, 101)
+
+    def evaluate():
+        accelerator, world = start("no", 1)
+        torch.manual_seed(0)
+        model = accelerator.prepare(build(ModelConfig(name="cnn_tiny"), 3, shard_set.shape))
+        transform = Transform(np.zeros(16, np.float32), np.ones(16, np.float32), world.device)
+        numbers = np.arange(101)
+        found = log_probabilities(model, transform, shard_set, numbers, world, accelerator, 8)
+        return world.rank, world.size, found, scores(shard_set.index["label"], found)
+
+    (_, _, one, expected), *_ = on_ranks(1, evaluate)
+    assert one.shape == (101, 3) and len(np.unique(one[:, 0])) == 101
+    for world_size in (2, 3):
+        for i, (rank, size, found, result) in enumerate(on_ranks(world_size, evaluate)):
+            assert (rank, size) == (i, world_size)
+            np.testing.assert_allclose(found, one, atol=1e-6)
+            for name, value in expected.items():
+                if isinstance(value, float):
+                    assert result[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_two_and_three_processes_draw_the_same_sequence_of_samples(tmp_path):
+    shard_set = random_set(tmp_path, 101)
+
+    def sequence():
+        accelerator, world = start("no", 1)
+        plan = plan_batch(24, 4, world.size)
+        loader = Loader(shard_set, np.arange(101), Order(101, 24, 5), plan, world.rank, world.device)
+        numbers = [np.concatenate([b.numbers for b in step]) for step in loader.steps(0, 12)]
+        mine = torch.from_numpy(np.stack(numbers))[None].contiguous()
+        assert mine.shape == (1, 12, 24 // world.size)
+        return torch.cat(list(accelerator.gather(mine)), dim=1).numpy()
+
+    expected = on_ranks(1, sequence)[0]
+    assert expected.shape == (12, 24)
+    for world_size in (2, 3):
+        ranks = on_ranks(world_size, sequence)
+        assert len(ranks) == world_size
+        for found in ranks:
+            assert np.array_equal(found, expected)

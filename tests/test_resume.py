@@ -1,0 +1,172 @@
+"""The same bytes whatever stopped a build, and however many processes did it."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import (
+    SETTINGS,
+    build_tones,
+    hashes,
+)
+
+from shards import build as build_module
+from shards import workers as workers_module
+from shards import write as write_module
+from shards.errors import UserError
+from shards.index import open_set
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_two_workers_write_the_bytes_of_one(tones: Path, tone_set: Path, tmp_path: Path) -> None:
+    build_tones(tones, tmp_path / "set", split="0.6,0.2,0.2", workers=2)
+    assert hashes(tmp_path / "set") == hashes(tone_set)
+
+
+KILLED = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from shards import write
+from shards.build import build
+
+finish, out = write.Tar.finish, Path(sys.argv[2])
+
+def finish_or_die(tar):
+    if len(list(out.glob("samples-*.tar"))) == 1:
+        print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(tar)
+
+write.Tar.finish = finish_or_die
+build(sys.argv[1], str(out), **eval(sys.argv[3]))
+"""
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_killed_build_goes_on_and_ends_in_the_same_bytes(
+    tones: Path, tone_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "set"
+    words = {"folds": 4, "split": "0.6,0.2,0.2", "shard_size": "100KB"} | SETTINGS
+    script = [sys.executable, "-c", KILLED, str(tones), str(out), repr(words | {"workers": 2})]
+    killed = subprocess.run(script, cwd=ROOT, stdout=subprocess.PIPE, timeout=60)
+    assert killed.returncode == -9
+    assert [f.name for f in out.iterdir() if not f.name.startswith(".")] == ["samples-000000.tar"]
+    orphans = [int(pid) for pid in killed.stdout.split()]
+    deadline = time.monotonic() + 10
+    while not all(map(is_gone, orphans)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert orphans and all(map(is_gone, orphans))
+
+    with pytest.raises(UserError, match=r"n_mels: 32 there, 16 asked"):
+        build_tones(tones, out, **words | {"n_mels": 16})
+    with pytest.raises(UserError, match="unfinished build"):
+        open_set(out)
+    first, decoded = (out / "samples-000000.tar").stat().st_ino, []
+    decode = write_module.decode
+    monkeypatch.setattr(
+        write_module, "decode", lambda path, rate: decoded.append(path) or decode(path, rate)
+    )
+    build_tones(tones, out, **words)
+    assert hashes(out) == hashes(tone_set)
+    assert (out / "samples-000000.tar").stat().st_ino == first
+    kept = (np.load(out / "index.npy")["shard"] == 0).sum()
+    assert 0 < len(decoded) < 36 and kept > 0
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 240 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=240k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(words, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no mount here")
+    if done.returncode:
+        pytest.skip("mounting is not permitted")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk(
+    tones: Path, tone_set: Path, full_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from shards.__main__ import main
+
+    out = full_disk / "set"
+    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    flags += ["--folds=4", "--split=0.6,0.2,0.2", "--workers=1", "--shard_size=100KB"]
+    words = ["build", str(tones), str(out), *flags]
+    assert main(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    written = [f.name for f in out.iterdir() if not f.name.startswith(".")]
+    assert written and all((out / n).read_bytes() == (tone_set / n).read_bytes() for n in written)
+    assert not list(out.glob(".build/*.part"))
+    subprocess.run(["mount", "-o", "remount,size=4m", str(full_disk)], check=True)
+    assert main(words) == 0
+    assert hashes(out) == hashes(tone_set)
+
+
+def test_no_space_leaves_whole_shards_only(
+    tones: Path, tone_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, put = tmp_path / "set", write_module.Tar.put
+
+    def put_until_full(tar: write_module.Tar, data: bytes) -> None:
+        if tar.size > 40_000 and (out / "samples-000000.tar").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(tar, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write_module.Tar, "put", put_until_full)
+        with pytest.raises(OSError) as error:
+            build_tones(tones, out, split="0.6,0.2,0.2")
+    assert error.value.filename == str(out)
+    names = sorted(f.name for f in out.rglob("*"))
+    assert names == [".build", "plan.json", "samples-000000.npz", "samples-000000.tar"]
+    build_tones(tones, out, split="0.6,0.2,0.2")
+    assert hashes(out) == hashes(tone_set)
+
+
+def test_second_start_touches_nothing(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    assert "complete already" not in build_tones(small, out, folds=2)
+    before = {f.name: (f.stat().st_mtime_ns, f.stat().st_ino) for f in out.iterdir()}
+    assert "complete already" in build_tones(small, out, folds=2)
+    assert {f.name: (f.stat().st_mtime_ns, f.stat().st_ino) for f in out.iterdir()} == before
+
+
+def test_one_build_at_a_time(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    with build_module.locked(out), pytest.raises(UserError, match="another build"):
+        build_tones(small, out, folds=2)
+
+
+def test_a_dead_worker_does_not_hang() -> None:
+    with pytest.raises(UserError, match=r"worker process died .* 3"):
+        list(workers_module.ordered(os._exit, [3, 3, 3], 2))
+
+
+def test_work_is_begun_a_little_ahead_only() -> None:
+    taken: list[int] = []
+    items = (taken.append(n) or n for n in range(1000))
+    results = workers_module.ordered(abs, items, 2)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(taken) <= 5 + 2 * workers_module.AHEAD
+    results.close()

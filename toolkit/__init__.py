@@ -1,0 +1,1 @@
+"""A shard set in, a run out: models, the training loop, evaluation and reports."""

@@ -1,0 +1,42 @@
+"""The command line `python -m toolkit`: what to do with runs once they are trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards.command import main as run_command
+
+
+def collect(run: str, *, bootstrap_unit: str = "recording") -> None:
+    """Join the folds of a run: mean and spread, pooled scores with intervals, report.html.
+
+    Writes folds.json, folds.md, predictions.csv, confusion_matrix.png and report.html into RUN. The
+    intervals resample whole recordings, or with --bootstrap_unit=group whole groups.
+    """
+    from toolkit import folds, tables
+
+    summary = folds.collect(Path(run), bootstrap_unit)
+    print(tables.fold_table(summary, "recording"))
+    print()
+    for line in tables.notices(summary):
+        print(f"note: {line}")
+    print(tables.score_line(summary))
+    print(Path(run) / "report.html")
+
+
+def report(run: str) -> None:
+    """Write report.html of a run, or of one fold of it, again from what lies there."""
+    from toolkit.report import rebuild
+
+    print(rebuild(Path(run)))
+
+
+COMMANDS = {"collect": collect, "report": report}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    return run_command("python -m toolkit", COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

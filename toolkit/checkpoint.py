@@ -1,0 +1,109 @@
+"""Checkpoints: whole or not there, checked when read, tensors as safetensors and the rest JSON.
+
+    checkpoints/step-00001200/model.safetensors optimizer.safetensors state.json
+    checkpoints/latest
+
+Every random draw of the training is a function of (seed, step, place), so no generator's state is kept.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from shards.index import file_entry, sync_folder, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> None:
+    """Write a checkpoint of `state["step"]` aside, fsync, rename; then delete all but `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"step-{state['step']:08d}"
+    aside = folder / f".{name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    save_file(model.state_dict(), aside / "model.safetensors")
+    save_file(flatten(optimizer.state_dict()["state"]), aside / "optimizer.safetensors")
+    files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
+    write_atomic(aside / "state.json", json.dumps({**state, "files": files}).encode())
+    for file in aside.iterdir():
+        sync_file(file)
+    if (folder / name).exists():  # the same step again, after a resume from before it
+        shutil.rmtree(folder / name)
+    os.replace(aside, folder / name)
+    sync_folder(folder)
+    write_atomic(folder / "latest", name.encode())
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """Load the newest sound checkpoint into model and optimiser; its state, or None if there is none."""
+    for path in reversed(checkpoints(folder)):
+        fault = damage(path)
+        if fault:
+            log.warning("%s is damaged (%s); trying the one before it", path, fault)
+            continue
+        model.load_state_dict(load_file(path / "model.safetensors"))
+        tensors = load_file(path / "optimizer.safetensors")
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": unflatten(tensors), "param_groups": groups})
+        return json.loads((path / "state.json").read_text())
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        files = json.loads((path / "state.json").read_text())["files"]
+        for name, entry in files.items():
+            if file_entry(path / name) != entry:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+    return None
+
+
+def flatten(state: dict[int, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The optimiser's state as named tensors: `12.exp_avg`."""
+    return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+
+def unflatten(tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    """The inverse of `flatten`."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = tensor
+    return state
+
+
+def save_weights(model: nn.Module, file: Path) -> None:
+    """Write the weights under their name whole or not at all."""
+    aside = file.with_name(f".{file.name}.tmp")
+    save_file(model.state_dict(), aside)
+    sync_file(aside)
+    os.replace(aside, file)
+    sync_folder(file.parent)
+
+
+def sync_file(file: Path) -> None:
+    """Make a file's content survive a power cut."""
+    with open(file, "rb") as content:
+        os.fsync(content.fileno())

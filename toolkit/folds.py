@@ -1,0 +1,178 @@
+"""The folds of a run as one result: out-of-fold predictions, mean and spread, intervals.
+
+A *summary* is the dict that folds.json holds; `summarise` makes it, tables and pages show it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from shards.errors import UserError
+from shards.index import write_atomic
+from toolkit.metrics import bootstrap, confusion, scores
+from toolkit.predictions import LEVELS, Predictions, join, write_predictions
+from toolkit.results import Fold, read_fold
+
+PROTOCOLS = {
+    "split": "One split, as stored in the shard set; each part is disjoint from the others.",
+    "kfold": "Each fold is the test part once; no validation, the last epoch is scored.",
+    "kfold_nested": "Each fold is the test part once; the next fold chose the epoch.",
+    "kfold_optimistic": "Each fold is the test part once, and also chose the epoch.",
+}
+CAUTION = {"kfold_optimistic": "optimistic: the epoch was chosen on the reported fold"}
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
+RESAMPLES = 2000
+
+#: What the folds of one run may differ in: the fold, and what a launch decides without changing the
+#: training. The shard set may lie elsewhere on each machine; it is compared by its content.
+LAUNCH = {
+    "data.fold", "data.shards", "run.name", "run.dir", "train.microbatch", "train.threads",
+    "train.log_every", "train.save_every", "train.keep_last", "train.resume",
+}  # fmt: skip
+
+
+def find_folds(run: Path) -> list[Fold]:
+    """The finished folds of a run, in the order of the shard set.
+
+    Raises:
+        UserError: no run, no finished fold, or a fold's folder instead of the run's.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run; name a folder that training wrote, as runs/NAME")
+    if (run / "scores.json").exists():
+        fold = read_fold(run)
+        if fold.result["fold"] is not None and run.resolve().name.startswith("fold-"):
+            raise UserError(f"{run}: one fold of a run; collect the run, {run.resolve().parent}")
+        return [fold]
+    folders = sorted(file.parent for file in run.glob("fold-*/scores.json"))
+    if not folders:
+        raise UserError(f"{run}: no finished fold (no fold-*/scores.json); train one first")
+    folds = [read_fold(folder) for folder in folders]
+    order = fold_names(folds)
+    return sorted(folds, key=lambda fold: order.index(fold.name))
+
+
+def fold_names(folds: Sequence[Fold]) -> list[str]:
+    """All the folds the shard set has, whether trained or not."""
+    names = [str(name) for name in folds[0].result.get("folds") or []]
+    return [*names, *(fold.name for fold in folds if fold.name not in names)]
+
+
+def check(folds: Sequence[Fold]) -> None:
+    """Raise a UserError unless the folds are parts of one experiment."""
+    first = folds[0]
+    for fold in folds[1:]:
+        pair = f"{first.folder} and {fold.folder}"
+        if fold.predictions.classes != first.predictions.classes:
+            raise UserError(f"{pair}: different classes; train both on one shard set")
+        for key, what in (
+            ("protocol", "protocols"),
+            ("part", "parts"),
+            ("shard_set", "shard sets"),
+        ):
+            if fold.result.get(key) != first.result.get(key):
+                values = f"{first.result.get(key)} and {fold.result.get(key)}"
+                raise UserError(f"{pair}: different {what}, {values}; train both alike")
+    fold_of: dict[str, str] = {}
+    for fold in folds:
+        for recording in fold.predictions.at("recording").recording:
+            if recording in fold_of:
+                raise UserError(
+                    f"{recording}: in fold {fold_of[recording]} and in fold {fold.name}; "
+                    "a recording is tested once: remove the folder that does not belong to the run"
+                )
+            fold_of[recording] = fold.name
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config with dotted names: `{"optim.lr": 0.001, ...}`."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+def config_warnings(folds: Sequence[Fold]) -> list[str]:
+    """One line for each setting that differs between the folds and should not."""
+    configs = [flat(fold.config) for fold in folds]
+    lines = []
+    for key in dict.fromkeys(key for config in configs for key in config):
+        values = [config.get(key) for config in configs]
+        if key not in LAUNCH and any(value != values[0] for value in values):
+            told = ", ".join(f"{f.name}: {v}" for f, v in zip(folds, values, strict=True))
+            lines.append(f"{key} differs between the folds ({told})")
+    return lines
+
+
+def level_summary(
+    folds: Sequence[Fold], rows: Predictions, unit: str, level: str
+) -> dict[str, Any]:
+    """Pooled scores, intervals, confusion matrix, and mean and spread over folds, of one level."""
+    units = getattr(rows, unit)
+    values = {name: [fold.result[level][name] for fold in folds] for name in METRICS}
+    return {
+        "pooled": scores(rows.labels, rows.log_probs),
+        "interval": {
+            name: list(bootstrap(rows.labels, rows.predicted, units, name, RESAMPLES))
+            for name in METRICS
+        },
+        "mean": {name: mean(found) for name, found in values.items()},
+        "std": {name: stdev(v) if len(v) > 1 else None for name, v in values.items()},
+        "confusion": confusion(rows.labels, rows.predicted, len(rows.classes)).tolist(),
+    }
+
+
+def summarise(
+    run: Path, folds: Sequence[Fold], unit: str = "recording"
+) -> tuple[dict[str, Any], Predictions]:
+    """The summary of some folds of `run`, and their out-of-fold predictions.
+
+    Raises:
+        UserError: the folds do not belong together, or a recording is in two of them.
+    """
+    if unit not in ("recording", "group"):
+        raise UserError(f"--bootstrap_unit={unit}: expected recording or group")
+    check(folds)
+    joined = join([fold.predictions for fold in folds])
+    first = folds[0].result
+    names = [fold.name for fold in folds]
+    whole = folds[0].folder.resolve() == run.resolve()  # a page of one fold misses none
+    missing = [] if whole else [name for name in fold_names(folds) if name not in names]
+    parts = ("fold", "epoch", "step", "seconds", "world_size", *LEVELS)
+    summary = {
+        "run": str(folds[0].config.get("run", {}).get("name") or run.resolve().name),
+        "protocol": first["protocol"],
+        "part": first["part"],
+        "shard_set": first.get("shard_set"),
+        "caution": CAUTION.get(first["protocol"]),
+        "classes": list(joined.classes),
+        "folds": [{key: fold.result.get(key) for key in parts} for fold in folds],
+        "missing": missing,
+        "warnings": config_warnings(folds),
+        "bootstrap": {"n": RESAMPLES, "unit": unit, "seed": 0, "level": 0.95},
+    }
+    for level in LEVELS:
+        summary[level] = level_summary(folds, joined.at(level), unit, level)
+    return summary, joined
+
+
+def collect(run: Path, bootstrap_unit: str = "recording") -> dict[str, Any]:
+    """Join the folds of a run and write folds.json, folds.md, predictions.csv and the report.
+
+    Raises:
+        UserError: no finished fold, or folds that do not belong together.
+    """
+    from toolkit import figures, report, tables
+
+    folds = find_folds(run)
+    summary, joined = summarise(run, folds, bootstrap_unit)
+    if folds[0].folder != run:  # a run without folds has both of its own
+        write_predictions(run / "predictions.csv", joined)
+        write_atomic(run / "confusion_matrix.png", figures.to_png(report.confusion_figure(summary)))
+    write_atomic(run / "folds.md", tables.markdown(summary).encode("utf-8", "replace"))
+    report.write_page(run / "report.html", summary, folds, joined)
+    write_atomic(run / "folds.json", json.dumps(summary, indent=1).encode())
+    return summary

@@ -1,0 +1,171 @@
+"""fit(): the one training loop, read from top to bottom."""
+
+import logging
+import sys
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import nn
+from tqdm import tqdm
+
+from shards.index import open_set
+from shards.loader import Batch, Loader
+from shards.order import Order, key, plan_batch
+from toolkit import checkpoint, track
+from toolkit.augment import Transform, spec_augment
+from toolkit.config import Config
+from toolkit.evaluate import log_probabilities
+from toolkit.metrics import scores
+from toolkit.models import build
+from toolkit.models.batchnorm import merge_running_stats
+from toolkit.optim import learning_rate, make_optimizer
+from toolkit.protocol import check_fits, normalisation, part_masks, select
+from toolkit.report import write_fold
+from toolkit.world import start
+
+log = logging.getLogger(__name__)
+
+
+def fit(config: Config) -> dict[str, Any]:
+    """Train what `config` says, or go on with it; returns the scores of the test part (scores.json)."""
+    train = config.train
+
+    # World: the processes of this launch.
+    accelerator, world = start(train.precision, train.threads)
+
+    # Data: which samples, in which order, spread over ranks and micro-steps.
+    shard_set = open_set(config.data.shards)
+    check_fits(shard_set, config.data)
+    masks = part_masks(shard_set, config.data.protocol, config.data.fold)
+    parts = select(shard_set, masks)
+    plan = plan_batch(train.batch_size, train.microbatch, world.size, config.model.norm_batch)
+    order = Order(len(parts["train"]), train.batch_size, train.seed, config.data.last_batch)
+    per_epoch = order.steps_per_epoch
+    total = per_epoch * train.epochs
+    target = min(total, train.max_steps or total)
+    loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device)
+    mean, std = normalisation(shard_set, masks["train"], config.data.normalize)
+    transform = Transform(mean, std, world.device)
+
+    # Model and optimiser.
+    torch.manual_seed(train.seed)
+    classes = shard_set.class_names
+    model = build(config.model, len(classes), shard_set.shape)
+    optimizer = make_optimizer(model, config.optim)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    module = accelerator.unwrap_model(model)
+
+    # Run: its folder, and where it stopped.
+    folder = track.open_run(config, world)
+    accelerator.wait_for_everyone()
+    state = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "best": None}
+    state = checkpoint.restore(folder / "checkpoints", module, optimizer) or state
+    finished = track.finished(folder, target)
+    if finished:
+        log.info("%s is finished; --train.resume=never trains it anew", folder)
+        return finished
+    metrics = track.Metrics(folder / "metrics.jsonl", state["step"], world.is_main)
+    if world.is_main:
+        track.announce(config, world, shard_set, parts, plan, state["step"], target)
+        track.write_model(folder, config.model, shard_set, mean, std)
+    loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=world.device)
+    begun = time.perf_counter() - state["seconds"]
+    quiet = not (world.is_main and sys.stderr.isatty())
+    bar = tqdm(total=target, initial=state["step"], unit="step", disable=quiet, leave=False)
+
+    # Loop: one pass is one optimiser step over one global batch.
+    for step, batches in enumerate(loader.steps(state["step"], target), state["step"] + 1):
+        rate = learning_rate(config.optim, step - 1, total, per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = train_step(accelerator, model, transform, batches, config, step)
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or torch.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        merge_running_stats(module)
+        loss_sum += loss
+        bar.update()
+        epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
+        now = {"step": step, "epoch": epoch, "seconds": round(time.perf_counter() - begun, 3)}
+        if step % train.log_every == 0:
+            mean_loss = accelerator.reduce(loss, "mean").item()
+            metrics.write("train", **now, samples=step * train.batch_size, loss=mean_loss, lr=rate,
+                          grad_norm=float(norm), loader_wait=loader.waited)  # fmt: skip
+
+        # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
+        if ends:
+            epoch_loss = accelerator.reduce(loss_sum, "mean").item() / ((step - 1) % per_epoch + 1)
+            loss_sum.zero_()
+            metrics.write("epoch", **now, samples=step * train.batch_size, train_loss=epoch_loss)
+            line = f"epoch {epoch}/{train.epochs}  step {step}  loss {epoch_loss:.4f}"
+            if len(parts["val"]):
+                found = log_probabilities(model, transform, shard_set, parts["val"], world, accelerator, plan.microbatch)
+                result = scores(shard_set.index["label"][parts["val"]], found)
+                metrics.write("eval", part="val", **now, **track.plain(result))
+                if better(result[train.best_metric], state["best"], train.best_metric):
+                    state["best"] = {"step": step, "epoch": epoch, "score": result[train.best_metric]}
+                    if world.is_main:
+                        checkpoint.save_weights(module, folder / "best.safetensors")
+                line += f"  val {train.best_metric} {result[train.best_metric]:.4f}"
+            if world.is_main:
+                bar.clear()
+                log.info("%s  %.0f s", line, now["seconds"])
+
+        # Save: whole or not at all, and never half an epoch behind.
+        if ends or (train.save_every and step % train.save_every == 0):
+            state |= {"step": step, "seconds": now["seconds"], "loss_sum": accelerator.reduce(loss_sum, "mean").item()}
+            if world.is_main:
+                checkpoint.save(folder / "checkpoints", module, optimizer, state, train.keep_last)
+
+    # Score: the test part, once, by the chosen weights or, where nothing is chosen, the last ones.
+    bar.close()
+    chosen = state["best"] or {"step": target, "epoch": -(-target // per_epoch)}
+    if world.is_main and state["best"] is None:
+        checkpoint.save_weights(module, folder / "best.safetensors")
+    accelerator.wait_for_everyone()
+    module.load_state_dict(load_file(folder / "best.safetensors"))
+    found = log_probabilities(model, transform, shard_set, parts["test"], world, accelerator, plan.microbatch)
+    result = {}
+    if world.is_main:
+        header = track.header(config, shard_set, world, chosen, target, state["seconds"])
+        result = write_fold(folder, shard_set, parts["test"], found, header)
+        log.info("%s", track.closing(folder, result))
+    accelerator.end_training()
+    return result
+
+
+def train_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    transform: Transform,
+    batches: list[Batch],
+    config: Config,
+    step: int,
+) -> torch.Tensor:
+    """Forward and backward over this rank's microbatches of one global batch; the mean loss here.
+
+    Microbatches are of one size, so the mean of their means is the mean over the global batch, once
+    DDP has averaged over ranks; gradients travel with the last of them.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    for batch in batches:
+        with nullcontext() if batch is batches[-1] else accelerator.no_sync(model):
+            # Dropout is a function of the place in the global batch, whoever computes it.
+            torch.manual_seed(int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1))
+            hidden = spec_augment(config.augment, batch, (config.train.seed, step))
+            logits = model(transform(batch.x, hidden, config.augment.mask_db))
+            loss = F.cross_entropy(logits.float(), batch.y, label_smoothing=config.optim.label_smoothing)
+            accelerator.backward(loss / len(batches))
+        total += loss.detach().double() / len(batches)
+    return total
+
+
+def better(score: float, best: dict[str, Any] | None, metric: str) -> bool:
+    """Whether `score` beats the best so far; the first of equals stays."""
+    sign = -1.0 if metric == "loss" else 1.0
+    return best is None or sign * score > sign * best["score"]

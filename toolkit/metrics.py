@@ -1,0 +1,199 @@
+"""Scores of a classifier's log-probabilities: scikit-learn where it has them.
+
+Shapes: `N` rows (segments or recordings), `K` classes, `R` recordings.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from shards.errors import UserError
+
+Scores = dict[str, Any]
+
+#: The log of the smallest normal float64; lower log-probabilities count as this, so no score is
+#: infinite.
+FLOOR = float(np.log(np.finfo(np.float64).tiny))
+
+
+def scores(labels: np.ndarray, log_probs: np.ndarray, ece_bins: int = 15) -> Scores:
+    """Every score of `log_probs` (N, K) against `labels` (N,), as plain floats and lists.
+
+    `n` is N. `loss` is the mean negative log-likelihood. `balanced_accuracy` is the mean recall of
+    the classes that `labels` has, `macro_f1` the mean over the classes that labels or predictions
+    have: what scikit-learn does by default. `precision`, `recall`, `f1` and `support` have one
+    value a class (0 where undefined). `roc_auc` and `average_precision` are macro means, one class
+    against the rest, None when a class is absent or alone. `ece` is the expected calibration error
+    of the most probable class. `eer` is there when K is 2.
+
+    Raises:
+        UserError: there is nothing to score, or a log-probability is NaN.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels, log_probs = checked(labels, log_probs)
+    classes = log_probs.shape[1]
+    predicted = log_probs.argmax(axis=1)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(classes), zero_division=0
+    )
+    present = support > 0
+    seen = present | (np.bincount(predicted, minlength=classes) > 0)
+    return {
+        "n": len(labels),
+        "loss": float(-log_probs[np.arange(len(labels)), labels].mean()),
+        "accuracy": float((predicted == labels).mean()),
+        "balanced_accuracy": float(recall[present].mean()),
+        "macro_f1": float(f1[seen].mean()),
+        "ece": expected_calibration_error(labels, log_probs, ece_bins),
+        **ranking_scores(labels, log_probs),
+        "precision": precision.tolist(),
+        "recall": recall.tolist(),
+        "f1": f1.tolist(),
+        "support": support.astype(int).tolist(),
+    }
+
+
+def checked(labels: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as int64, log-probabilities as float64, none below FLOOR; raises as `scores` does."""
+    if len(labels) == 0:
+        raise UserError("0 samples to score: the part is empty; choose another part or fold")
+    if bad := int(np.isnan(log_probs).any(axis=1).sum()):
+        raise UserError(
+            f"{bad} of {len(labels)} predictions are NaN: the weights are; "
+            "train again with a lower optim.lr or from an older checkpoint"
+        )
+    return np.asarray(labels, np.int64), np.maximum(np.asarray(log_probs, np.float64), FLOOR)
+
+
+def ranking_scores(labels: np.ndarray, log_probs: np.ndarray) -> Scores:
+    """ROC AUC, average precision, for two classes the equal error rate; None where undefined."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    classes = log_probs.shape[1]
+    truth = labels[:, None] == np.arange(classes)
+    names = ("roc_auc", "average_precision", *(("eer",) if classes == 2 else ()))
+    if not (truth.any(axis=0) & ~truth.all(axis=0)).all():
+        return dict.fromkeys(names)
+    found = {
+        "roc_auc": float(roc_auc_score(truth, log_probs, average="macro")),
+        "average_precision": float(average_precision_score(truth, log_probs, average="macro")),
+    }
+    if classes == 2:
+        found["eer"] = equal_error_rate(labels, log_probs[:, 1] - log_probs[:, 0])
+    return found
+
+
+def equal_error_rate(labels: np.ndarray, score: np.ndarray) -> float:
+    """Where misses and false alarms are equally frequent, linear between the points of the ROC.
+
+    `labels` (N,) are 0 or 1, `score` (N,) is higher for 1. The result is in 0..1.
+    """
+    from sklearn.metrics import roc_curve
+
+    false_alarms, hits, _ = roc_curve(labels, score, drop_intermediate=False)
+    gap = (1 - hits) - false_alarms
+    after = int(np.argmax(gap <= 0))
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    return float(false_alarms[after - 1] + share * (false_alarms[after] - false_alarms[after - 1]))
+
+
+def reliability(
+    labels: np.ndarray, log_probs: np.ndarray, bins: int = 15
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count, mean confidence and accuracy of each of `bins` equal, right-closed bins of confidence.
+
+    Confidence is the probability of the most probable class. Empty bins hold 0 in all three.
+    """
+    confidence = np.exp(log_probs.max(axis=1))
+    right = log_probs.argmax(axis=1) == labels
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    filled = np.maximum(count, 1)
+    mean = np.bincount(bin_of, confidence, minlength=bins) / filled
+    return count, mean, np.bincount(bin_of, right, minlength=bins) / filled
+
+
+def expected_calibration_error(labels: np.ndarray, log_probs: np.ndarray, bins: int = 15) -> float:
+    """Mean distance of confidence and accuracy, bins weighted by count (Guo et al., 2017)."""
+    count, confidence, accuracy = reliability(labels, log_probs, bins)
+    return float((count * np.abs(accuracy - confidence)).sum() / count.sum())
+
+
+def count_pairs(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """How often each (row, column) pair of numbers occurs: int64 of `shape`."""
+    flat = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1])
+    return flat.reshape(shape)
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(K, K) counts: one row a true class, one column a predicted one."""
+    return count_pairs(labels, predicted, (classes, classes))
+
+
+def pool(log_probs: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean log-probabilities of each group, renormalised: (R, K), and the R groups, ascending.
+
+    `log_probs` is (N, K), `groups` (N,). The mean of logs is the normalised geometric mean: one
+    segment that rules a class out counts for more than several that find it likely.
+    """
+    order, row_of, count = np.unique(groups, return_inverse=True, return_counts=True)
+    by_group = np.argsort(row_of.reshape(-1), kind="stable")
+    starts = np.concatenate([[0], np.cumsum(count)[:-1]])
+    ordered = np.maximum(np.asarray(log_probs, np.float64)[by_group], FLOOR)
+    mean = np.add.reduceat(ordered, starts, axis=0) / count[:, None]
+    mean -= mean.max(axis=1, keepdims=True)
+    return mean - np.log(np.exp(mean).sum(axis=1, keepdims=True)), order
+
+
+def mean_where(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of `values / weights`, of the places where `weights` is above 0."""
+    defined = weights > 0
+    ratios = np.divide(values, weights, out=np.zeros_like(values), where=defined)
+    return ratios.sum(axis=-1) / np.maximum(defined.sum(axis=-1), 1)
+
+
+#: metric -> function of hits, support and predicted counts, each (n, K), to n values.
+RESAMPLED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "accuracy": lambda hits, support, guesses: hits.sum(axis=-1) / support.sum(axis=-1),
+    "balanced_accuracy": lambda hits, support, guesses: mean_where(hits, support),
+    "macro_f1": lambda hits, support, guesses: mean_where(2 * hits, support + guesses),
+}
+
+
+def bootstrap(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    units: np.ndarray,
+    metric: str,
+    n: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile interval of `metric` over `n` resamples of whole units (Efron, 1979).
+
+    `labels`, `predicted` and `units` are (N,); rows of one unit (a recording, a speaker) are drawn
+    together, since they are not independent. `metric` is a key of RESAMPLED.
+    """
+    _, unit = np.unique(units, return_inverse=True)
+    unit = unit.reshape(-1)
+    shape = (int(unit.max()) + 1, int(max(labels.max(), predicted.max())) + 1)
+    right = labels == predicted
+    hits = count_pairs(unit[right], labels[right], shape)
+    support, guesses = count_pairs(unit, labels, shape), count_pairs(unit, predicted, shape)
+    counts = np.concatenate([hits, support, guesses], axis=1).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    # Drawn in blocks: 2000 resamples of 100,000 recordings at once would be 1.6 GB.
+    block = max(1, 4_000_000 // shape[0])
+    values = [
+        RESAMPLED[metric](*np.split(draw(rng, min(block, n - i), shape[0]) @ counts, 3, axis=1))
+        for i in range(0, n, block)
+    ]
+    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def draw(rng: np.random.Generator, n: int, units: int) -> np.ndarray:
+    """(n, units) float64: how often each unit is in each of `n` samples with replacement."""
+    chosen = rng.integers(units, size=(n, units)) + np.arange(n)[:, None] * units
+    return np.bincount(chosen.reshape(-1), minlength=n * units).reshape(n, units).astype(float)

@@ -1,0 +1,74 @@
+"""Batch norm that no launch changes.
+
+Statistics are taken over fixed groups of the global batch ("ghost batches": Hoffer, Hubara, Soudry,
+Train longer, generalize better, NeurIPS 2017), and the running statistics are merged over
+micro-steps and ranks once a step. `G` groups of `S` samples: B = G * S.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+
+class GroupedBatchNorm2d(nn.Module):
+    """Batch norm over each group of `group_size` consecutive samples of a microbatch.
+
+    Shape: (B, C, H, W) -> (B, C, H, W), B a multiple of `group_size` in training.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    step_mean: torch.Tensor
+    step_var: torch.Tensor
+
+    def __init__(self, channels: int, group_size: int, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.group_size, self.momentum, self.eps = group_size, momentum, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        # What the groups of this step gave so far: not part of the state between steps.
+        self.register_buffer("step_mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("step_var", torch.zeros(channels), persistent=False)
+        self.step_groups = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        assert x.shape[0] % self.group_size == 0, "plan_batch gives whole groups"
+        groups = [self._normalise(group) for group in x.split(self.group_size)]
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+    def _normalise(self, group: torch.Tensor) -> torch.Tensor:
+        self.step_groups += 1
+        # With momentum 1/k the k-th call leaves the plain mean of k statistics behind.
+        return F.batch_norm(
+            group, self.step_mean, self.step_var, self.weight, self.bias,
+            True, 1.0 / self.step_groups, self.eps,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def merge_running_stats(model: nn.Module) -> None:
+    """Fold the statistics of one optimiser step into the running ones, alike on all ranks.
+
+    Every rank has seen the same number of groups, so the mean over ranks is the mean over groups.
+    One all-reduce for the whole model.
+    """
+    norms = [m for m in model.modules() if isinstance(m, GroupedBatchNorm2d) and m.step_groups]
+    if not norms:
+        return
+    statistics = [s for norm in norms for s in (norm.step_mean, norm.step_var)]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        flat = torch.cat(statistics)
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        statistics = list(flat.split([len(s) for s in statistics]))
+    for norm, mean, var in zip(norms, statistics[::2], statistics[1::2], strict=True):
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(var, norm.momentum)
+        norm.step_groups = 0

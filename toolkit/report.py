@@ -1,0 +1,191 @@
+"""What a person reads of a run: report.txt and figures of a fold, and the page report.html."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.index import ShardSet, write_atomic
+from toolkit import tables
+from toolkit.folds import METRICS, PROTOCOLS, find_folds, summarise
+from toolkit.metrics import reliability, scores
+from toolkit.predictions import LEVELS, Predictions, of_samples, write_predictions
+from toolkit.results import Fold, make_fold, read_fold, set_identity
+
+HARDEST = 20
+
+
+def write_fold(
+    folder: Path,
+    shard_set: ShardSet,
+    numbers: np.ndarray,
+    log_probs: np.ndarray,
+    header: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Score a trained fold and write all that tells of it; scores.json comes last: finished.
+
+    `numbers` (N,) are sample numbers, `log_probs` (N, K) what the model says of them. `header` goes
+    into scores.json: protocol, part, fold (name or None), folds, step, epoch, seconds, world_size.
+    Returns the content of scores.json.
+
+    Raises:
+        UserError: nothing to score, or NaN.
+    """
+    from toolkit import figures
+
+    result = {**header, "shard_set": set_identity(shard_set)}
+    # Before the predictions are made of them: NaN has to be told, not written.
+    scores(shard_set.index["label"][numbers], log_probs)
+    predictions = of_samples(shard_set, numbers, log_probs, header["fold"])
+    for level in LEVELS:
+        rows = predictions.at(level)
+        result[level] = scores(rows.labels, rows.log_probs)
+    write_predictions(folder / "predictions.csv", predictions)
+    fold = make_fold(folder, result, predictions)
+    summary, _ = summarise(folder, [fold])
+    write_atomic(folder / "report.txt", classification_report(predictions).encode())
+    for name, figure in (
+        ("confusion_matrix.png", confusion_figure(summary)),
+        ("curves.png", figures.draw_curves(fold.records)),
+    ):
+        write_atomic(folder / name, figures.to_png(figure))
+    write_page(folder / "report.html", summary, [fold], predictions)
+    write_atomic(folder / "scores.json", json.dumps(result, indent=1).encode())
+    return result
+
+
+def classification_report(predictions: Predictions) -> str:
+    """scikit-learn's classification_report, for segments and for recordings."""
+    from sklearn.metrics import classification_report as sklearn_report
+
+    parts = []
+    for level in LEVELS:
+        rows = predictions.at(level)
+        text = sklearn_report(
+            rows.labels,
+            rows.predicted,
+            labels=range(len(rows.classes)),
+            target_names=[name.encode("utf-8", "replace").decode() for name in rows.classes],
+            digits=4,
+            zero_division=0,
+        )
+        parts.append(f"per {level}\n\n{text}")
+    return "\n".join(parts)
+
+
+def confusion_figure(summary: Mapping[str, Any]) -> Any:
+    """The confusion matrix over recordings."""
+    from toolkit import figures
+
+    return figures.draw_confusion(np.array(summary["recording"]["confusion"]), summary["classes"])
+
+
+def hardest(predictions: Predictions, n: int = HARDEST) -> list[dict[str, Any]]:
+    """The recordings that were wrong with the highest confidence, the most confident first."""
+    rows = predictions.at("recording")
+    wrong = np.flatnonzero(rows.labels != rows.predicted)
+    confidence = rows.probabilities[wrong, rows.predicted[wrong]]
+    chosen = wrong[np.argsort(-confidence, kind="stable")[:n]]
+    return [
+        {
+            "recording": rows.recording[i],
+            "fold": rows.fold[i],
+            "label": rows.classes[rows.labels[i]],
+            "predicted": rows.classes[rows.predicted[i]],
+            "confidence": float(rows.probabilities[i, rows.predicted[i]]),
+            "p_label": float(rows.probabilities[i, rows.labels[i]]),
+        }
+        for i in chosen
+    ]
+
+
+def agreed(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """One text a key: the value, or the first and how many others the folds have."""
+    found = {}
+    for key in dict.fromkeys(key for environment in environments for key in environment):
+        values = list(dict.fromkeys(str(e.get(key)) for e in environments))
+        others = f" (and {len(values) - 1} other)" if len(values) > 1 else ""
+        found[key] = values[0] + others
+    return found
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: `48 s`, `12 min`, `3 h 05 min`."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def write_page(
+    file: Path, summary: Mapping[str, Any], folds: Sequence[Fold], predictions: Predictions
+) -> None:
+    """Write report.html: one file that needs no other, no network and no script."""
+    import yaml
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from toolkit import figures
+
+    rows = predictions.at("recording")
+    curves = (
+        figures.draw_curves(folds[0].records)
+        if len(folds) == 1
+        else figures.draw_fold_curves({fold.name: fold.records for fold in folds})
+    )
+    config = dict(folds[0].config)
+    if len(folds) > 1 and "data" in config:
+        config["data"] = {key: v for key, v in config["data"].items() if key != "fold"}
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": tables.percent, "duration": duration}
+    environment.filters["interval"] = tables.interval
+    template = resources.files("toolkit").joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = environment.from_string(template).render(
+        s=summary,
+        title=title(summary),
+        protocol=PROTOCOLS.get(summary["protocol"], ""),
+        metrics=METRICS,
+        notices=tables.notices(summary),
+        method=tables.method(summary),
+        hardest=hardest(predictions),
+        wrong=int((rows.labels != rows.predicted).sum()),
+        curves=Markup(figures.to_svg(curves)) if any(f.records for f in folds) else None,
+        confusion=Markup(figures.to_svg(confusion_figure(summary))),
+        calibration=Markup(
+            figures.to_svg(figures.draw_reliability(*reliability(rows.labels, rows.log_probs)))
+        ),
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
+        environment=agreed([fold.environment for fold in folds]),
+    )
+    write_atomic(file, page.encode("utf-8", "replace"))
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """The run, and the fold if the page is of one fold only."""
+    folds = summary["folds"]
+    alone = len(folds) == 1 and folds[0]["fold"] is not None
+    return f"{summary['run']}, fold {folds[0]['fold']}" if alone else summary["run"]
+
+
+def rebuild(folder: Path) -> Path:
+    """Write report.html again, of a run or of one fold, from what lies there; returns its path.
+
+    Raises:
+        UserError: no such folder, nothing finished in it, or folds that do not belong together.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run; name a folder that training wrote, as runs/NAME")
+    alone = (folder / "scores.json").exists()
+    folds = [read_fold(folder)] if alone else find_folds(folder)
+    summary, predictions = summarise(folder, folds)
+    write_page(folder / "report.html", summary, folds, predictions)
+    return folder / "report.html"

@@ -1,0 +1,129 @@
+"""What training left in a folder, read back; settings without their secrets."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+from shards.index import ShardSet
+from toolkit.predictions import LEVELS, Predictions, read_predictions
+
+SECRET = r"key|token|passw|secret|credential"
+SECRET_NAME = re.compile(SECRET, re.I)
+SECRET_TEXT = re.compile(
+    rf"(?P<name>[\w.-]*(?:{SECRET})[\w.-]*\s*[=:]\s*|--[\w.-]*(?:{SECRET})[\w.-]*\s+)(\"[^\"]*\"|\S+)"
+    r"|(?P<scheme>\w+://)[^/@\s]+@"
+    r"|\b(?:hf_|ghp_|gho_|github_pat_|glpat-|sk-|AKIA)\w{12,}",
+    re.I,
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What training left in one fold's folder; config and environment without their secrets."""
+
+    folder: Path
+    result: Mapping[str, Any]  # scores.json
+    predictions: Predictions
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]  # metrics.jsonl
+
+    @property
+    def name(self) -> str:
+        """The fold's name in the shard set; "split" if the run has no folds."""
+        return str(self.result["fold"] or "split")
+
+
+def redact(value: Any, name: str = "") -> Any:
+    """`value` with "***" for whatever looks like a key, a token or a password."""
+    if isinstance(value, Mapping):
+        return {key: redact(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(inner, name) for inner in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if SECRET_NAME.search(name):
+        return "***"
+    return SECRET_TEXT.sub(hidden, value) if isinstance(value, str) else value
+
+
+def hidden(match: "re.Match[str]") -> str:
+    """What is shown in place of a secret inside a text: its name stays."""
+    scheme = match["scheme"]
+    return f"{match['name'] or ''}***" if not scheme else f"{scheme}***@"
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file; a UserError names it if it is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error}); evaluate the run again") from None
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl; a line that a killed run left unfinished is passed over."""
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """config.yaml; empty if there is none."""
+    import yaml
+
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.exists() else {}
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: not valid YAML ({reason}); copy it again") from None
+
+
+def make_fold(folder: Path, result: Mapping[str, Any], predictions: Predictions) -> Fold:
+    """A Fold from its result and predictions, and what else lies in its folder."""
+    environment = folder / "environment.json"
+    return Fold(
+        folder=folder,
+        result=result,
+        predictions=predictions,
+        config=redact(read_config(folder / "config.yaml")),
+        environment=redact(read_json(environment) if environment.exists() else {}),
+        records=read_records(folder / "metrics.jsonl"),
+    )
+
+
+def read_fold(folder: Path) -> Fold:
+    """A finished fold.
+
+    Raises:
+        UserError: a file is missing or damaged, or predictions.csv is not what was scored.
+    """
+    result, predictions = (
+        read_json(folder / "scores.json"),
+        read_predictions(folder / "predictions.csv"),
+    )
+    for level in LEVELS:
+        found, expected = int((predictions.level == level).sum()), result[level]["n"]
+        if found != expected:
+            raise UserError(
+                f"{folder / 'predictions.csv'}: {found} rows of level {level}, scores.json has "
+                f"{expected}; evaluate the run again"
+            )
+    return make_fold(folder, result, predictions)
+
+
+def set_identity(shard_set: ShardSet) -> str:
+    """What tells one shard set from another, wherever it lies: a digest of dataset.json."""
+    text = json.dumps(shard_set.info, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,215 @@
+"""What a run leaves of itself while it trains: metrics.jsonl, config.yaml, environment.json."""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+import yaml
+
+import shards
+from shards.errors import UserError
+from shards.index import ShardSet, write_atomic
+from shards.order import BatchPlan
+from toolkit.config import Config, ModelConfig, get
+from toolkit.world import World
+
+log = logging.getLogger(__name__)
+
+#: What a second start may change of a run without changing its training.
+FREE = {
+    "data.shards", "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
+    "train.resume", "train.threads", "train.max_steps", "run.dir",
+}  # fmt: skip
+
+
+class Metrics:
+    """Appends to metrics.jsonl, one object a line; lines of steps that are trained again go."""
+
+    def __init__(self, file: Path, resume_step: int, enabled: bool):
+        self.file, self.enabled = file, enabled
+        if enabled and file.exists():
+            kept = [line for line in file.read_text().splitlines() if keeps(line, resume_step)]
+            write_atomic(file, "".join(line + "\n" for line in kept).encode())
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Add a line."""
+        if self.enabled:
+            with open(self.file, "a", encoding="utf-8") as out:
+                out.write(json.dumps({"kind": kind, **values}) + "\n")
+
+
+def keeps(line: str, resume_step: int) -> bool:
+    """Whether a line tells of a step before `resume_step`; a torn last line does not."""
+    try:
+        return json.loads(line)["step"] <= resume_step
+    except (ValueError, KeyError):
+        return False
+
+
+def environment(world: World) -> dict[str, Any]:
+    """Versions, machine and command; no secrets, and nothing of the environment's variables."""
+    return {
+        "wavefold": shards.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "world_size": world.size,
+        "host": platform.node(),
+        "git": git_commit(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def git_commit() -> str | None:
+    """The commit of the working tree that trains, with `+` when it holds changes; None outside git."""
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return ask("rev-parse", "--short=12", "HEAD") + ("+" if ask("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def open_run(config: Config, world: World) -> Path:
+    """Make the run's folder, or find it again, and write down what runs in it.
+
+    Raises:
+        UserError: the folder holds another configuration; says which keys differ.
+    """
+    folder = config.folder()
+    known = folder / "config.yaml"
+    if known.exists() and config.train.resume != "never":
+        check_same(config, yaml.safe_load(known.read_text()), folder)
+    elif config.train.resume == "must":
+        raise UserError(f"train.resume=must: there is no run in {folder}; start it with resume=auto")
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        if config.train.resume == "never":
+            forget(folder)
+        write_atomic(known, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+        text = json.dumps(environment(world), indent=2) + "\n"
+        write_atomic(folder / "environment.json", text.encode())
+    return folder
+
+
+def forget(folder: Path) -> None:
+    """Remove what an earlier training left, so that this one starts over."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("metrics.jsonl", "scores.json", "best.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Raise a UserError unless the stored configuration trains the same thing."""
+    names = [f"{s}.{k}" for s, keys in config.to_dict().items() for k in keys]
+    differing = []
+    for name in names:
+        section, key = name.split(".")
+        there, asked = stored.get(section, {}).get(key), get(config, name)
+        if name not in FREE and there != asked:
+            differing.append(f"{name}: {there} there, {asked} asked")
+    if differing:
+        raise UserError(
+            f"{folder} holds a run with other settings ({'; '.join(differing)}); "
+            "give it another --run.name, or start over with --train.resume=never"
+        )
+
+
+def finished(folder: Path, target: int) -> dict[str, Any] | None:
+    """The scores of a run that has been trained to step `target` and scored, else None."""
+    try:
+        result = json.loads((folder / "scores.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return result if result["steps"] >= target else None
+
+
+def plain(result: dict[str, Any]) -> dict[str, float]:
+    """The single numbers of a result, without per-class lists."""
+    return {name: value for name, value in result.items() if isinstance(value, float)}
+
+
+def announce(
+    config: Config,
+    world: World,
+    shard_set: ShardSet,
+    parts: dict[str, np.ndarray],
+    plan: BatchPlan,
+    step: int,
+    target: int,
+) -> None:
+    """Say what was understood, before the first step."""
+    sizes = ", ".join(f"{len(numbers)} {name}" for name, numbers in parts.items() if len(numbers))
+    log.info(
+        "%s: %s on %s, %d classes, samples %s; batch %d = %d process(es) x %d x %d; %s",
+        config.folder(), config.model.name, shard_set.path, len(shard_set.class_names), sizes,
+        plan.batch_size, world.size, plan.accumulation, plan.microbatch,
+        f"goes on after step {step} of {target}" if step else f"{target} steps",
+    )  # fmt: skip
+
+
+def write_model(
+    folder: Path, model: ModelConfig, shard_set: ShardSet, mean: np.ndarray, std: np.ndarray
+) -> None:
+    """model.json: all that inference needs beside best.safetensors."""
+    info = {
+        "wavefold": shards.__version__,
+        "model": dataclasses.asdict(model),
+        "classes": shard_set.class_names,
+        "shape": list(shard_set.shape),
+        "mel": shard_set.info["mel"],
+        "segment": shard_set.info["segment"],
+        "normalisation": {"mean": mean.tolist(), "std": std.tolist()},
+    }
+    write_atomic(folder / "model.json", (json.dumps(info, indent=2) + "\n").encode())
+
+
+def header(
+    config: Config, shard_set: ShardSet, world: World, chosen: dict[str, Any], steps: int, seconds: float
+) -> dict[str, Any]:
+    """What scores.json says of how its numbers came about."""
+    fold = None if config.data.protocol == "split" else shard_set.folds[config.data.fold]
+    return {
+        "protocol": config.data.protocol,
+        "part": "test",
+        "fold": fold,
+        "folds": shard_set.folds,
+        "manifest": shard_set.info["manifest"],
+        "step": chosen["step"],
+        "epoch": chosen["epoch"],
+        "steps": steps,
+        "seconds": seconds,
+        "world_size": world.size,
+    }
+
+
+def closing(folder: Path, result: dict[str, Any]) -> str:
+    """The last line of a training."""
+    part = result["recording"]
+    return f"{folder}: accuracy {part['accuracy']:.4f}, macro F1 {part['macro_f1']:.4f} over recordings"

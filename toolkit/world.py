@@ -1,0 +1,68 @@
+"""Who and where this process is: the only reader of RANK, WORLD_SIZE and their like."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shards.errors import UserError
+
+if TYPE_CHECKING:  # a typo in a config is told before torch has loaded
+    import torch
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one training; below it everything is a function of integers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+
+def speaks() -> bool:
+    """Whether this process prints errors: the first of its node, before and after any set-up."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
+    """Join the other processes of the launch.
+
+    Batch norm keeps its own statistics in step (toolkit.models.batchnorm), so DDP need not broadcast
+    buffers at each forward.
+
+    Raises:
+        UserError: a precision that this device lacks.
+    """
+    import torch
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.precision=fp16 needs a GPU; use bf16 or no on a CPU")
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # torch renames the switch in 2.13; accelerate has the old name only.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    mixed = None if precision == "auto" else precision
+    # Without cpu=True accelerate takes the processes of a launch on a machine without a GPU for one
+    # training each, all of them rank 0.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise UserError(
+            f"the launcher started {launched} processes, accelerate joined {accelerator.num_processes}; "
+            "launch with --multi_gpu, or by torchrun"
+        )
+    if accelerator.device.type == "cpu":
+        # The launcher sets OMP_NUM_THREADS=1 when it was not told otherwise: half a laptop idle.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+    return accelerator, World(accelerator.process_index, accelerator.num_processes, accelerator.device)
