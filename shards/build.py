@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from shards.dataset import write_dataset
 from shards.errors import UserError
 from shards.index import ShardSet, open_set, shard_name, write_atomic
+from shards.manifest import Recording, Reject
 from shards.notes import load
 from shards.output import (
     BESIDE,
@@ -26,9 +27,11 @@ from shards.output import (
 )
 from shards.plan import Plan, check_left, make_plan, make_recipe, settle
 from shards.workers import available, ordered
-from shards.write import write_shard
+from shards.write import Features, write_shard
 
 logger = logging.getLogger(__name__)
+
+Outcome = Features | Reject
 
 
 def build(
@@ -67,8 +70,9 @@ def build(
     Raises:
         UserError: words, audio or an existing OUT that cannot be built from or into.
     """
-    here = ("audio", "out", "workers", "overwrite")
-    words = {name: value for name, value in locals().items() if name not in (*here, "here")}
+    words = dict(locals())
+    for name in ("audio", "out", "workers", "overwrite"):
+        del words[name]
     began = monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: has to be at least 1")
@@ -137,16 +141,25 @@ def write_shards(plan: Plan, workers: int) -> int:
     if done:
         logger.info("going on: %d of %d recordings are done", done, len(plan.recordings))
     outcomes = ordered(plan.recipe.extract, paths, max(1, min(workers, len(paths))))
-    bar = tqdm(outcomes, "build", len(plan.recordings), initial=done, unit="rec", disable=None)
-    with closing(outcomes), closing(bar):
-        results = iter(bar)
+    bar = tqdm(total=len(plan.recordings), initial=done, desc="build", unit="rec", disable=None)
+    with closing(outcomes), bar:
         for shard in todo:
             run = plan.shards[shard]
-            work = ((plan.recordings[place], next(results)) for place in run)
+            work = paired(plan.recordings[run.start : run.stop], outcomes, bar)
             file, notes = plan.out / shard_name(shard), notes_file(plan, shard)
             written = write_shard(file, notes, shard, run.start, work, plan.numbers)
             made += len(written.rows)
     return made
+
+
+def paired(
+    recordings: Iterable[Recording], outcomes: Iterator[Outcome], bar: tqdm
+) -> Iterator[tuple[Recording, Outcome]]:
+    """Each recording with what became of it, as the bar counts."""
+    for recording in recordings:
+        outcome = next(outcomes)
+        bar.update()
+        yield recording, outcome
 
 
 def finish(plan: Plan) -> None:

@@ -2,8 +2,8 @@
 
 fire alone runs a command before it complains of a misspelt flag, and turns folder `2024` into a
 number and `(a)` into `a`. So the words are bound to the signature here, each converted by its own
-annotation, and fire is handed what can no longer surprise. A command is a function whose positional parameters are
-words that have to be there and whose keyword-only parameters are its flags.
+annotation, and fire is handed what can no longer surprise. A command is a function whose positional
+parameters are words that have to be there and whose keyword-only parameters are its flags.
 """
 
 import difflib
@@ -127,7 +127,9 @@ def command_usage(program: str, name: str, function: Callable[..., Any]) -> str:
         else:
             flags.append(f"  --{p.name}={'' if p.default is None else p.default}")
     head = f"Usage: {program} {name} {' '.join(positional)}{' [--flag=value ...]' if flags else ''}"
-    return "\n".join([head, "", inspect.getdoc(function) or "", *(["", "Flags:"] if flags else []), *flags])
+    return "\n".join(
+        [head, "", inspect.getdoc(function) or "", *(["", "Flags:"] if flags else []), *flags]
+    )
 
 
 def main(program: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
@@ -172,7 +174,10 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
             raise
         where = f": {error.filename}" if error.filename else ""
         if speaks:
-            print(f"error: {error.strerror}{where}; make room or get access, then start again", file=sys.stderr)
+            print(
+                f"error: {error.strerror}{where}; make room or get access, then start again",
+                file=sys.stderr,
+            )
         return 2
     except KeyboardInterrupt:
         print("interrupted; start again to go on", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The shard set on disk: dataset.json, index.npy, stats.npy, recordings.jsonl. Nothing else knows it.
+"""The shard set on disk: dataset.json, index.npy, stats.npy, recordings.jsonl.
 
 Shapes: `N` samples, `M` mel bands, `T` frames, `F` folds (at least 1), `K` classes.
 """
@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 
 #: One row a sample. `offset` is where the array's bytes start in the tar, behind its .npy header;
 #: `xxh3` is the XXH3-64 of these bytes; `start` is in seconds; `recording` is a line of
-#: recordings.jsonl; `split` numbers SPLITS; `fold` numbers dataset.json's "folds" (0 if it has none).
+#: recordings.jsonl; `split` numbers SPLITS; `fold` numbers dataset.json's "folds" (0 if none).
 ROW = np.dtype(
     [
         ("offset", "<u8"),
@@ -94,7 +94,7 @@ class ShardSet:
         return np.load(self.path / "stats.npy", allow_pickle=False)
 
     def recordings(self) -> Iterator[dict[str, Any]]:
-        """The lines of recordings.jsonl: path, label, group, fold, split, duration, segments, ..."""
+        """The lines of recordings.jsonl: path, label, group, fold, split, seconds, ..."""
         with open(self.path / "recordings.jsonl", encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
@@ -103,7 +103,7 @@ def open_set(path: str | os.PathLike[str]) -> ShardSet:
     """Open a shard set and check that its parts are there, at their sizes.
 
     Raises:
-        UserError: no shard set, an unfinished or newer one, or a shard missing or of another length.
+        UserError: no shard set, an unfinished or newer one, a shard missing or of another length.
     """
     path = Path(path)
     info = read_info(path)
@@ -120,7 +120,9 @@ def check_size(file: Path, size: int) -> None:
         raise UserError(f"{file}: missing, dataset.json lists it; copy it again or rebuild the set")
     if file.stat().st_size != size:
         found = file.stat().st_size
-        raise UserError(f"{file}: {found} bytes, dataset.json says {size}; copy it again or rebuild")
+        raise UserError(
+            f"{file}: {found} bytes, dataset.json says {size}; copy it again or rebuild"
+        )
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def write_atomic(file: Path, data: bytes) -> None:
-    """Write `data` under its name whole or not at all: aside, fsync, rename, fsync of the folder."""
+    """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as out:

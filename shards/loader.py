@@ -59,7 +59,9 @@ class Loader:
         numbers = self.selection[self.order.batch(step, places)]
         size = self.plan.microbatch
         return [
-            read_batch(reader, numbers[i : i + size], np.arange(places.start, places.stop)[i : i + size])
+            read_batch(
+                reader, numbers[i : i + size], np.arange(places.start, places.stop)[i : i + size]
+            )
             for i in range(0, len(numbers), size)
         ]
 

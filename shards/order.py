@@ -34,7 +34,7 @@ def key(*words: int) -> np.ndarray:
 
 
 def uniform(words: tuple[int, ...], places: np.ndarray, draws: int) -> np.ndarray:
-    """`draws` numbers in [0, 1) for each place, a function of `words`, the place and the draw alone.
+    """`draws` numbers in [0, 1) a place, a function of `words`, the place and the draw alone.
 
     Shape: (P,) -> (P, draws) float64.
     """

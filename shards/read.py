@@ -56,7 +56,7 @@ class Reader:
         return out
 
     def _read_one(self, shard: int, offset: int, target: np.ndarray) -> None:
-        view, done = memoryview(target).cast("B"), 0
+        view, done = memoryview(target.data).cast("B"), 0
         while done < len(view):
             count = os.preadv(self._descriptor(shard), [view[done:]], offset + done)
             if count == 0:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import webdataset
 
 from shards.build import build
 
 RATE = 8000
 TONES: Mapping[str, float | None] = {"high": 2000.0, "low": 440.0, "noise": None}  # Hz; None: noise
 PER_CLASS, PER_GROUP = 12, 2
+BESIDE_TARS = {"index.npy", "stats.npy", "recordings.jsonl", "rejected.csv"}
+BESIDE_TARS |= {"balance.json", "dataset.json"}
 GROUP_FROM = r"^[a-z]+-g\d+"
 SETTINGS = {
     "sample_rate": RATE,
@@ -30,7 +31,7 @@ SETTINGS = {
 def write_tone(
     path: Path, hertz: float | None, *, seconds: float = 1.0, rate: int = RATE, seed: int = 0
 ) -> Path:
-    """Write a tone 46 dB above a faint noise, or white noise for `hertz=None`; -10 dBFS or so."""
+    """Write a tone 46 dB above a faint noise, or white noise for `hertz=None`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     n = round(seconds * rate)
@@ -81,21 +82,26 @@ def tone_set(tones: Path) -> Path:
 
 
 def build_tones(audio: Path, out: Path, **words: Any) -> str:
+    """A build with the settings of `tone_set`, or others by name."""
     defaults: dict[str, Any] = {"folds": 4, "workers": 1, "shard_size": "100KB"}
     return build(str(audio), str(out), **(defaults | SETTINGS | words))
 
 
 def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file in a folder."""
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.iterdir())}
 
 
 def read_plainly(folder: Path) -> list[dict[str, Any]]:
     """Every sample as webdataset reads it."""
+    import webdataset
+
     urls = [str(tar) for tar in sorted(folder.glob("samples-*.tar"))]
     return list(webdataset.WebDataset(urls, shardshuffle=False).decode())
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
+    """What recordings.jsonl says."""
     return [json.loads(line) for line in (folder / "recordings.jsonl").read_text().splitlines()]
 
 

@@ -51,7 +51,9 @@ def on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
     return [found[rank] for rank in range(world_size)]
 
 
-def one_rank(rank: int, world_size: int, port: str, function: Callable[[], Any], results: Any) -> None:
+def one_rank(
+    rank: int, world_size: int, port: str, function: Callable[[], Any], results: Any
+) -> None:
     """The body of a forked process; an exception travels as its text."""
     if world_size > 1:
         os.environ.update(

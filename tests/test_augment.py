@@ -47,7 +47,9 @@ def test_span_wider_than_the_axis():
 
 
 def test_transform_standardises_and_masks_in_decibels():
-    transform = Transform(np.array([-50.0, 0.0], np.float32), np.array([10.0, 2.0], np.float32), torch.device("cpu"))
+    transform = Transform(
+        np.array([-50.0, 0.0], np.float32), np.array([10.0, 2.0], np.float32), torch.device("cpu")
+    )
     x = torch.tensor([[[-40.0, -60.0], [2.0, 0.0]]], dtype=torch.float16)
     assert transform(x).tolist() == [[[[1.0, -1.0], [1.0, 0.0]]]]
     hidden = torch.tensor([[[True, False], [False, False]]])

@@ -24,7 +24,9 @@ def file(tmp_path):
 
 
 def test_values_arrive_as_their_types(file):
-    config = load([file, "--train.epochs=7", "--optim.weight_decay=1e-2", "--data.sample_rate=16000"])
+    config = load(
+        [file, "--train.epochs=7", "--optim.weight_decay=1e-2", "--data.sample_rate=16000"]
+    )
     assert (config.run.name, config.optim.lr, config.train.precision) == ("2024", 3e-4, "no")
     assert (config.train.epochs, config.optim.weight_decay) == (7, 0.01)
     assert (config.data.sample_rate, config.train.microbatch) == (16000, None)

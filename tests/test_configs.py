@@ -27,7 +27,13 @@ def noise_folder(folder: Path, rate: int, seconds: float) -> Path:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_a_step(file, tmp_path):
     data = load([str(file)]).data
-    assert None not in (data.sample_rate, data.n_mels, data.n_fft, data.hop_length, data.segment_seconds)
+    assert None not in (
+        data.sample_rate,
+        data.n_mels,
+        data.n_fft,
+        data.hop_length,
+        data.segment_seconds,
+    )
     audio = noise_folder(tmp_path / "audio", data.sample_rate, data.segment_seconds)
     build(
         str(audio), str(tmp_path / "set"), sample_rate=data.sample_rate, n_mels=data.n_mels,
@@ -35,7 +41,11 @@ def test_a_step(file, tmp_path):
         folds=3, workers=1,
     )  # fmt: skip
     result = train(
-        1, str(file), f"--data.shards={tmp_path / 'set'}", f"--run.dir={tmp_path / 'runs'}", "--train.max_steps=1"
+        1,
+        str(file),
+        f"--data.shards={tmp_path / 'set'}",
+        f"--run.dir={tmp_path / 'runs'}",
+        "--train.max_steps=1",
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(list((tmp_path / "runs").rglob("best.safetensors"))) == 1

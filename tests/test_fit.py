@@ -66,8 +66,8 @@ def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
     assert result["protocol"] == "kfold" and result["part"] == "test"
     names = {path.name for path in run.iterdir()}
     assert names >= {
-        "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "best.safetensors", "model.json",
-        "predictions.csv", "scores.json", "report.txt", "curves.png", "confusion_matrix.png",
+        "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "best.safetensors",
+        "model.json", "predictions.csv", "scores.json", "report.txt", "curves.png", "confusion_matrix.png",
     }  # fmt: skip
     assert not [name for name in names if "tmp" in name]
     again = train(1, config, "--train.epochs=25")
@@ -160,7 +160,7 @@ def test_bad_words_are_one_line_and_code_2(config, tmp_path, words, message):
 
 
 def random_set(folder: Path, n: int) -> ShardSet:
-    """A shard set of noise with labels that follow its level; a tar without headers will do here."""
+    """A shard set of noise whose labels follow its level; a tar without headers will do."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, n)
     samples = (generator.normal(size=(n, 16, 20)) + labels[:, None, None]).astype(np.float16)
@@ -202,7 +202,9 @@ def test_two_and_three_processes_draw_the_same_sequence_of_samples(tmp_path):
     def sequence():
         accelerator, world = start("no", 1)
         plan = plan_batch(24, 4, world.size)
-        loader = Loader(shard_set, np.arange(101), Order(101, 24, 5), plan, world.rank, world.device)
+        loader = Loader(
+            shard_set, np.arange(101), Order(101, 24, 5), plan, world.rank, world.device
+        )
         numbers = [np.concatenate([b.numbers for b in step]) for step in loader.steps(0, 12)]
         mine = torch.from_numpy(np.stack(numbers))[None].contiguous()
         assert mine.shape == (1, 12, 24 // world.size)

@@ -27,7 +27,9 @@ def by_tarfile(path):
             content = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
         for name in content:
             if name.endswith(".npy"):
-                samples.append((np.load(io.BytesIO(content[name])), json.loads(content[name[:-3] + "json"])))
+                samples.append(
+                    (np.load(io.BytesIO(content[name])), json.loads(content[name[:-3] + "json"]))
+                )
     return samples
 
 

@@ -76,7 +76,11 @@ def test_microbatches_are_whole_norm_groups():
 
 @pytest.mark.parametrize(
     "words, hint",
-    [((30, None, 4, 8), "32"), ((40, None, 2, 16), "32 or 64"), ((32, 4, 1, 8), "model.norm_batch")],
+    [
+        ((30, None, 4, 8), "32"),
+        ((40, None, 2, 16), "32 or 64"),
+        ((32, 4, 1, 8), "model.norm_batch"),
+    ],
 )
 def test_what_does_not_divide_names_the_nearest_that_does(words, hint):
     with pytest.raises(UserError, match=hint):

@@ -1,4 +1,4 @@
-"""From stored decibels to what a model sees, on the device; random parts driven by (seed, step, place).
+"""From stored decibels to what a model sees, on the device; chance is (seed, step, place) alone.
 
 `B` batch, `M` mel bands, `T` frames.
 """
@@ -12,7 +12,10 @@ from toolkit.config import AugmentConfig
 
 
 class Transform:
-    """float32, masks (training only), standardised. Shape: (B, M, T) float16 dB -> (B, 1, M, T) float32."""
+    """float32, masks (training only), standardised.
+
+    Shape: (B, M, T) float16, dB -> (B, 1, M, T) float32.
+    """
 
     def __init__(self, mean: np.ndarray, std: np.ndarray, device: torch.device):
         self.mean = torch.from_numpy(mean).to(device)[:, None]
@@ -27,7 +30,9 @@ class Transform:
         return ((x - self.mean) * self.scale)[:, None]
 
 
-def spec_augment(config: AugmentConfig, batch: Batch, words: tuple[int, ...]) -> torch.Tensor | None:
+def spec_augment(
+    config: AugmentConfig, batch: Batch, words: tuple[int, ...]
+) -> torch.Tensor | None:
     """Which cells SpecAugment hides (Park et al., Interspeech 2019), or None where it is off.
 
     Each mask's width is uniform in 0 .. its widest, its start uniform where it fits. A function of

@@ -3,7 +3,7 @@
     checkpoints/step-00001200/model.safetensors optimizer.safetensors state.json
     checkpoints/latest
 
-Every random draw of the training is a function of (seed, step, place), so no generator's state is kept.
+Every random draw of the training is a function of (seed, step, place): no generator is saved.
 """
 
 import json
@@ -23,7 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
 ) -> None:
     """Write a checkpoint of `state["step"]` aside, fsync, rename; then delete all but `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,7 @@ def save(
 def restore(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
-    """Load the newest sound checkpoint into model and optimiser; its state, or None if there is none."""
+    """Load the newest sound checkpoint into model and optimiser; its state, or None."""
     for path in reversed(checkpoints(folder)):
         fault = damage(path)
         if fault:

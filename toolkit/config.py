@@ -1,4 +1,4 @@
-"""The schema of a run: strict, frozen, one line with the unit under each name; YAML < --section.key=value."""
+"""The schema of a run: strict and frozen; YAML < --section.key=value."""
 
 import dataclasses
 import types
@@ -69,7 +69,9 @@ class TrainConfig:
     microbatch: int | None = None  #: largest forward on one device; null: the whole share
     precision: str = "auto"  #: no | bf16 | fp16 | auto (what `accelerate launch` says)
     seed: int = 42  #: of weights, order, dropout and augmentation
-    best_metric: str = "macro_f1"  #: of the validation part: macro_f1 | accuracy | balanced_accuracy | loss
+    best_metric: str = (
+        "macro_f1"  #: of the validation part: macro_f1 | accuracy | balanced_accuracy | loss
+    )
     log_every: int = 10  #: steps between lines of metrics.jsonl
     save_every: int = 0  #: steps between checkpoints; 0: at the end of each epoch
     keep_last: int = 1  #: checkpoints to keep
@@ -108,9 +110,9 @@ CHOICES = {
     "train.resume": ("auto", "never", "must"),
 }
 AT_LEAST = {
-    "data.fold": 0, "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0, "optim.weight_decay": 0,
-    "optim.warmup_epochs": 0, "optim.grad_clip": 0, "optim.label_smoothing": 0, "augment.time_masks": 0,
-    "augment.time_width": 0, "augment.freq_masks": 0, "augment.freq_width": 0, "train.epochs": 1,
+    "data.fold": 0, "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
+    "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
+    "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0, "augment.freq_masks": 0, "augment.freq_width": 0, "train.epochs": 1,
     "train.batch_size": 1, "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0,
     "train.keep_last": 1, "train.max_steps": 1, "train.threads": 1,
 }  # fmt: skip
@@ -120,11 +122,13 @@ def load(words: Sequence[str]) -> Config:
     """A configuration from the command line: CONFIG.yaml, then any `--section.key=value`.
 
     Raises:
-        UserError: no file, an unknown section or key (names the nearest), a value of the wrong kind.
+        UserError: no file, an unknown section or key (names the nearest), a wrong kind of value.
     """
     files = [word for word in words if not word.startswith("--")]
     if len(files) != 1:
-        raise UserError(f"expected one CONFIG.yaml, got {len(files)}: train.py CONFIG [--section.key=value ...]")
+        raise UserError(
+            f"expected one CONFIG.yaml, got {len(files)}: train.py CONFIG [--section.key=value ...]"
+        )
     values = read_yaml(Path(files[0]))
     for word in words:
         if word.startswith("--"):
@@ -141,7 +145,9 @@ def read_yaml(file: Path) -> dict[str, dict[str, Any]]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; give the path of a config, configs/ has some") from None
+        raise UserError(
+            f"{file}: {error.strerror}; give the path of a config, configs/ has some"
+        ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
@@ -154,8 +160,12 @@ def parse(values: Mapping[str, Mapping[str, Any]]) -> Config:
     hints = get_type_hints(Config)
     for section in values:
         if section not in hints:
-            raise UserError(f"unknown section {section!r} in the config; {nearest(section, list(hints))}")
-    sections = {name: parse_section(name, hint, values.get(name, {})) for name, hint in hints.items()}
+            raise UserError(
+                f"unknown section {section!r} in the config; {nearest(section, list(hints))}"
+            )
+    sections = {
+        name: parse_section(name, hint, values.get(name, {})) for name, hint in hints.items()
+    }
     config = Config(**sections)
     for name, minimum in AT_LEAST.items():
         value = get(config, name)
@@ -178,15 +188,21 @@ def parse_section(section: str, kind: type, values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(kind)
     for key in values:
         if key not in hints:
-            raise UserError(f"unknown key {section}.{key} in the config; {nearest(key, list(hints))}")
+            raise UserError(
+                f"unknown key {section}.{key} in the config; {nearest(key, list(hints))}"
+            )
     for f in dataclasses.fields(kind):
         if f.default is dataclasses.MISSING and f.name not in values:
-            raise UserError(f"the config lacks {section}.{f.name}; add it, or --{section}.{f.name}=...")
-    return kind(**{key: cast(f"{section}.{key}", hints[key], value) for key, value in values.items()})
+            raise UserError(
+                f"the config lacks {section}.{f.name}; add it, or --{section}.{f.name}=..."
+            )
+    return kind(
+        **{key: cast(f"{section}.{key}", hints[key], value) for key, value in values.items()}
+    )
 
 
 def cast(name: str, hint: Any, value: Any) -> Any:
-    """`value` as the type of the field, where that loses nothing: 3 is a float, "3e-4" too, 3.5 no int."""
+    """`value` as the type of the field, where that loses nothing: 3 is a float, 3.5 no int."""
     optional = get_origin(hint) in (Union, types.UnionType)
     kind = next(k for k in get_args(hint) if k is not type(None)) if optional else hint
     if value is None and optional:
@@ -202,5 +218,7 @@ def cast(name: str, hint: Any, value: Any) -> Any:
             pass
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[
+        kind
+    ]
     raise UserError(f"{name}={value!r}: expected {expected}")

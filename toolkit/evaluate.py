@@ -29,7 +29,9 @@ def log_probabilities(
     Each rank computes a contiguous share; shares are padded to one length, gathered, and cut again,
     so that uneven parts can hang nothing and no sample counts twice. Shape: (N,) -> (N, K) float64.
     """
-    module = accelerator.unwrap_model(model)  # its forward keeps the autocast; DDP would synchronise
+    module = accelerator.unwrap_model(
+        model
+    )  # its forward keeps the autocast; DDP would synchronise
     module.eval()
     batches = evaluation_batches(
         shard_set, numbers, batch_size, world.rank, world.size, world.device
@@ -37,7 +39,9 @@ def log_probabilities(
     rows = [F.log_softmax(module(transform(batch.x)).double(), dim=1) for batch in batches]
     module.train()
     shares = [len(share(len(numbers), rank, world.size)) for rank in range(world.size)]
-    mine = torch.zeros(max(shares), len(shard_set.class_names), dtype=torch.float64, device=world.device)
+    mine = torch.zeros(
+        max(shares), len(shard_set.class_names), dtype=torch.float64, device=world.device
+    )
     if rows:
         mine[: shares[world.rank]] = torch.cat(rows)
     gathered = gather(mine).view(world.size, *mine.shape)

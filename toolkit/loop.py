@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def fit(config: Config) -> dict[str, Any]:
-    """Train what `config` says, or go on with it; returns the scores of the test part (scores.json)."""
+    """Train what `config` says, or go on with it; returns the test part's scores (scores.json)."""
     train = config.train
 
     # World: the processes of this launch.
@@ -63,8 +63,8 @@ def fit(config: Config) -> dict[str, Any]:
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
     accelerator.wait_for_everyone()
-    state = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "best": None}
-    state = checkpoint.restore(folder / "checkpoints", module, optimizer) or state
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "best": None}
+    state |= checkpoint.restore(folder / "checkpoints", module, optimizer) or {}
     finished = track.finished(folder, target)
     if finished:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
@@ -104,11 +104,17 @@ def fit(config: Config) -> dict[str, Any]:
             metrics.write("epoch", **now, samples=step * train.batch_size, train_loss=epoch_loss)
             line = f"epoch {epoch}/{train.epochs}  step {step}  loss {epoch_loss:.4f}"
             if len(parts["val"]):
-                found = log_probabilities(model, transform, shard_set, parts["val"], world, accelerator, plan.microbatch)
+                found = log_probabilities(
+                    model, transform, shard_set, parts["val"], world, accelerator, plan.microbatch
+                )
                 result = scores(shard_set.index["label"][parts["val"]], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
                 if better(result[train.best_metric], state["best"], train.best_metric):
-                    state["best"] = {"step": step, "epoch": epoch, "score": result[train.best_metric]}
+                    state["best"] = {
+                        "step": step,
+                        "epoch": epoch,
+                        "score": result[train.best_metric],
+                    }
                     if world.is_main:
                         checkpoint.save_weights(module, folder / "best.safetensors")
                 line += f"  val {train.best_metric} {result[train.best_metric]:.4f}"
@@ -118,18 +124,24 @@ def fit(config: Config) -> dict[str, Any]:
 
         # Save: whole or not at all, and never half an epoch behind.
         if ends or (train.save_every and step % train.save_every == 0):
-            state |= {"step": step, "seconds": now["seconds"], "loss_sum": accelerator.reduce(loss_sum, "mean").item()}
+            state |= {
+                "step": step,
+                "seconds": now["seconds"],
+                "loss_sum": accelerator.reduce(loss_sum, "mean").item(),
+            }
             if world.is_main:
                 checkpoint.save(folder / "checkpoints", module, optimizer, state, train.keep_last)
 
     # Score: the test part, once, by the chosen weights or, where nothing is chosen, the last ones.
     bar.close()
-    chosen = state["best"] or {"step": target, "epoch": -(-target // per_epoch)}
+    chosen: dict[str, Any] = state["best"] or {"step": target, "epoch": -(-target // per_epoch)}
     if world.is_main and state["best"] is None:
         checkpoint.save_weights(module, folder / "best.safetensors")
     accelerator.wait_for_everyone()
     module.load_state_dict(load_file(folder / "best.safetensors"))
-    found = log_probabilities(model, transform, shard_set, parts["test"], world, accelerator, plan.microbatch)
+    found = log_probabilities(
+        model, transform, shard_set, parts["test"], world, accelerator, plan.microbatch
+    )
     result = {}
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, target, state["seconds"])
@@ -159,7 +171,9 @@ def train_step(
             torch.manual_seed(int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1))
             hidden = spec_augment(config.augment, batch, (config.train.seed, step))
             logits = model(transform(batch.x, hidden, config.augment.mask_db))
-            loss = F.cross_entropy(logits.float(), batch.y, label_smoothing=config.optim.label_smoothing)
+            loss = F.cross_entropy(
+                logits.float(), batch.y, label_smoothing=config.optim.label_smoothing
+            )
             accelerator.backward(loss / len(batches))
         total += loss.detach().double() / len(batches)
     return total

@@ -38,7 +38,10 @@ def part_masks(shard_set: ShardSet, protocol: str, fold: int) -> Masks:
     grid = np.zeros((len(SPLITS), max(1, n_folds)), bool)
     split, folds = np.indices(grid.shape)
     if protocol == "split":
-        if shard_set.info["split"]["parts"] is None and shard_set.info["split"]["split_from"] is None:
+        if (
+            shard_set.info["split"]["parts"] is None
+            and shard_set.info["split"]["split_from"] is None
+        ):
             raise UserError(
                 f"data.protocol=split: {shard_set.path} was built without --split; "
                 "use data.protocol=kfold or build it with --split=0.7,0.15,0.15"
@@ -47,12 +50,14 @@ def part_masks(shard_set: ShardSet, protocol: str, fold: int) -> Masks:
     needed = 3 if protocol == "kfold_nested" else 2
     if n_folds < needed:
         raise UserError(
-            f"data.protocol={protocol} needs at least {needed} folds, {shard_set.path} has {n_folds}; "
-            "build it with --folds or --fold_from"
+            f"data.protocol={protocol} needs at least {needed} folds, {shard_set.path} has "
+            f"{n_folds}; build it with --folds or --fold_from"
         )
     if fold >= n_folds:
         names = ", ".join(shard_set.folds)
-        raise UserError(f"data.fold={fold}: {shard_set.path} has folds 0 to {n_folds - 1} (named {names})")
+        raise UserError(
+            f"data.fold={fold}: {shard_set.path} has folds 0 to {n_folds - 1} (named {names})"
+        )
     test = folds == fold
     val = folds == (fold + 1) % n_folds if protocol == "kfold_nested" else grid
     return {"train": ~test & ~val, "val": val, "test": test}
@@ -65,10 +70,14 @@ def select(shard_set: ShardSet, masks: Masks) -> dict[str, np.ndarray]:
         UserError: nothing to train on or nothing to test on.
     """
     index = shard_set.index
-    parts = {name: np.flatnonzero(mask[index["split"], index["fold"]]) for name, mask in masks.items()}
+    parts = {
+        name: np.flatnonzero(mask[index["split"], index["fold"]]) for name, mask in masks.items()
+    }
     for name in ("train", "test"):
         if not len(parts[name]):
-            raise UserError(f"{shard_set.path}: the {name} part is empty; build it with another split")
+            raise UserError(
+                f"{shard_set.path}: the {name} part is empty; build it with another split"
+            )
     return parts
 
 

@@ -63,7 +63,9 @@ def environment(world: World) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "accelerate": accelerate.__version__,
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(world.device)
+        if world.device.type == "cuda"
+        else "cpu",
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -85,13 +87,16 @@ def cpu_name() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the working tree that trains, with `+` when it holds changes; None outside git."""
+    """The commit that trains, with `+` when the tree holds changes; None outside git."""
+
     def ask(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return ask("rev-parse", "--short=12", "HEAD") + ("+" if ask("status", "--porcelain") else "")
+        return ask("rev-parse", "--short=12", "HEAD") + (
+            "+" if ask("status", "--porcelain") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -107,7 +112,9 @@ def open_run(config: Config, world: World) -> Path:
     if known.exists() and config.train.resume != "never":
         check_same(config, yaml.safe_load(known.read_text()), folder)
     elif config.train.resume == "must":
-        raise UserError(f"train.resume=must: there is no run in {folder}; start it with resume=auto")
+        raise UserError(
+            f"train.resume=must: there is no run in {folder}; start it with resume=auto"
+        )
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         if config.train.resume == "never":
@@ -191,7 +198,12 @@ def write_model(
 
 
 def header(
-    config: Config, shard_set: ShardSet, world: World, chosen: dict[str, Any], steps: int, seconds: float
+    config: Config,
+    shard_set: ShardSet,
+    world: World,
+    chosen: dict[str, Any],
+    steps: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """What scores.json says of how its numbers came about."""
     fold = None if config.data.protocol == "split" else shard_set.folds[config.data.fold]
@@ -200,7 +212,6 @@ def header(
         "part": "test",
         "fold": fold,
         "folds": shard_set.folds,
-        "manifest": shard_set.info["manifest"],
         "step": chosen["step"],
         "epoch": chosen["epoch"],
         "steps": steps,
@@ -212,4 +223,5 @@ def header(
 def closing(folder: Path, result: dict[str, Any]) -> str:
     """The last line of a training."""
     part = result["recording"]
-    return f"{folder}: accuracy {part['accuracy']:.4f}, macro F1 {part['macro_f1']:.4f} over recordings"
+    accuracy, macro_f1 = part["accuracy"], part["macro_f1"]
+    return f"{folder}: accuracy {accuracy:.4f}, macro F1 {macro_f1:.4f} over recordings"

@@ -36,8 +36,8 @@ def speaks() -> bool:
 def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
     """Join the other processes of the launch.
 
-    Batch norm keeps its own statistics in step (toolkit.models.batchnorm), so DDP need not broadcast
-    buffers at each forward.
+    Batch norm keeps its own statistics in step (toolkit.models.batchnorm), so DDP need not
+    broadcast buffers at each forward.
 
     Raises:
         UserError: a precision that this device lacks.
@@ -58,11 +58,13 @@ def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(
-            f"the launcher started {launched} processes, accelerate joined {accelerator.num_processes}; "
-            "launch with --multi_gpu, or by torchrun"
+            f"the launcher started {launched} processes, accelerate joined "
+            f"{accelerator.num_processes}; launch with --multi_gpu, or by torchrun"
         )
     if accelerator.device.type == "cpu":
         # The launcher sets OMP_NUM_THREADS=1 when it was not told otherwise: half a laptop idle.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
-    return accelerator, World(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    return accelerator, World(
+        accelerator.process_index, accelerator.num_processes, accelerator.device
+    )

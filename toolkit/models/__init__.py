@@ -23,14 +23,14 @@ def build(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> nn.Mod
         UserError: no such model, or spectrograms too small for it.
     """
     if config.name not in REGISTRY:
-        raise UserError(f"model.name={config.name}: unknown; {nearest(config.name, list(REGISTRY))}")
-    model = REGISTRY[config.name](
-        n_classes, norm_batch=config.norm_batch, dropout=config.dropout
-    )
+        raise UserError(
+            f"model.name={config.name}: unknown; {nearest(config.name, list(REGISTRY))}"
+        )
+    model = REGISTRY[config.name](n_classes, norm_batch=config.norm_batch, dropout=config.dropout)
     bands, frames = model.smallest
     if shape[0] < bands or shape[1] < frames:
         raise UserError(
-            f"model.name={config.name} takes at least {bands} bands x {frames} frames, the shard set "
-            f"has {shape[0]} x {shape[1]}; build it with longer segments or more bands"
+            f"model.name={config.name} takes at least {bands} bands x {frames} frames, the "
+            f"shard set has {shape[0]} x {shape[1]}; build it with longer segments or more bands"
         )
     return model
