@@ -1,7 +1,7 @@
 # Wavefold's own errands. All of it happens in .venv, demo/ and runs/demo; `make clean` takes them away.
 #
 #   make demo       from nothing to two trained folds and a report, on a laptop
-#   make test       the tests that take seconds;  make test-all  every one of them
+#   make test       every test; `.venv/bin/pytest` alone runs the quick ones
 #   make lint       ruff and mypy
 #
 # Another interpreter than python3: make demo PYTHON=python3.12
@@ -13,7 +13,7 @@ SHELL := /bin/sh
 STARTED := $(shell date +%s)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test lint clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -74,9 +74,6 @@ demo: .venv/.installed
 # --- tests -------------------------------------------------------------------------------------
 
 test: .venv/.installed-dev
-	.venv/bin/python -m pytest
-
-test-all: .venv/.installed-dev
 	.venv/bin/python -m pytest -m ""
 
 lint: .venv/.installed-dev

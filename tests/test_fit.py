@@ -67,7 +67,8 @@ def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
     names = {path.name for path in run.iterdir()}
     assert names >= {
         "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "best.safetensors",
-        "model.json", "predictions.csv", "scores.json", "report.txt", "curves.png", "confusion_matrix.png",
+        "model.json", "predictions.csv", "scores.json", "report.txt", "curves.png",
+        "confusion_matrix.png",
     }  # fmt: skip
     assert not [name for name in names if "tmp" in name]
     again = train(1, config, "--train.epochs=25")

@@ -112,9 +112,10 @@ CHOICES = {
 AT_LEAST = {
     "data.fold": 0, "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
-    "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0, "augment.freq_masks": 0, "augment.freq_width": 0, "train.epochs": 1,
-    "train.batch_size": 1, "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0,
-    "train.keep_last": 1, "train.max_steps": 1, "train.threads": 1,
+    "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
+    "augment.freq_masks": 0, "augment.freq_width": 0, "train.epochs": 1, "train.batch_size": 1,
+    "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
+    "train.max_steps": 1, "train.threads": 1,
 }  # fmt: skip
 
 
