@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shards.index import file_entry, sync_folder, write_atomic
@@ -35,12 +35,11 @@ def save(
     aside = folder / f".{name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    save_file(model.state_dict(), aside / "model.safetensors")
-    save_file(flatten(optimizer.state_dict()["state"]), aside / "optimizer.safetensors")
+    save_weights(model, aside / "model.safetensors")
+    moments = flatten(optimizer.state_dict()["state"])
+    write_atomic(aside / "optimizer.safetensors", safetensors.torch.save(moments))
     files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
     write_atomic(aside / "state.json", json.dumps({**state, "files": files}).encode())
-    for file in aside.iterdir():
-        sync_file(file)
     if (folder / name).exists():  # the same step again, after a resume from before it
         shutil.rmtree(folder / name)
     os.replace(aside, folder / name)
@@ -59,8 +58,8 @@ def restore(
         if fault:
             log.warning("%s is damaged (%s); trying the one before it", path, fault)
             continue
-        model.load_state_dict(load_file(path / "model.safetensors"))
-        tensors = load_file(path / "optimizer.safetensors")
+        model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
+        tensors = safetensors.torch.load_file(path / "optimizer.safetensors")
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": unflatten(tensors), "param_groups": groups})
         return json.loads((path / "state.json").read_text())
@@ -100,14 +99,4 @@ def unflatten(tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Ten
 
 def save_weights(model: nn.Module, file: Path) -> None:
     """Write the weights under their name whole or not at all."""
-    aside = file.with_name(f".{file.name}.tmp")
-    save_file(model.state_dict(), aside)
-    sync_file(aside)
-    os.replace(aside, file)
-    sync_folder(file.parent)
-
-
-def sync_file(file: Path) -> None:
-    """Make a file's content survive a power cut."""
-    with open(file, "rb") as content:
-        os.fsync(content.fileno())
+    write_atomic(file, safetensors.torch.save(model.state_dict()))

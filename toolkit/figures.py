@@ -160,7 +160,7 @@ def plot(axes: Axes, points: tuple[np.ndarray, np.ndarray], **style: Any) -> Non
 
 def panels(titles: Sequence[str], records: Records) -> tuple[Figure, list[Axes]]:
     """A row of axes over the epochs."""
-    figure = Figure(figsize=(3.3 * len(titles), 2.6), layout="constrained")
+    figure = Figure(figsize=(9.9, 2.6), layout="constrained")
     unit = "epoch" if any(r.get("kind") == "epoch" for r in records) else "step"
     row = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, title in zip(row, titles, strict=True):
@@ -168,23 +168,30 @@ def panels(titles: Sequence[str], records: Records) -> tuple[Figure, list[Axes]]
     return figure, list(row)
 
 
+def scored(records: Records) -> bool:
+    """Whether any epoch was evaluated: protocol kfold evaluates nothing before the end."""
+    return any(record["kind"] == "eval" for record in records)
+
+
 @rc_context(STYLE)
 def draw_curves(records: Records) -> Figure:
     """Loss, accuracy and learning rate of one fold over its epochs, from metrics.jsonl."""
-    figure, (loss, accuracy, rate) = panels(("loss", "accuracy", "learning rate"), records)
+    titles = ("loss", "accuracy", "learning rate") if scored(records) else ("loss", "learning rate")
+    figure, (loss, *middle, rate) = panels(titles, records)
     steps = thinned(*series(records, "loss", kind="train"))
     plot(loss, steps, color=BLUE, alpha=0.25, lw=0.8)
     plot(loss, series(records, "train_loss", kind="epoch"), color=BLUE, label="train")
     for part, colour in (("val", "#2a9d6f"), ("test", ORANGE)):
         plot(loss, series(records, "loss", kind="eval", part=part), color=colour, label=part)
-        points = series(records, "accuracy", kind="eval", part=part)
-        plot(accuracy, points, color=colour, label=part)
+        for accuracy in middle:
+            points = series(records, "accuracy", kind="eval", part=part)
+            plot(accuracy, points, color=colour, label=part)
+            accuracy.set_ylim(0, 1.02)
     plot(rate, thinned(*series(records, "lr", kind="train")), color=BLUE)
-    for axes in (loss, accuracy):
+    for axes in (loss, *middle):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     loss.set_ylim(bottom=0)
-    accuracy.set_ylim(0, 1.02)
     rate.set_ylim(bottom=0)
     rate.yaxis.set_major_formatter("{x:g}")
     return figure
@@ -194,14 +201,15 @@ def draw_curves(records: Records) -> Figure:
 def draw_fold_curves(records: Mapping[str, Records]) -> Figure:
     """Train loss, and loss and accuracy of the evaluated part: one line a fold."""
     everything = [record for fold in records.values() for record in fold]
-    figure, axes = panels(("train loss", "evaluated loss", "accuracy"), everything)
+    titles = ("train loss", "evaluated loss", "accuracy") if scored(everything) else ("train loss",)
+    figure, axes = panels(titles, everything)
     for number, (name, fold) in enumerate(records.items()):
         style = {"color": FOLD_COLOURS[number % len(FOLD_COLOURS)], "lw": 1.2}
         plot(axes[0], series(fold, "train_loss", kind="epoch"), **style, label=short(name, 10))
         part = "test" if any(r.get("part") == "test" for r in fold) else "val"
-        plot(axes[1], series(fold, "loss", kind="eval", part=part), **style)
-        plot(axes[2], series(fold, "accuracy", kind="eval", part=part), **style)
-    for chart, top in zip(axes, (None, None, 1.02), strict=True):
+        for chart, key in zip(axes[1:], ("loss", "accuracy"), strict=False):
+            plot(chart, series(fold, key, kind="eval", part=part), **style)
+    for chart, top in zip(axes, (None, None, 1.02), strict=False):
         chart.set_ylim(0, top)
     if len(records) <= 10 and axes[0].get_legend_handles_labels()[0]:
         axes[0].legend(title="fold", ncols=2 if len(records) > 5 else 1)
