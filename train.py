@@ -5,14 +5,16 @@ import sys
 
 from shards.command import guard
 from toolkit.config import load
-from toolkit.world import speaks
+from toolkit.world import speaks, yield_cores
 
 
 def main() -> None:
-    from toolkit.loop import fit  # after the config: a typo is told before torch has loaded
-
+    config = load(sys.argv[1:])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    fit(load(sys.argv[1:]))
+    yield_cores()
+    from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
+
+    fit(config)
 
 
 if __name__ == "__main__":
