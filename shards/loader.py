@@ -40,17 +40,23 @@ class Loader:
     ):
         self.shard_set, self.selection, self.order, self.plan = shard_set, selection, order, plan
         self.rank, self.device = rank, device
-        self.waited = 0.0  #: seconds spent waiting for data so far
+        self._begun = self._waited = 0.0
+
+    @property
+    def wait_share(self) -> float:
+        """The share of the time since the first step that was spent waiting for data."""
+        return self._waited / max(1e-9, time.perf_counter() - self._begun)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """The microbatches of this rank for each of the global batches start .. stop-1."""
+        self._begun, self._waited = time.perf_counter(), 0.0
         with Reader(self.shard_set) as reader, ThreadPoolExecutor(1, "loader") as thread:
             coming = thread.submit(self._fetch, reader, start) if start < stop else None
             for step in range(start, stop):
                 assert coming is not None
                 began = time.perf_counter()
                 batches = coming.result()
-                self.waited += time.perf_counter() - began
+                self._waited += time.perf_counter() - began
                 coming = thread.submit(self._fetch, reader, step + 1) if step + 1 < stop else None
                 yield [self._to_device(batch) for batch in batches]
 

@@ -68,9 +68,11 @@ def fit(config: Config) -> dict[str, Any]:
     finished = track.finished(folder, target)
     if finished:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
+        accelerator.end_training()
         return finished
     metrics = track.Metrics(folder / "metrics.jsonl", state["step"], world.is_main)
     if world.is_main:
+        (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config.model, shard_set, mean, std)
     loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=world.device)
@@ -91,17 +93,18 @@ def fit(config: Config) -> dict[str, Any]:
         loss_sum += loss
         bar.update()
         epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
-        now = {"step": step, "epoch": epoch, "seconds": round(time.perf_counter() - begun, 3)}
+        now = {"step": step, "epoch": epoch, "seconds": round(time.perf_counter() - begun, 3),
+               "samples": step * train.batch_size}  # fmt: skip
         if step % train.log_every == 0:
             mean_loss = accelerator.reduce(loss, "mean").item()
-            metrics.write("train", **now, samples=step * train.batch_size, loss=mean_loss, lr=rate,
-                          grad_norm=float(norm), loader_wait=loader.waited)  # fmt: skip
+            metrics.write("train", **now, loss=mean_loss, lr=rate, grad_norm=float(norm),
+                          loader_wait=round(loader.wait_share, 4))  # fmt: skip
 
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
             epoch_loss = accelerator.reduce(loss_sum, "mean").item() / ((step - 1) % per_epoch + 1)
             loss_sum.zero_()
-            metrics.write("epoch", **now, samples=step * train.batch_size, train_loss=epoch_loss)
+            metrics.write("epoch", **now, train_loss=epoch_loss)
             line = f"epoch {epoch}/{train.epochs}  step {step}  loss {epoch_loss:.4f}"
             if len(parts["val"]):
                 found = log_probabilities(
@@ -147,6 +150,7 @@ def fit(config: Config) -> dict[str, Any]:
         header = track.header(config, shard_set, world, chosen, target, state["seconds"])
         result = write_fold(folder, shard_set, parts["test"], found, header)
         log.info("%s", track.closing(folder, result))
+    accelerator.wait_for_everyone()  # a rank that leaves while another writes takes it along
     accelerator.end_training()
     return result
 

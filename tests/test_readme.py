@@ -1,0 +1,41 @@
+"""The commands that the README and the configs show are commands that exist."""
+
+import re
+import shlex
+
+import pytest
+from processes import ROOT
+
+from shards import __main__ as shards_line
+from shards.command import bind
+from toolkit import __main__ as toolkit_line
+from toolkit.config import load
+
+LINES = {"shards": shards_line.COMMANDS, "toolkit": toolkit_line.COMMANDS}
+README = (ROOT / "README.md").read_text()
+HEADS = [file.read_text().partition("\nrun:")[0] for file in (ROOT / "configs").glob("*.yaml")]
+
+
+def shown(start: str) -> list[list[str]]:
+    """The words after `start` of each command in the README's blocks and the heads of configs."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    lines = [line.partition("  #")[0] for text in blocks for line in text.splitlines()]
+    lines += [line.lstrip("# ") for text in HEADS for line in text.splitlines()]
+    found = [line.partition(start)[2].partition(";")[0] for line in lines if start in line]
+    return [shlex.split(words) for words in found]
+
+
+@pytest.mark.parametrize("package", LINES)
+def test_command_lines(package):
+    commands = shown(f"python -m {package} ")
+    expected = {"shards": {"build", "verify", "info", "show"}, "toolkit": {"collect"}}
+    assert {name for name, *_ in commands} == expected[package]
+    for name, *words in commands:
+        bind(name, LINES[package][name], words)  # raises on a flag that is not there
+
+
+def test_trainings():
+    commands = shown("train.py ")
+    assert len(commands) >= 4
+    for file, *words in commands:
+        load([str(ROOT / file), *(word.replace("$f", "0") for word in words)])
