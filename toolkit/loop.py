@@ -54,8 +54,7 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Model and optimiser.
     torch.manual_seed(train.seed)
-    classes = shard_set.class_names
-    model = build(config.model, len(classes), shard_set.shape)
+    model = build(config.model, len(shard_set.class_names), shard_set.shape)
     optimizer = make_optimizer(model, config.optim)
     model, optimizer = accelerator.prepare(model, optimizer)
     module = accelerator.unwrap_model(model)
@@ -93,8 +92,8 @@ def fit(config: Config) -> dict[str, Any]:
         loss_sum += loss
         bar.update()
         epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
-        now = {"step": step, "epoch": epoch, "seconds": round(time.perf_counter() - begun, 3),
-               "samples": step * train.batch_size}  # fmt: skip
+        seconds, samples = round(time.perf_counter() - begun, 3), step * train.batch_size
+        now = {"step": step, "epoch": epoch, "seconds": seconds, "samples": samples}
         if step % train.log_every == 0:
             mean_loss = accelerator.reduce(loss, "mean").item()
             metrics.write("train", **now, loss=mean_loss, lr=rate, grad_norm=float(norm),
@@ -103,7 +102,7 @@ def fit(config: Config) -> dict[str, Any]:
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
             epoch_loss = accelerator.reduce(loss_sum, "mean").item() / ((step - 1) % per_epoch + 1)
-            loss_sum.zero_()
+            loss_sum *= step % per_epoch != 0  # a dry run may stop, and go on, inside an epoch
             metrics.write("epoch", **now, train_loss=epoch_loss)
             line = f"epoch {epoch}/{train.epochs}  step {step}  loss {epoch_loss:.4f}"
             if len(parts["val"]):
@@ -112,26 +111,20 @@ def fit(config: Config) -> dict[str, Any]:
                 )
                 result = scores(shard_set.index["label"][parts["val"]], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
-                if better(result[train.best_metric], state["best"], train.best_metric):
-                    state["best"] = {
-                        "step": step,
-                        "epoch": epoch,
-                        "score": result[train.best_metric],
-                    }
+                score = result[train.best_metric]
+                if better(score, state["best"], train.best_metric):
+                    state["best"] = {"step": step, "epoch": epoch, "score": score}
                     if world.is_main:
                         checkpoint.save_weights(module, folder / "best.safetensors")
-                line += f"  val {train.best_metric} {result[train.best_metric]:.4f}"
+                line += f"  val {train.best_metric} {score:.4f}"
             if world.is_main:
                 bar.clear()
-                log.info("%s  %.0f s", line, now["seconds"])
+                log.info("%s  %.0f s", line, seconds)
 
         # Save: whole or not at all, and never half an epoch behind.
         if ends or (train.save_every and step % train.save_every == 0):
-            state |= {
-                "step": step,
-                "seconds": now["seconds"],
-                "loss_sum": accelerator.reduce(loss_sum, "mean").item(),
-            }
+            unfinished = accelerator.reduce(loss_sum, "mean").item()
+            state |= {"step": step, "seconds": seconds, "loss_sum": unfinished}
             if world.is_main:
                 checkpoint.save(folder / "checkpoints", module, optimizer, state, train.keep_last)
 
