@@ -10,6 +10,7 @@ import difflib
 import errno
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
@@ -136,13 +137,11 @@ def main(program: str, commands: Commands, argv: Sequence[str] | None = None) ->
     """Run one command; the exit code: 0 done, 2 the user's words were off, 1 anything else."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage(program, commands))
-        return 0 if words else 2
+        return guard(lambda: print(usage(program, commands), flush=True)) or (0 if words else 2)
     name, words = words[0], words[1:]
     before_dashes = words[: words.index("--")] if "--" in words else words
     if name in commands and ("--help" in before_dashes or "-h" in before_dashes):
-        print(command_usage(program, name, commands[name]))
-        return 0
+        return guard(lambda: print(command_usage(program, name, commands[name]), flush=True))
     return guard(lambda: dispatch(program, commands, name, words))
 
 
@@ -169,6 +168,8 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough; nor may the flush at exit complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
