@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from shards.errors import UserError
 
 AHEAD = 3  # items begun per worker: enough that one long recording does not idle the others
-PRELOAD = ["shards.write", "librosa.filters", "scipy.fft", "soundfile", "soxr"]
+PRELOAD = ["shards.write", "librosa.filters", "soundfile", "soxr", "torch"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
