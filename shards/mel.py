@@ -162,19 +162,22 @@ def log_mel(
         from shards.mel_device import log_mel_on
 
         return log_mel_on(device, wave, starts, length, settings)
+    import torch
+
+    samples = torch.from_numpy(np.require(wave, np.float32, ["C", "W"]))
     steps = set(np.diff(starts).tolist())
     step = steps.pop() if len(steps) == 1 else length
     if step < length >= 2 * settings.n_fft and step % settings.hop_length == 0:
-        return overlapping(wave[starts[0] :], len(starts), step, length, settings)
+        return overlapping(samples[starts[0] :], len(starts), step, length, settings)
     mel = np.empty((len(starts), settings.n_mels, settings.frames(length)), np.float32)
-    for start, out in zip(starts, mel, strict=True):
-        piece = wave[start : start + length]
-        out[:] = decibels(cut_frames(piece[None], 0, out.shape[1], settings)[0], settings).T
+    for start, out in zip(starts.tolist(), mel, strict=True):
+        segment = samples[None, start : start + length]
+        out[:] = decibels(cut_frames(segment, 0, out.shape[1], settings)[0], settings).T
     return mel
 
 
 def overlapping(
-    wave: np.ndarray, count: int, step: int, length: int, settings: MelSettings
+    samples: "torch.Tensor", count: int, step: int, length: int, settings: MelSettings
 ) -> np.ndarray:
     """`log_mel` of S = count segments that start every `step` samples, a multiple of hop_length.
 
@@ -185,32 +188,31 @@ def overlapping(
     head = -(-(n_fft // 2) // hop)
     tail = min((length - n_fft + n_fft // 2) // hop + 1, total)
     mel = np.empty((count, settings.n_mels, total), np.float32)
-    segments = sliding_window_view(wave, length)[::step][:count]
+    segments = samples.unfold(0, length, step)[:count]
     for first, last in ((0, head), (tail, total)):
         if first < last:
             edges = cut_frames(segments, first, last, settings).reshape(-1, n_fft)
             found = decibels(edges, settings).reshape(count, last - first, settings.n_mels)
             mel[:, :, first:last] = found.transpose(0, 2, 1)
     every = step // hop
-    inner = cut_frames(wave[None], head, (count - 1) * every + tail, settings)[0]
+    inner = cut_frames(samples[None], head, (count - 1) * every + tail, settings)[0]
     shared = sliding_window_view(decibels(inner, settings), tail - head, axis=0)
     mel[:, :, head:tail] = shared[::every]
     return mel
 
 
 def cut_frames(
-    segments: np.ndarray, first: int, last: int, settings: MelSettings
+    segments: "torch.Tensor", first: int, last: int, settings: MelSettings
 ) -> "torch.Tensor":
     """Centred frames `first` to `last` - 1 of segments (S, N), zeros around: (S, T, n_fft)."""
-    import torch
+    from torch.nn.functional import pad
 
-    n_fft, hop = settings.n_fft, settings.hop_length
-    begin = first * hop - n_fft // 2
-    end = (last - 1) * hop - n_fft // 2 + n_fft
+    begin = first * settings.hop_length - settings.n_fft // 2
+    end = (last - 1) * settings.hop_length - settings.n_fft // 2 + settings.n_fft
+    before, behind = max(-begin, 0), max(end - segments.shape[1], 0)
     inside = segments[:, max(begin, 0) : max(end, 0)]
-    padded = torch.zeros((len(segments), end - begin))
-    padded[:, max(-begin, 0) :][:, : inside.shape[1]] = torch.tensor(inside)
-    return padded.unfold(1, n_fft, hop)
+    padded = pad(inside, (before, behind)) if before or behind else inside
+    return padded.unfold(1, settings.n_fft, settings.hop_length)
 
 
 def decibels(frames: "torch.Tensor", settings: MelSettings) -> np.ndarray:
