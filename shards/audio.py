@@ -111,17 +111,3 @@ def segment_starts(n: int, length: int, hop: int) -> np.ndarray:
     full = max(0, n - length) // hop + 1
     added = n - ((full - 1) * hop + max(length, hop))
     return np.arange(full + (10 * added >= length), dtype=np.int64) * hop
-
-
-def cut(wave: np.ndarray, length: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut (n,) samples into windows of `length`, the last one padded with zeros.
-
-    Returns:
-        segments (S, length) float32 and their starts (S,) int64, in samples.
-    """
-    starts = segment_starts(len(wave), length, hop)
-    segments = np.zeros((len(starts), length), np.float32)
-    for segment, start in zip(segments, starts, strict=True):
-        piece = wave[start : start + length]
-        segment[: len(piece)] = piece
-    return segments, starts

@@ -46,6 +46,7 @@ def build(
     hop_length: int = 512,
     fmin: float = 0.0,
     fmax: float | None = None,
+    device: str = "cpu",
     folds: int | None = None,
     split: str | None = None,
     fold_from: str | None = None,
@@ -62,7 +63,8 @@ def build(
     overlap is a share of a segment. --folds=5 is the default unless --split=0.7,0.15,0.15,
     --fold_from or --split_from is given. The *_from flags are regular expressions searched in the
     file name (in the path below AUDIO if they have a "/"): what names a recording's group (speaker,
-    source clip), fold or part. A build that was stopped goes on where it was: start it again.
+    source clip), fold or part. --device=cuda computes the spectrograms on a GPU. A build that was
+    stopped goes on where it was: start it again.
 
     Returns:
         What was built, in a few lines.

@@ -13,6 +13,7 @@ from shards.errors import UserError
 from shards.index import SPLITS
 from shards.manifest import Recording, Reject, Scan, describe, digest, natural, scan
 from shards.mel import MelSettings
+from shards.mel_device import check_device
 from shards.split import assign, fold_names, parse_parts
 from shards.write import Numbers, Recipe, sample_bytes
 
@@ -89,7 +90,8 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
     """The recipe that settled settings stand for.
 
     Raises:
-        UserError: a mel setting out of its range, or a segment of no sample.
+        UserError: a mel setting out of its range, a segment of no sample, or a device that is not
+            there.
     """
     names = ("sample_rate", "n_fft", "hop_length", "n_mels", "fmin", "fmax")
     mel = MelSettings(**{name: settings[name] for name in names})
@@ -100,7 +102,9 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
             f"--segment_seconds={settings['segment_seconds']}: {length} samples at "
             f"{mel.sample_rate} Hz, less than one frame of --hop_length={mel.hop_length}; give more"
         )
-    return Recipe(audio=audio, mel=mel, length=length, hop=hop)
+    if settings["device"] != "cpu":
+        check_device(settings["device"])
+    return Recipe(audio=audio, mel=mel, length=length, hop=hop, device=settings["device"])
 
 
 def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> Plan:

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from typing import Any, TypeVar
 
 from shards.errors import UserError
 
 AHEAD = 3  # items begun per worker: enough that one long recording does not idle the others
-PRELOAD = ["shards.write", "librosa.filters", "scipy.fft", "soundfile", "soxr"]
+PRELOAD = ["shards.write", "librosa.filters", "soundfile", "soxr", "torch"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,10 +54,13 @@ def ordered(
 
 def alone(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
     """`map` on one thread of this process."""
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
+    for name in PRELOAD:
+        import_module(name)
+    threads = ThreadpoolController()  # finding the libraries takes 6 ms: not once an item
     for item in items:
-        with threadpool_limits(1):
+        with threads.limit(limits=1):
             outcome = function(item)
         yield outcome
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from shards.audio import AudioError, cut, decode, is_silent
+from shards.audio import AudioError, decode, is_silent, segment_starts
 from shards.index import ROW, SPLITS, sha256, sync_folder
 from shards.manifest import Recording, Reject
 from shards.mel import MelSettings, log_mel
@@ -44,6 +44,7 @@ class Recipe:
     mel: MelSettings
     length: int
     hop: int
+    device: str = "cpu"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,8 +61,9 @@ class Recipe:
             return Reject(path, str(error))
         if is_silent(wave):
             return Reject(path, "silent")
-        segments, starts = cut(wave, self.length, self.hop)
-        values = log_mel(segments, self.mel).astype("<f2")
+        starts = segment_starts(len(wave), self.length, self.hop)
+        wave = np.pad(wave, (0, max(0, int(starts[-1]) + self.length - len(wave))))
+        values = log_mel(wave, starts, self.length, self.mel, self.device).astype("<f2")
         return Features(
             values,
             (starts / self.mel.sample_rate).tolist(),

@@ -6,7 +6,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.audio import AudioError, cut, decode, is_silent, probe, segment_starts
+from shards.audio import AudioError, decode, is_silent, probe, segment_starts
 
 
 def sine(hz, rate, seconds, level=0.5):
@@ -139,16 +139,6 @@ def test_segments_hold_all_but_less_than_a_tenth_of_one(n, length, hop):
     for s in range(0, n, hop):
         wanted[s : s + length] = True
     assert (wanted & ~held).sum() * 10 < length
-
-
-def test_cut_pads_the_last_segment_with_zeros():
-    wave = np.arange(1, 26, dtype="f4")
-    segments, starts = cut(wave, 10, 8)
-    assert starts.tolist() == [0, 8, 16]
-    assert segments.dtype == np.float32 and segments.shape == (3, 10)
-    np.testing.assert_array_equal(segments[1], wave[8:18])
-    np.testing.assert_array_equal(segments[2], [*wave[16:], 0])
-    assert not np.shares_memory(segments, wave)
 
 
 def test_a_window_or_hop_of_nothing_is_refused():
