@@ -34,12 +34,15 @@ def build(audio: str, out: str, **words: Any) -> None:
     print(build_set(audio, out, **words))
 
 
-def verify(out: str) -> None:
-    """Check every byte of a shard set; exit 1 and a line a fault if something is wrong."""
+def verify(out: str, *, audio: str | None = None) -> None:
+    """Check every byte of a shard set; exit 1 and a line a fault if something is wrong.
+
+    --audio=DIR also reads the recordings again, and names those that changed since the build.
+    """
     from shards.index import read_info
     from shards.verify import verify
 
-    faults = verify(out)
+    faults = verify(out, audio)
     for fault in faults:
         print(fault)
     if faults:

@@ -19,6 +19,7 @@ from shards.index import (
     ROW,
     SPLITS,
     file_entry,
+    seal,
     shard_name,
     stats_shape,
     write_atomic,
@@ -42,7 +43,7 @@ def write_dataset(plan: Plan, shards: Sequence[Notes]) -> None:
     )
     write_atomic(plan.out / "rejected.csv", rejected_csv(rejected, plan.settings["seed"]))
     write_atomic(plan.out / "balance.json", pretty(balance(plan, lines)))
-    write_atomic(plan.out / "dataset.json", pretty(dataset(plan, shards, lines, len(rejected))))
+    write_atomic(plan.out / "dataset.json", seal(dataset(plan, shards, lines, len(rejected))))
 
 
 def join_rows(shards: Sequence[Notes]) -> np.ndarray:

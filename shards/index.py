@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +37,11 @@ ROW = np.dtype(
     ]
 )
 
-FILES = ("index.npy", "stats.npy", "recordings.jsonl", "rejected.csv")
+FILES = ("index.npy", "stats.npy", "recordings.jsonl", "rejected.csv", "balance.json")
+READY = Path(
+    ".build", "ready"
+)  # inside a set: new files that are whole, on their way to their place
+SEAL = b'"sha256": "'  # the last key of dataset.json: the SHA-256 of the file with 64 zeros here
 
 
 def shard_name(number: int) -> str:
@@ -86,16 +91,16 @@ class ShardSet:
     @cached_property
     def index(self) -> np.ndarray:
         """(N,) structured array of ROW, opened and not read."""
-        return np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
+        return np.load(current(self.path, "index.npy"), mmap_mode="r", allow_pickle=False)
 
     @cached_property
     def stats(self) -> np.ndarray:
         """Sums for normalisation; see `stats_shape`."""
-        return np.load(self.path / "stats.npy", allow_pickle=False)
+        return np.load(current(self.path, "stats.npy"), allow_pickle=False)
 
     def recordings(self) -> Iterator[dict[str, Any]]:
         """The lines of recordings.jsonl: path, label, group, fold, split, seconds, ..."""
-        with open(self.path / "recordings.jsonl", encoding="utf-8") as lines:
+        with open(current(self.path, "recordings.jsonl"), encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
 
@@ -110,8 +115,15 @@ def open_set(path: str | os.PathLike[str]) -> ShardSet:
     for shard in info["shards"]:
         check_size(path / shard["name"], shard["bytes"])
     for name, entry in info["files"].items():
-        check_size(path / name, entry["bytes"])
+        check_size(current(path, name), entry["bytes"])
     return ShardSet(path, info)
+
+
+def current(path: Path, name: str) -> Path:
+    """Where a file of the set at `path` stands: an append that was killed at its very end has
+    finished files aside that the next start puts in place. They count as soon as READY is there."""
+    aside = path / READY / name
+    return aside if aside.exists() else path / name
 
 
 def check_size(file: Path, size: int) -> None:
@@ -132,7 +144,7 @@ def read_info(path: Path) -> dict[str, Any]:
         UserError: there is none, it is damaged, or a newer wavefold wrote it.
     """
     try:
-        info = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+        info = json.loads(current(path, "dataset.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         unfinished = (path / ".build").exists()
         what = "an unfinished build; start the same build again" if unfinished else "no shard set"
@@ -150,7 +162,9 @@ def read_info(path: Path) -> dict[str, Any]:
 
 def write_atomic(file: Path, data: bytes) -> None:
     """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    aside = file.with_name(
+        f".{file.name}.{secrets.token_hex(4)}.tmp"
+    )  # pids repeat across machines
     try:
         with open(aside, "wb") as out:
             out.write(data)
@@ -169,6 +183,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def seal(info: Mapping[str, Any]) -> bytes:
+    """dataset.json's bytes: `info` for people, in the order given, and its own checksum at last."""
+    text = json.dumps({**info, "sha256": "0" * 64}, indent=2).encode() + b"\n"
+    head, mark, tail = text.rpartition(SEAL)
+    return head + mark + hashlib.sha256(text).hexdigest().encode() + tail[64:]
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether dataset.json's bytes are those that `seal` made."""
+    head, mark, tail = data.rpartition(SEAL)
+    blank = head + mark + b"0" * 64 + tail[64:]
+    return tail[:64] == hashlib.sha256(blank).hexdigest().encode()
 
 
 def file_entry(file: Path) -> dict[str, Any]:

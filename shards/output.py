@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 BESIDE = ".build"  # the workshop inside OUT: plan.json, the notes of finished shards, parts
 OURS = re.compile(
     r"samples-\d{6,}\.tar|(?P<dot>\.)?("
-    + "|".join(map(re.escape, (*FILES, "balance.json", "dataset.json")))
-    + r")(?(dot)\.\d+\.tmp)"
+    + "|".join(map(re.escape, (*FILES, "dataset.json")))
+    + r")(?(dot)\.\w+\.tmp)"
 )
 
 
