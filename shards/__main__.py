@@ -34,6 +34,16 @@ def build(audio: str, out: str, **words: Any) -> None:
     print(build_set(audio, out, **words))
 
 
+def merge(out: str) -> None:
+    """Join what `build --part=I/N` made into a finished shard set."""
+    from shards.build import summary
+    from shards.index import open_set
+    from shards.merge import merge
+
+    merge(out)
+    print(summary(open_set(Path(out))))
+
+
 def verify(out: str, *, audio: str | None = None) -> None:
     """Check every byte of a shard set; exit 1 and a line a fault if something is wrong.
 
@@ -108,6 +118,7 @@ def segment_table(shard_set: "ShardSet") -> list[str]:
 COMMANDS: command.Commands = {
     "demo": demo,
     "build": build,
+    "merge": merge,
     "verify": verify,
     "info": info,
     "show": show,

@@ -147,6 +147,7 @@ def dataset(plan: Plan, shards: Sequence[Notes], lines: list[Line], rejected: in
         },
         "settings": dict(settings),
         "manifest": plan.manifest,
+        "appended": plan.appended,
         "shards": [
             {
                 "name": shard_name(n),

@@ -38,9 +38,8 @@ ROW = np.dtype(
 )
 
 FILES = ("index.npy", "stats.npy", "recordings.jsonl", "rejected.csv", "balance.json")
-READY = Path(
-    ".build", "ready"
-)  # inside a set: new files that are whole, on their way to their place
+BESIDE = ".build"  # inside a set, until it is whole: see workshop.py
+READY = Path(BESIDE, "ready")  # all its new files at once, on the way to their places
 SEAL = b'"sha256": "'  # the last key of dataset.json: the SHA-256 of the file with 64 zeros here
 
 
@@ -120,8 +119,11 @@ def open_set(path: str | os.PathLike[str]) -> ShardSet:
 
 
 def current(path: Path, name: str) -> Path:
-    """Where a file of the set at `path` stands: an append that was killed at its very end has
-    finished files aside that the next start puts in place. They count as soon as READY is there."""
+    """Where a file of the set at `path` stands.
+
+    READY appears by one rename, and from then on its files count. So a build killed while it moves
+    them leaves the old set or the new one, and never a mixture.
+    """
     aside = path / READY / name
     return aside if aside.exists() else path / name
 
@@ -146,7 +148,7 @@ def read_info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(current(path, "dataset.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        unfinished = (path / ".build").exists()
+        unfinished = (path / BESIDE).exists()
         what = "an unfinished build; start the same build again" if unfinished else "no shard set"
         hint = "" if unfinished else "; make one with `python -m shards build AUDIO OUT`"
         raise UserError(f"{path}: {what}{hint}") from None

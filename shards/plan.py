@@ -1,5 +1,6 @@
 """What a build is going to do, decided by words and headers alone: parts, shards, fingerprint."""
 
+import hashlib
 import logging
 import math
 import re
@@ -8,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shards.append import only_new
 from shards.audio import segment_starts
 from shards.errors import UserError
-from shards.index import SPLITS
+from shards.index import SPLITS, ShardSet
 from shards.manifest import Recording, Reject, Scan, describe, digest, natural, scan
 from shards.mel import MelSettings
 from shards.split import assign, fold_names, parse_parts
@@ -33,14 +35,26 @@ class Plan:
     classes: list[str]
     folds: list[str]
     method: str
-    shards: list[range]  # of places in `recordings`
+    shards: Mapping[int, range]  # by their numbers; of places in `recordings`
     settings: Mapping[str, Any]
     manifest: str
+    base: ShardSet | None = None  # what is appended to
+    command: str = ""  # that asked for it
 
     @property
     def numbers(self) -> Numbers:
         """Class and fold numbers."""
         return Numbers(*({name: n for n, name in enumerate(x)} for x in (self.classes, self.folds)))
+
+    @property
+    def appended(self) -> list[int]:
+        """The first shard of each append to the set so far, this one included."""
+        return [*self.base.info["appended"], *list(self.shards)[:1]] if self.base else []
+
+    @property
+    def first_place(self) -> int:
+        """What the places in `recordings` count from, so that no key comes twice."""
+        return self.base.info["recordings"] + self.base.info["rejected"] if self.base else 0
 
 
 def parse_size(text: str) -> int:
@@ -103,15 +117,21 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
     return Recipe(audio=audio, mel=mel, length=length, hop=hop)
 
 
-def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> Plan:
+def make_plan(
+    recipe: Recipe, out: Path, settings: Mapping[str, Any], base: ShardSet | None = None
+) -> Plan:
     """Scan the audio, deal out folds and parts, and tell what was understood.
 
+    With `base` it is a plan for what is not in that set yet.
+
     Raises:
-        UserError: nothing to build from, or not as asked; see `scan` and `assign`.
+        UserError: nothing to build from, or not as asked; see `scan`, `assign`, `only_new`.
     """
     seed = settings["seed"]
     patterns = {name: settings[name] for name in ("group_from", "fold_from", "split_from")}
     found = scan(recipe.audio, seed=seed, **patterns)
+    if base is not None:
+        return extension(recipe, base, only_new(base, found, settings), settings)
     check_left({r.label for r in found.recordings}, found.rejected)
     parts = tuple(settings["split"]) if settings["split"] else None
     fold, split, method = assign(found.recordings, settings["folds"], parts, seed)
@@ -129,9 +149,32 @@ def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> Plan:
         classes=sorted({r.label for r in recordings}, key=natural),
         folds=folds,
         method=method,
-        shards=plan_shards(recordings, recipe, settings["shard_size"]),
+        shards=dict(enumerate(plan_shards(recordings, recipe, settings["shard_size"]))),
         settings=settings,
         manifest=digest(recordings, found.rejected),
+    )
+
+
+def extension(recipe: Recipe, base: ShardSet, new: Scan, settings: Mapping[str, Any]) -> Plan:
+    """The plan for what is new to a finished set: shards of its own behind the old ones."""
+    manifest = base.info["manifest"]
+    if new.recordings or new.rejected:
+        logger.info("new\n%s", describe(new))
+        both = manifest + digest(new.recordings, new.rejected)
+        manifest = hashlib.sha256(both.encode()).hexdigest()
+    runs = plan_shards(new.recordings, recipe, settings["shard_size"]) if new.recordings else []
+    return Plan(
+        recipe=recipe,
+        out=base.path,
+        recordings=new.recordings,
+        rejected=new.rejected,
+        classes=list(base.info["classes"]),
+        folds=base.folds,
+        method=base.info["split"]["method"],
+        shards=dict(enumerate(runs, len(base.info["shards"]))),
+        settings=settings,
+        manifest=manifest,
+        base=base,
     )
 
 

@@ -12,8 +12,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from shards.index import FILES, SPLITS, ShardSet, current, is_sealed, read_info, sha256
+from shards.index import BESIDE, FILES, SPLITS, ShardSet, current, is_sealed, read_info, sha256
 from shards.write import BLOCK, Tar, npy_header
+
+Line = dict[str, Any]
 
 FAULTS_A_SHARD = 20  # after that many the shard is said to go on so
 
@@ -45,14 +47,17 @@ def check_set(shard_set: ShardSet) -> list[str]:
         return faults + [f for x in info["shards"] for f in check_file(path / x["name"], x)]
     faults += check_counts(shard_set)
     lines = list(shard_set.recordings())
+    shards = np.array(shard_set.index["shard"])
+    first = np.searchsorted(shards, np.arange(len(info["shards"]) + 1))
     for number, entry in enumerate(tqdm(info["shards"], "verify", unit="shard", disable=None)):
         found = check_file(path / entry["name"], entry)
         if (path / entry["name"]).is_file():
-            found += check_shard(shard_set, number, lines)
+            rows = shard_set.index[first[number] : first[number + 1]]
+            found += check_shard(shard_set, entry, rows, lines)
         faults += found[:FAULTS_A_SHARD]
         if len(found) > FAULTS_A_SHARD:
             faults.append(f"{entry['name']}: {len(found) - FAULTS_A_SHARD} more faults")
-    if not (path / ".build").exists():  # else they are the next set's
+    if not (path / BESIDE).exists():  # else they are the next set's
         names = {file.name for file in path.glob("samples-*.tar")}
         unlisted = sorted(names - {entry["name"] for entry in info["shards"]})
         faults += [
@@ -128,10 +133,8 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
             yield f"index.npy: {column} counts differ from dataset.json's counts of each {key}"
 
 
-def check_shard(shard_set: ShardSet, number: int, lines: list[dict[str, Any]]) -> list[str]:
+def check_shard(shard_set: ShardSet, entry: Line, rows: np.ndarray, lines: list[Line]) -> list[str]:
     """Faults of a tar, sample by sample: every byte of it belongs to one, or to the end mark."""
-    entry = shard_set.info["shards"][number]
-    rows = shard_set.index[shard_set.index["shard"] == number]
     header = npy_header(np.dtype("<f2"), shard_set.shape)
     end = entry["bytes"] - 2 * BLOCK
     bounds = [*(rows["offset"].astype(np.int64) - len(header) - BLOCK).tolist(), end]
@@ -173,7 +176,7 @@ def key_of(block: bytes) -> str:
 
 
 def check_sample(
-    shard_set: ShardSet, header: bytes, block: bytes, row: np.void, line: dict[str, Any]
+    shard_set: ShardSet, header: bytes, block: bytes, row: np.void, line: Line
 ) -> Iterator[str]:
     """Faults of one sample, a .npy and a .json in the tar: its numbers, then all other bytes."""
     import xxhash
@@ -196,9 +199,7 @@ def check_sample(
         yield "tar or array headers or padding are not as written"
 
 
-def check_about(
-    shard_set: ShardSet, about: bytes, row: np.void, line: dict[str, Any]
-) -> Iterator[str]:
+def check_about(shard_set: ShardSet, about: bytes, row: np.void, line: Line) -> Iterator[str]:
     """Faults of a sample's JSON against its row of index.npy and its line of recordings.jsonl."""
     try:
         said = json.loads(about)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import tarfile
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -175,11 +176,12 @@ def write_shard(
     `first` is the place of the first recording in the manifest. Keys carry places, not the numbers
     of recordings.jsonl: a shard's bytes do not depend on what was rejected in another one.
     """
-    aside = notes_file.with_name(f"{file.name}.{os.getpid()}.part")
+    aside = notes_file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
     try:
         with open(aside, "wb") as out:
             tar = Tar(out)
             notes = fill(tar, shard, first, work, numbers)
+        file.unlink(missing_ok=True)  # an old one beside new notes would pass for theirs
         save(notes, notes_file)
         os.replace(aside, file)
     finally:
