@@ -170,3 +170,15 @@ def test_work_is_begun_a_little_ahead_only() -> None:
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert len(taken) <= 5 + 2 * workers_module.AHEAD
     results.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_builds_killed_at_random_instants() -> None:
+    flags = ["--n=3", "--segment_seconds=2", "--group_from=site-[0-9]", "--shard_size=200KB"]
+    done = subprocess.run(
+        [sys.executable, "bench/kills.py", *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    row = [cell.strip() for cell in done.stdout.partition("---|\n")[2].splitlines()[0].split("|")]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert row[4] == row[7] == row[8] == "3" and int(row[5]) >= 3
