@@ -25,8 +25,11 @@ from shards.index import open_set
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_two_workers_write_the_bytes_of_one(tones: Path, tone_set: Path, tmp_path: Path) -> None:
-    build_tones(tones, tmp_path / "set", split="0.6,0.2,0.2", workers=2)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_more_workers_write_the_bytes_of_one(
+    tones: Path, tone_set: Path, tmp_path: Path, workers: int
+) -> None:
+    build_tones(tones, tmp_path / "set", split="0.6,0.2,0.2", workers=workers)
     assert hashes(tmp_path / "set") == hashes(tone_set)
 
 
