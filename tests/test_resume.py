@@ -17,6 +17,7 @@ from conftest import (
 )
 
 from shards import build as build_module
+from shards import output as output_module
 from shards import workers as workers_module
 from shards import write as write_module
 from shards.errors import UserError
@@ -153,6 +154,27 @@ def test_second_start_touches_nothing(small: Path, tmp_path: Path) -> None:
     before = {f.name: (f.stat().st_mtime_ns, f.stat().st_ino) for f in out.iterdir()}
     assert "complete already" in build_tones(small, out, folds=2)
     assert {f.name: (f.stat().st_mtime_ns, f.stat().st_ino) for f in out.iterdir()} == before
+
+
+def test_an_overwrite_that_is_stopped_leaves_nothing_of_the_old_set(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fresh, unlink = tmp_path / "set", tmp_path / "fresh", os.unlink
+    build_tones(small, fresh, folds=2, shard_size="1MB", fmin=9.0)
+    for stop in (1, 3, 8):
+        build_tones(small, out, folds=2, shard_size="10KB", overwrite=stop > 1)
+        left = iter(range(stop))
+
+        def stopped(path: str, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            unlink(path)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(output_module.os, "unlink", stopped)
+            build_tones(small, out, folds=2, shard_size="1MB", fmin=9.0, overwrite=True)
+        build_tones(small, out, folds=2, shard_size="1MB", fmin=9.0)
+        assert hashes(out) == hashes(fresh)
 
 
 def test_one_build_at_a_time(small: Path, tmp_path: Path) -> None:
