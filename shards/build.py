@@ -8,13 +8,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from time import monotonic
 
-from tqdm import tqdm
-
-from shards.dataset import write_dataset
+from shards.dataset import Totals, write_dataset
 from shards.errors import UserError
-from shards.index import ShardSet, open_set, shard_name, write_atomic
-from shards.manifest import Recording, Reject
-from shards.notes import load
+from shards.index import open_set, shard_name, write_atomic
+from shards.notes import Notes, load
 from shards.output import (
     BESIDE,
     check_contents,
@@ -26,6 +23,10 @@ from shards.output import (
     locked,
 )
 from shards.plan import Plan, check_left, make_plan, make_recipe, settle
+from shards.progress import Progress
+from shards.recording import Recording, Reject
+from shards.summary import summary
+from shards.table import locate, own_columns, read_table
 from shards.workers import available, ordered
 from shards.write import Features, write_shard
 
@@ -48,21 +49,33 @@ def build(
     fmax: float | None = None,
     folds: int | None = None,
     split: str | None = None,
+    label_from: str | None = None,
+    group_from: str | None = None,
     fold_from: str | None = None,
     split_from: str | None = None,
-    group_from: str | None = None,
+    path_from: str | None = None,
+    audio_root: str | None = None,
+    protocol_columns: str | None = None,
+    strict: bool = False,
     seed: int = 0,
     shard_size: str = "256MB",
     workers: int | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Turn a folder of audio, one sub-folder a class, into a shard set.
+    """Turn a folder of audio, one sub-folder a class, or a table of recordings into a shard set.
 
     sample_rate, fmin, fmax in Hz (fmax: half the sample rate); n_fft, hop_length in samples;
     overlap is a share of a segment. --folds=5 is the default unless --split=0.7,0.15,0.15,
     --fold_from or --split_from is given. The *_from flags are regular expressions searched in the
-    file name (in the path below AUDIO if they have a "/"): what names a recording's group (speaker,
-    source clip), fold or part. A build that was stopped goes on where it was: start it again.
+    file name (in the path below AUDIO if they have a "/"): what names a recording's label, its
+    group (speaker, source clip), fold or part. A build that was stopped goes on where it was: start
+    it again.
+
+    AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, fold, split, and
+    start, end in seconds for pieces of long files; or a protocol, words between spaces that are
+    named by --protocol_columns. Paths are relative to --audio_root (the file's folder). There the
+    *_from flags name columns too, as --group_from=speaker does. Several labels are `a;b`. Rows
+    without their file are listed in rejected.csv; --strict stops at them.
 
     Returns:
         What was built, in a few lines.
@@ -73,18 +86,22 @@ def build(
     words = dict(locals())
     for name in ("audio", "out", "workers", "overwrite"):
         del words[name]
+    for name in ("path_from", "audio_root", "protocol_columns", "strict"):
+        del words[name]  # they decide which recordings there are, and the manifest says which
     began = monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: has to be at least 1")
     folder = Path(out)
+    root, file = locate(audio, audio_root)
     check_places(Path(audio), folder)
-    settings = settle(words)
-    recipe = make_recipe(Path(audio), settings)
+    table = read_table(file, path_from, protocol_columns) if file else None
+    settings = settle(words | own_columns(table, words) if table else words)
+    recipe = make_recipe(root, settings)
     there = None if overwrite else existing(folder)
     if there:
         check_settings(folder, there, settings)
     check_contents(folder)
-    plan = make_plan(recipe, folder, settings)
+    plan = make_plan(recipe, folder, settings, table, strict)
     if there:
         check_manifest(folder, there, plan)
         if "shards" in there:
@@ -136,16 +153,15 @@ def write_shards(plan: Plan, workers: int) -> int:
     """Write the shards that are missing; how many samples that made."""
     todo = [shard for shard in range(len(plan.shards)) if not is_written(plan, shard)]
     places = [place for shard in todo for place in plan.shards[shard]]
-    paths = [plan.recordings[place].path for place in places]
+    pieces = [plan.recordings[place].piece for place in places]
     done, made = len(plan.recordings) - len(places), 0
     if done:
         logger.info("going on: %d of %d recordings are done", done, len(plan.recordings))
-    outcomes = ordered(plan.recipe.extract, paths, max(1, min(workers, len(paths))))
-    bar = tqdm(total=len(plan.recordings), initial=done, desc="build", unit="rec", disable=None)
-    with closing(outcomes), bar:
+    outcomes = ordered(plan.recipe.extract, pieces, max(1, min(workers, len(pieces))))
+    with closing(outcomes), Progress("build", len(plan.recordings), done) as progress:
         for shard in todo:
             run = plan.shards[shard]
-            work = paired(plan.recordings[run.start : run.stop], outcomes, bar)
+            work = paired(plan.recordings[run.start : run.stop], outcomes, progress)
             file, notes = plan.out / shard_name(shard), notes_file(plan, shard)
             written = write_shard(file, notes, shard, run.start, work, plan.numbers)
             made += len(written.rows)
@@ -153,38 +169,26 @@ def write_shards(plan: Plan, workers: int) -> int:
 
 
 def paired(
-    recordings: Iterable[Recording], outcomes: Iterator[Outcome], bar: tqdm
+    recordings: Iterable[Recording], outcomes: Iterator[Outcome], progress: Progress
 ) -> Iterator[tuple[Recording, Outcome]]:
-    """Each recording with what became of it, as the bar counts."""
+    """Each recording with what became of it, as the progress counts."""
     for recording in recordings:
         outcome = next(outcomes)
-        bar.update()
+        progress.update(recording.seconds)
         yield recording, outcome
 
 
 def finish(plan: Plan) -> None:
     """Join the notes into the final files, and put the workshop away."""
-    shards = [load(notes_file(plan, n)) for n in range(len(plan.shards))]
+
+    def notes() -> Iterator[Notes]:
+        return (load(notes_file(plan, n)) for n in range(len(plan.shards)))
+
+    totals = Totals(plan, notes)
     try:
-        labels = {line["label"] for notes in shards for line in notes.recordings}
-        check_left(labels, [reject for notes in shards for reject in notes.rejected])
+        check_left(totals.classes, totals.rejected)
     except UserError:
         clear(plan.out)
         raise
-    write_dataset(plan, shards)
+    write_dataset(plan, totals, notes)
     shutil.rmtree(plan.out / BESIDE)
-
-
-def summary(built: ShardSet) -> str:
-    """What a shard set holds, in a few lines."""
-    info, out = built.info, built.path
-    size = sum(shard["bytes"] for shard in info["shards"])
-    lines = [
-        f"shard set   {out}",
-        f"recordings  {info['recordings']} ({info['hours']:.2f} h), {len(info['classes'])} classes",
-        f"segments    {info['samples']} of {info['shape'][0]} x {info['shape'][1]}",
-        f"shards      {len(info['shards'])}, {size / 1e6:.1f} MB",
-    ]
-    if info["rejected"]:
-        lines.append(f"rejected    {info['rejected']}, listed in {out / 'rejected.csv'}")
-    return "\n".join(lines)

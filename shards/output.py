@@ -20,17 +20,15 @@ logger = logging.getLogger(__name__)
 BESIDE = ".build"  # the workshop inside OUT: plan.json, the notes of finished shards, parts
 OURS = re.compile(
     r"samples-\d{6,}\.tar|(?P<dot>\.)?("
-    + "|".join(map(re.escape, (*FILES, "balance.json", "dataset.json")))
+    + "|".join(map(re.escape, (*FILES, "balance.json", "balance.png", "dataset.json")))
     + r")(?(dot)\.\d+\.tmp)"
 )
 
 
 def check_places(audio: Path, out: Path) -> None:
     """Raise a UserError unless `out` can be a folder, of its own, that may be written."""
-    if not audio.is_dir():
-        raise UserError(f"{audio}: no such folder; give the folder that holds one folder a class")
     inside = [out.resolve(), *out.resolve().parents]
-    if audio.resolve() in inside:
+    if audio.is_dir() and audio.resolve() in inside:
         raise UserError(f"{out}: lies inside the audio folder {audio}; give a place outside it")
     nearest = next(folder for folder in [out, *out.absolute().parents] if os.path.lexists(folder))
     if not nearest.is_dir():
@@ -100,8 +98,28 @@ def locked(out: Path) -> Iterator[None]:
 
 def clear(out: Path) -> None:
     """Remove what a build writes, dataset.json first, and nothing else."""
+    (out / BESIDE).mkdir(exist_ok=True)  # killed before the end, what is left is still known
     (out / "dataset.json").unlink(missing_ok=True)
     for entry in list(os.scandir(out)):
         if OURS.fullmatch(entry.name):
             os.unlink(entry.path)
     shutil.rmtree(out / BESIDE, ignore_errors=True)
+
+
+def check_ours(out: Path) -> None:
+    """Raise a UserError unless `out` holds a shard set, whole or begun."""
+    if not (out / BESIDE).is_dir() and "wavefold" not in read_info(out):
+        raise UserError(f"{out}: its dataset.json is not of a shard set; nothing was removed")
+
+
+def reset(out: Path) -> None:
+    """Remove what a build wrote into `out`, and the folder itself if nothing else is in it.
+
+    Raises:
+        UserError: no shard set there, or a build is writing into it.
+    """
+    check_ours(out)
+    with locked(out):
+        clear(out)
+    if not any(os.scandir(out)):
+        out.rmdir()

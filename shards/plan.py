@@ -11,9 +11,13 @@ from typing import Any
 from shards.audio import segment_starts
 from shards.errors import UserError
 from shards.index import SPLITS
-from shards.manifest import Recording, Reject, Scan, describe, digest, natural, scan
+from shards.labels import classes_of, label_sets, names, numbers
+from shards.manifest import Scan, scan
 from shards.mel import MelSettings
+from shards.recording import Recording, Reject, digest
 from shards.split import assign, fold_names, parse_parts
+from shards.summary import describe
+from shards.table import Table
 from shards.write import Numbers, Recipe, sample_bytes
 
 logger = logging.getLogger(__name__)
@@ -31,6 +35,7 @@ class Plan:
     recordings: list[Recording]
     rejected: list[Reject]  # by their headers
     classes: list[str]
+    label_sets: list[list[int]]  # the class numbers of each label: [[0], [1], ...] if one each
     folds: list[str]
     method: str
     shards: list[range]  # of places in `recordings`
@@ -39,8 +44,15 @@ class Plan:
 
     @property
     def numbers(self) -> Numbers:
-        """Class and fold numbers."""
-        return Numbers(*({name: n for n, name in enumerate(x)} for x in (self.classes, self.folds)))
+        """The numbers of labels, of their first classes, and of folds."""
+        number = {name: n for n, name in enumerate(self.classes)}
+        sets = {tuple(some): n for n, some in enumerate(self.label_sets)}
+        found = {label: numbers(label, number) for label in {r.label for r in self.recordings}}
+        return Numbers(
+            {label: sets[tuple(some)] for label, some in found.items()},
+            {label: some[0] for label, some in found.items()},
+            {name: n for n, name in enumerate(self.folds)},
+        )
 
 
 def parse_size(text: str) -> int:
@@ -103,16 +115,25 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
     return Recipe(audio=audio, mel=mel, length=length, hop=hop)
 
 
-def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    out: Path,
+    settings: Mapping[str, Any],
+    table: Table | None = None,
+    strict: bool = False,
+) -> Plan:
     """Scan the audio, deal out folds and parts, and tell what was understood.
+
+    A `table` names the recordings, or they are what is below the audio folder; see `scan`.
 
     Raises:
         UserError: nothing to build from, or not as asked; see `scan` and `assign`.
     """
     seed = settings["seed"]
-    patterns = {name: settings[name] for name in ("group_from", "fold_from", "split_from")}
-    found = scan(recipe.audio, seed=seed, **patterns)
-    check_left({r.label for r in found.recordings}, found.rejected)
+    columns = {f"{x}_from": settings[f"{x}_from"] for x in ("label", "group", "fold", "split")}
+    found = scan(recipe.audio, table, strict=strict, seed=seed, **columns)
+    classes = classes_of(r.label for r in found.recordings)
+    check_left(set(classes), found.rejected)
     parts = tuple(settings["split"]) if settings["split"] else None
     fold, split, method = assign(found.recordings, settings["folds"], parts, seed)
     folds = fold_names(found.recordings, settings["folds"])
@@ -126,7 +147,8 @@ def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> Plan:
         out=out,
         recordings=recordings,
         rejected=found.rejected,
-        classes=sorted({r.label for r in recordings}, key=natural),
+        classes=classes,
+        label_sets=label_sets((r.label for r in recordings), classes),
         folds=folds,
         method=method,
         shards=plan_shards(recordings, recipe, settings["shard_size"]),
@@ -135,15 +157,15 @@ def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> Plan:
     )
 
 
-def check_left(labels: set[str], rejected: Sequence[Reject]) -> None:
+def check_left(classes: set[str], rejected: Sequence[Reject]) -> None:
     """Raise a UserError that names a class of which every file was rejected."""
     for reject in rejected:
-        label = reject.path.partition("/")[0]
-        if label not in labels:
-            raise UserError(
-                f"class {label!r}: none of its files can be used, such as {reject.path!r} "
-                f"({reject.reason}); replace them or take the class away"
-            )
+        for name in names(reject.label):
+            if name not in classes:
+                raise UserError(
+                    f"class {name!r}: none of its files can be used, such as {reject.path!r} "
+                    f"({reject.reason}); replace them or take the class away"
+                )
 
 
 def plan_shards(recordings: Sequence[Recording], recipe: Recipe, shard_size: int) -> list[range]:

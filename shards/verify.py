@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,12 @@ def check_set(shard_set: ShardSet) -> list[str]:
         ]
     faults += check_counts(shard_set)
     paths = [line["path"] for line in shard_set.recordings()]
+    shards = np.array(shard_set.index["shard"])
+    first = np.searchsorted(shards, np.arange(len(info["shards"]) + 1))
     for number, entry in enumerate(tqdm(info["shards"], "verify", unit="shard", disable=None)):
         found = check_file(shard_set.path / entry["name"], entry)
-        found += check_shard(shard_set, number, paths)
+        rows = shard_set.index[first[number] : first[number + 1]]
+        found += check_shard(shard_set, number, rows, paths)
         faults += found[:FAULTS_A_SHARD]
         if len(found) > FAULTS_A_SHARD:
             faults.append(f"{entry['name']}: {len(found) - FAULTS_A_SHARD} more faults")
@@ -71,7 +73,7 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
     """Faults between dataset.json, index.npy, stats.npy and recordings.jsonl."""
     info, index = shard_set.info, shard_set.index
     lines = list(shard_set.recordings())
-    classes, folds = len(info["classes"]), max(1, len(info["folds"]))
+    folds = max(1, len(info["folds"]))
     told = {
         "index.npy rows": (len(index), info["samples"]),
         "samples of all shards": (sum(x["samples"] for x in info["shards"]), info["samples"]),
@@ -87,7 +89,7 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
         if found != said:
             yield f"{what}: {found}, dataset.json says {said}"
     for column, end in (
-        ("label", classes),
+        ("label", len(shard_set.label_sets)),
         ("fold", folds),
         ("split", len(SPLITS)),
         ("shard", len(info["shards"])),
@@ -100,15 +102,18 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
             yield f"index.npy: {column} {values[row]} in row {row}, has to be below {end}"
     for key, column in (("class", "label"), ("fold", "fold"), ("split", "split")):
         said_counts = [entry["segments"] for entry in info["counts"][key].values()]
-        found_counts = Counter(index[column].tolist())
-        if said_counts and [found_counts[n] for n in range(len(said_counts))] != said_counts:
+        end = len(shard_set.label_sets) if key == "class" else len(said_counts)
+        values = index[column][(index[column] >= 0) & (index[column] < end)]
+        found_counts = np.bincount(values, minlength=end)
+        if key == "class":
+            found_counts = shard_set.label_table.T @ found_counts
+        if said_counts and found_counts.tolist() != said_counts:
             yield f"index.npy: {column} counts differ from dataset.json's counts of each {key}"
 
 
-def check_shard(shard_set: ShardSet, number: int, paths: list[str]) -> list[str]:
+def check_shard(shard_set: ShardSet, number: int, rows: np.ndarray, paths: list[str]) -> list[str]:
     """Faults of a tar: its structure, and each sample against its index row."""
     name = shard_set.info["shards"][number]["name"]
-    rows = shard_set.index[shard_set.index["shard"] == number]
     faults: list[str] = []
     seen = 0
     try:
