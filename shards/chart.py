@@ -69,9 +69,10 @@ def draw_bars(
     """Stack (K, C) values into C bars; the handle of each class for the legend."""
     titles = [title.replace("$", r"\$") for title in titles]
     foot, bars = np.zeros(values.shape[1]), []
+    edge = 0.3 if len(values) <= 20 else 0.0
     for row, colour in zip(values, colours, strict=False):
         bars.append(
-            axes.bar(titles, row, 0.8, foot, color=colour, edgecolor="white", linewidth=0.3)
+            axes.bar(titles, row, 0.8, foot, color=colour, edgecolor="white", linewidth=edge)
         )
         foot = foot + row
     axes.set_title(unit, fontsize=9, loc="left")
