@@ -13,8 +13,10 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.index import SPLITS, ShardSet, current
-from shards.manifest import Recording, Reject, Scan, natural, place
+from shards.labels import classes_of
+from shards.manifest import Scan
 from shards.notes import Notes
+from shards.recording import Recording, Reject, place
 
 SAME = ("label", "group", "seconds", "sample_rate", "channels")
 SHOWN = 3  # names in a message
@@ -32,11 +34,18 @@ def only_new(base: ShardSet, found: Scan, settings: Mapping[str, Any]) -> Scan:
     Raises:
         UserError: a recording gone or changed, a new class or fold, a group in two folds.
     """
-    lines = {line["path"]: line for line in base.recordings()}
-    tried = {reject.path for reject in rejected(base)}
+    lines = {(line["path"], line.get("start", 0.0)): line for line in base.recordings()}
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for reject in rejected(base):
+        reasons[reject.path].append(reject.reason)
     check_kept(base, lines, found)
-    recordings = [r for r in found.recordings if r.path not in lines and r.path not in tried]
-    labels = sorted({r.label for r in recordings} - set(base.info["classes"]), key=natural)
+    recordings = [
+        r
+        for r in found.recordings
+        if (r.path, r.start) not in lines and not was_rejected(r, reasons)
+    ]
+    known = base.info["classes"]
+    labels = [x for x in classes_of(r.label for r in recordings) if x not in known]
     if labels:
         raise UserError(
             f"{base.path}: {said(labels)}: a new class would renumber those in the shards; build "
@@ -50,7 +59,7 @@ def only_new(base: ShardSet, found: Scan, settings: Mapping[str, Any]) -> Scan:
     split = homes("split", parts, old, recordings, seed)
     return Scan(
         [replace(r, fold=fold.get(r.group), split=split[r.group]) for r in recordings],
-        [reject for reject in found.rejected if printed(reject.path) not in tried],
+        [reject for reject in found.rejected if printed(reject.path) not in reasons],
         found.passed_by,
     )
 
@@ -90,11 +99,17 @@ def said(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + more
 
 
-def check_kept(base: ShardSet, lines: Mapping[str, Line], found: Scan) -> None:
+def was_rejected(recording: Recording, reasons: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a recording, or the piece of a file that it is, stands in rejected.csv."""
+    mine = f"(from {recording.start:g} s,"
+    return any(mine in x or "(from " not in x for x in reasons.get(recording.path, ()))
+
+
+def check_kept(base: ShardSet, lines: Mapping[tuple[str, float], Line], found: Scan) -> None:
     """Raise a UserError that names the recordings of the set that are gone or changed."""
-    now = {r.path: r for r in found.recordings}
-    gone = [path for path in lines if path not in now]
-    changed = [path for path in lines if path in now and differs(now[path], lines[path])]
+    now = {(r.path, r.start): r for r in found.recordings}
+    gone = [key[0] for key in lines if key not in now]
+    changed = [key[0] for key in lines if key in now and differs(now[key], lines[key])]
     for names, what in ((gone, "gone or unreadable"), (changed, "no longer what they were")):
         if names:
             raise UserError(

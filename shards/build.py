@@ -10,17 +10,8 @@ from shlex import quote
 from time import monotonic
 from typing import Any
 
-from tqdm import tqdm
-
 from shards.errors import UserError
-from shards.index import (
-    BESIDE,
-    READY,
-    ShardSet,
-    open_set,
-    shard_name,
-)
-from shards.manifest import Recording, Reject
+from shards.index import BESIDE, READY, open_set, shard_name
 from shards.merge import finish
 from shards.output import (
     check_contents,
@@ -32,6 +23,10 @@ from shards.output import (
 )
 from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
+from shards.progress import Progress
+from shards.recording import Recording, Reject
+from shards.summary import summary
+from shards.table import locate, own_columns, read_table
 from shards.workers import available, ordered
 from shards.workshop import (
     begin,
@@ -61,9 +56,14 @@ def build(
     fmax: float | None = None,
     folds: int | None = None,
     split: str | None = None,
+    label_from: str | None = None,
+    group_from: str | None = None,
     fold_from: str | None = None,
     split_from: str | None = None,
-    group_from: str | None = None,
+    path_from: str | None = None,
+    audio_root: str | None = None,
+    protocol_columns: str | None = None,
+    strict: bool = False,
     seed: int = 0,
     shard_size: str = "256MB",
     workers: int | None = None,
@@ -71,13 +71,20 @@ def build(
     append: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """Turn a folder of audio, one sub-folder a class, into a shard set.
+    """Turn a folder of audio, one sub-folder a class, or a table of recordings into a shard set.
 
     sample_rate, fmin, fmax in Hz (fmax: half the sample rate); n_fft, hop_length in samples;
     overlap is a share of a segment. --folds=5 is the default unless --split=0.7,0.15,0.15,
     --fold_from or --split_from is given. The *_from flags are regular expressions searched in the
-    file name (in the path below AUDIO if they have a "/"): what names a recording's group (speaker,
-    source clip), fold or part. A build that was stopped goes on where it was: start it again.
+    file name (in the path below AUDIO if they have a "/"): what names a recording's label, its
+    group (speaker, source clip), fold or part. A build that was stopped goes on where it was: start
+    it again.
+
+    AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, fold, split, and
+    start, end in seconds for pieces of long files; or a protocol, words between spaces that are
+    named by --protocol_columns. Paths are relative to --audio_root (the file's folder). There the
+    *_from flags name columns too, as --group_from=speaker does. Several labels are `a;b`. Rows
+    without their file are listed in rejected.csv; --strict stops at them.
 
     --part=I/N makes every Nth shard, for arrays of tasks on one OUT or on folders that are copied
     together, .build included; `merge OUT` then finishes the set, and the bytes are those of one
@@ -92,9 +99,12 @@ def build(
     Raises:
         UserError: words, audio or an existing OUT that cannot be built from or into.
     """
-    words = dict(locals())
+    asked = dict(locals())
+    words = dict(asked)
     for name in ("audio", "out", "workers", "part", "append", "overwrite"):
         del words[name]
+    for name in ("path_from", "audio_root", "protocol_columns", "strict"):
+        del words[name]  # they decide which recordings there are, and the manifest says which
     began = monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: has to be at least 1")
@@ -102,9 +112,11 @@ def build(
         raise UserError(f"--overwrite and --{'append' if append else 'part'} exclude each other")
     share = parse_part(part) if part is not None else None
     folder = Path(out)
+    root, file = locate(audio, audio_root)
     check_places(Path(audio), folder)
-    settings = settle(words)
-    recipe = make_recipe(Path(audio), settings)
+    table = read_table(file, path_from, protocol_columns) if file else None
+    settings = settle(words | own_columns(table, words) if table else words)
+    recipe = make_recipe(root, settings)
     if (folder / READY).exists():  # killed on its last lines
         with errors_named(folder), locked(folder):
             put_in_place(folder)
@@ -114,8 +126,8 @@ def build(
     check_contents(folder)
     if append and not (folder / "dataset.json").exists():
         raise UserError(f"{out}: no finished shard set to append to; build it without --append")
-    plan = make_plan(recipe, folder, settings, open_set(folder) if append else None)
-    plan = replace(plan, command=typed(audio, out, words | {"append": append}))
+    plan = make_plan(recipe, folder, settings, table, strict, open_set(folder) if append else None)
+    plan = replace(plan, command=typed(audio, out, asked))
     if not overwrite and is_complete(plan):
         if (folder / BESIDE).exists():
             with locked(folder):
@@ -141,16 +153,15 @@ def write_shards(plan: Plan, share: Part | None, workers: int) -> int:
     todo = [shard for shard in mine if not is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
     places = [place for shard in todo for place in plan.shards[shard]]
-    paths = [plan.recordings[place].path for place in places]
+    pieces = [plan.recordings[place].piece for place in places]
     done, made = total - len(places), 0
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
-    outcomes = ordered(plan.recipe.extract, paths, max(1, min(workers, len(paths))))
-    bar = tqdm(total=total, initial=done, desc="build", unit="rec", disable=None)
-    with closing(outcomes), bar:
+    outcomes = ordered(plan.recipe.extract, pieces, max(1, min(workers, len(pieces))))
+    with closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]
-            work = paired(plan.recordings[run.start : run.stop], outcomes, bar)
+            work = paired(plan.recordings[run.start : run.stop], outcomes, progress)
             file, notes = plan.out / shard_name(shard), notes_file(plan.out, shard)
             first = plan.first_place + run.start
             written = write_shard(file, notes, shard, first, work, plan.numbers)
@@ -159,32 +170,18 @@ def write_shards(plan: Plan, share: Part | None, workers: int) -> int:
 
 
 def paired(
-    recordings: Iterable[Recording], outcomes: Iterator[Outcome], bar: tqdm
+    recordings: Iterable[Recording], outcomes: Iterator[Outcome], progress: Progress
 ) -> Iterator[tuple[Recording, Outcome]]:
-    """Each recording with what became of it, as the bar counts."""
+    """Each recording with what became of it, as the progress counts."""
     for recording in recordings:
         outcome = next(outcomes)
-        bar.update()
+        progress.update(recording.seconds)
         yield recording, outcome
 
 
 def typed(audio: str, out: str, words: Mapping[str, Any]) -> str:
     """The command line that asks for a build, flags at their defaults left out."""
+    words = {n: x for n, x in words.items() if n not in ("audio", "out", "workers", "part")}
     defaults = {name: p.default for name, p in inspect.signature(build).parameters.items()}
     flags = [f"--{n}={quote(str(x))}" for n, x in words.items() if x != defaults[n]]
     return " ".join(["python -m shards build", quote(audio), quote(out), *flags])
-
-
-def summary(built: ShardSet) -> str:
-    """What a shard set holds, in a few lines."""
-    info, out = built.info, built.path
-    size = sum(shard["bytes"] for shard in info["shards"])
-    lines = [
-        f"shard set   {out}",
-        f"recordings  {info['recordings']} ({info['hours']:.2f} h), {len(info['classes'])} classes",
-        f"segments    {info['samples']} of {info['shape'][0]} x {info['shape'][1]}",
-        f"shards      {len(info['shards'])}, {size / 1e6:.1f} MB",
-    ]
-    if info["rejected"]:
-        lines.append(f"rejected    {info['rejected']}, listed in {out / 'rejected.csv'}")
-    return "\n".join(lines)

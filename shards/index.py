@@ -8,7 +8,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ SPLITS = ("train", "val", "test")
 
 #: One row a sample. `offset` is where the array's bytes start in the tar, behind its .npy header;
 #: `xxh3` is the XXH3-64 of these bytes; `start` is in seconds; `recording` is a line of
-#: recordings.jsonl; `split` numbers SPLITS; `fold` numbers dataset.json's "folds" (0 if none).
+#: recordings.jsonl; `split` numbers SPLITS; `fold` numbers dataset.json's "folds" (0 if none);
+#: `label` numbers its "classes", or its "label_sets" where samples have several classes.
 ROW = np.dtype(
     [
         ("offset", "<u8"),
@@ -53,8 +54,18 @@ def display_name(label: str) -> str:
     return re.sub(r"^\d+\s*-\s*(?=\S)", "", label)
 
 
+def display_names(labels: Sequence[str]) -> list[str]:
+    """Labels as people read them, or as they are if two would read the same."""
+    names = [display_name(label) for label in labels]
+    return names if len(set(names)) == len(names) else list(labels)
+
+
 def stats_shape(folds: int, classes: int, n_mels: int) -> tuple[int, ...]:
-    """stats.npy: (split, fold, class, [count, sum, sum of squares], mel band), float64, in dB."""
+    """stats.npy: (split, fold, class, [count, sum, sum of squares], mel band), float64, in dB.
+
+    A sample of several classes counts under the first of them alone, so that sums over classes
+    are sums over samples.
+    """
     return (len(SPLITS), max(1, folds), classes, 3, n_mels)
 
 
@@ -74,8 +85,35 @@ class ShardSet:
     @property
     def class_names(self) -> list[str]:
         """Class names as reports show them, in the order of the label numbers."""
-        names = [display_name(label) for label in self.info["classes"]]
-        return names if len(set(names)) == len(names) else list(self.info["classes"])
+        return display_names(self.info["classes"])
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether samples may have several classes."""
+        return "label_sets" in self.info
+
+    @property
+    def label_sets(self) -> list[list[int]]:
+        """The class numbers that each label number stands for; `[[0], [1], ...]` if one each."""
+        return self.info.get("label_sets") or [[n] for n in range(len(self.info["classes"]))]
+
+    @property
+    def label_names(self) -> list[str]:
+        """What each label number stands for, as reports show it."""
+        names = self.class_names
+        return ["; ".join(names[n] for n in some) for some in self.label_sets]
+
+    @cached_property
+    def label_table(self) -> np.ndarray:
+        """(label numbers, K) bool: which classes each label number stands for."""
+        table = np.zeros((len(self.label_sets), len(self.info["classes"])), bool)
+        for row, some in zip(table, self.label_sets, strict=True):
+            row[some] = True
+        return table
+
+    def targets(self, numbers: np.ndarray) -> np.ndarray:
+        """(P, K) bool: which classes each of the samples with these numbers has."""
+        return self.label_table[self.index["label"][numbers]]
 
     @property
     def folds(self) -> list[str]:
@@ -162,14 +200,14 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def write_atomic(file: Path, data: bytes) -> None:
+def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
     aside = file.with_name(
         f".{file.name}.{secrets.token_hex(4)}.tmp"
     )  # pids repeat across machines
     try:
         with open(aside, "wb") as out:
-            out.write(data)
+            out.writelines([data] if isinstance(data, bytes) else data)
             out.flush()
             os.fsync(out.fileno())
         os.replace(aside, file)

@@ -2,14 +2,15 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from shards.append import old_notes
-from shards.dataset import write_dataset
+from shards.dataset import Totals, write_dataset
 from shards.errors import UserError
 from shards.index import BESIDE, READY, current, read_info, sync_folder
-from shards.notes import load
+from shards.notes import Notes, load
 from shards.output import clear, errors_named, existing, locked, promises
 from shards.part import check_all_written
 from shards.plan import Plan, check_left
@@ -43,19 +44,22 @@ def is_over(out: Path) -> bool:
 
 def finish(plan: Plan) -> None:
     """Join the notes into the final files, and put the workshop away."""
-    shards = old_notes(plan.base) if plan.base else []
-    shards += [load(notes_file(plan.out, n)) for n in plan.shards]
+
+    def notes() -> Iterator[Notes]:
+        yield from old_notes(plan.base) if plan.base else ()
+        yield from (load(notes_file(plan.out, n)) for n in plan.shards)
+
+    totals = Totals(plan, notes)
     if plan.base is None:
         try:
-            labels = {line["label"] for notes in shards for line in notes.recordings}
-            check_left(labels, [reject for notes in shards for reject in notes.rejected])
+            check_left(totals.classes, totals.rejected)
         except UserError:
             clear(plan.out)
             raise
     aside = plan.out / READY.with_suffix(".part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    write_dataset(replace(plan, out=aside), shards)
+    write_dataset(replace(plan, out=aside), totals, notes)
     os.rename(aside, plan.out / READY)
     sync_folder(plan.out / BESIDE)
     put_in_place(plan.out)

@@ -17,15 +17,15 @@ from shards.index import BESIDE, FILES, current, read_info
 logger = logging.getLogger(__name__)
 
 SHARD = re.compile(r"samples-\d{6,}\.tar")
-OURS = re.compile("|".join([SHARD.pattern, *map(re.escape, (*FILES, "dataset.json"))]))
+OURS = re.compile(
+    "|".join([SHARD.pattern, *map(re.escape, (*FILES, "balance.png", "dataset.json"))])
+)
 
 
 def check_places(audio: Path, out: Path) -> None:
     """Raise a UserError unless `out` can be a folder, of its own, that may be written."""
-    if not audio.is_dir():
-        raise UserError(f"{audio}: no such folder; give the folder that holds one folder a class")
     inside = [out.resolve(), *out.resolve().parents]
-    if audio.resolve() in inside:
+    if audio.is_dir() and audio.resolve() in inside:
         raise UserError(f"{out}: lies inside the audio folder {audio}; give a place outside it")
     nearest = next(folder for folder in [out, *out.absolute().parents] if os.path.lexists(folder))
     if not nearest.is_dir():
@@ -121,3 +121,22 @@ def clear(out: Path) -> None:
         if OURS.fullmatch(entry.name):
             os.unlink(entry.path)
     shutil.rmtree(out / BESIDE, ignore_errors=True)
+
+
+def check_ours(out: Path) -> None:
+    """Raise a UserError unless `out` holds a shard set, whole or begun."""
+    if not (out / BESIDE).is_dir() and "wavefold" not in read_info(out):
+        raise UserError(f"{out}: its dataset.json is not of a shard set; nothing was removed")
+
+
+def reset(out: Path) -> None:
+    """Remove what a build wrote into `out`, and the folder itself if nothing else is in it.
+
+    Raises:
+        UserError: no shard set there, or a build is writing into it.
+    """
+    check_ours(out)
+    with locked(out):
+        clear(out)
+    if not any(os.scandir(out)):
+        out.rmdir()

@@ -13,9 +13,13 @@ from shards.append import only_new
 from shards.audio import segment_starts
 from shards.errors import UserError
 from shards.index import SPLITS, ShardSet
-from shards.manifest import Recording, Reject, Scan, describe, digest, natural, scan
+from shards.labels import classes_of, label_sets, names, numbers
+from shards.manifest import Scan, scan
 from shards.mel import MelSettings
+from shards.recording import Recording, Reject, digest
 from shards.split import assign, fold_names, parse_parts
+from shards.summary import describe
+from shards.table import Table
 from shards.write import Numbers, Recipe, sample_bytes
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,7 @@ class Plan:
     recordings: list[Recording]
     rejected: list[Reject]  # by their headers
     classes: list[str]
+    label_sets: list[list[int]]  # the class numbers of each label: [[0], [1], ...] if one each
     folds: list[str]
     method: str
     shards: Mapping[int, range]  # by their numbers; of places in `recordings`
@@ -43,8 +48,15 @@ class Plan:
 
     @property
     def numbers(self) -> Numbers:
-        """Class and fold numbers."""
-        return Numbers(*({name: n for n, name in enumerate(x)} for x in (self.classes, self.folds)))
+        """The numbers of labels, of their first classes, and of folds."""
+        number = {name: n for n, name in enumerate(self.classes)}
+        sets = {tuple(some): n for n, some in enumerate(self.label_sets)}
+        found = {label: numbers(label, number) for label in {r.label for r in self.recordings}}
+        return Numbers(
+            {label: sets[tuple(some)] for label, some in found.items()},
+            {label: some[0] for label, some in found.items()},
+            {name: n for n, name in enumerate(self.folds)},
+        )
 
     @property
     def appended(self) -> list[int]:
@@ -118,21 +130,28 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
 
 
 def make_plan(
-    recipe: Recipe, out: Path, settings: Mapping[str, Any], base: ShardSet | None = None
+    recipe: Recipe,
+    out: Path,
+    settings: Mapping[str, Any],
+    table: Table | None = None,
+    strict: bool = False,
+    base: ShardSet | None = None,
 ) -> Plan:
     """Scan the audio, deal out folds and parts, and tell what was understood.
 
-    With `base` it is a plan for what is not in that set yet.
+    A `table` names the recordings, or they are what is below the audio folder; see `scan`. With
+    `base` it is a plan for what is not in that set yet.
 
     Raises:
         UserError: nothing to build from, or not as asked; see `scan`, `assign`, `only_new`.
     """
     seed = settings["seed"]
-    patterns = {name: settings[name] for name in ("group_from", "fold_from", "split_from")}
-    found = scan(recipe.audio, seed=seed, **patterns)
+    columns = {f"{x}_from": settings[f"{x}_from"] for x in ("label", "group", "fold", "split")}
+    found = scan(recipe.audio, table, strict=strict, seed=seed, **columns)
     if base is not None:
         return extension(recipe, base, only_new(base, found, settings), settings)
-    check_left({r.label for r in found.recordings}, found.rejected)
+    classes = classes_of(r.label for r in found.recordings)
+    check_left(set(classes), found.rejected)
     parts = tuple(settings["split"]) if settings["split"] else None
     fold, split, method = assign(found.recordings, settings["folds"], parts, seed)
     folds = fold_names(found.recordings, settings["folds"])
@@ -146,7 +165,8 @@ def make_plan(
         out=out,
         recordings=recordings,
         rejected=found.rejected,
-        classes=sorted({r.label for r in recordings}, key=natural),
+        classes=classes,
+        label_sets=label_sets((r.label for r in recordings), classes),
         folds=folds,
         method=method,
         shards=dict(enumerate(plan_shards(recordings, recipe, settings["shard_size"]))),
@@ -163,12 +183,15 @@ def extension(recipe: Recipe, base: ShardSet, new: Scan, settings: Mapping[str, 
         both = manifest + digest(new.recordings, new.rejected)
         manifest = hashlib.sha256(both.encode()).hexdigest()
     runs = plan_shards(new.recordings, recipe, settings["shard_size"]) if new.recordings else []
+    classes, sets = list(base.info["classes"]), base.label_sets
+    more = label_sets((r.label for r in new.recordings), classes)
     return Plan(
         recipe=recipe,
         out=base.path,
         recordings=new.recordings,
         rejected=new.rejected,
-        classes=list(base.info["classes"]),
+        classes=classes,
+        label_sets=[*sets, *(some for some in more if some not in sets)],
         folds=base.folds,
         method=base.info["split"]["method"],
         shards=dict(enumerate(runs, len(base.info["shards"]))),
@@ -178,15 +201,15 @@ def extension(recipe: Recipe, base: ShardSet, new: Scan, settings: Mapping[str, 
     )
 
 
-def check_left(labels: set[str], rejected: Sequence[Reject]) -> None:
+def check_left(classes: set[str], rejected: Sequence[Reject]) -> None:
     """Raise a UserError that names a class of which every file was rejected."""
     for reject in rejected:
-        label = reject.path.partition("/")[0]
-        if label not in labels:
-            raise UserError(
-                f"class {label!r}: none of its files can be used, such as {reject.path!r} "
-                f"({reject.reason}); replace them or take the class away"
-            )
+        for name in names(reject.label):
+            if name not in classes:
+                raise UserError(
+                    f"class {name!r}: none of its files can be used, such as {reject.path!r} "
+                    f"({reject.reason}); replace them or take the class away"
+                )
 
 
 def plan_shards(recordings: Sequence[Recording], recipe: Recipe, shard_size: int) -> list[range]:

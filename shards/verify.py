@@ -4,7 +4,6 @@ import io
 import json
 import os
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,7 +98,7 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
     """Faults between dataset.json, index.npy, stats.npy and recordings.jsonl."""
     info, index = shard_set.info, shard_set.index
     lines = list(shard_set.recordings())
-    classes, folds = len(info["classes"]), max(1, len(info["folds"]))
+    folds = max(1, len(info["folds"]))
     told = {
         "index.npy rows": (len(index), info["samples"]),
         "samples of all shards": (sum(x["samples"] for x in info["shards"]), info["samples"]),
@@ -115,7 +114,7 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
         if found != said:
             yield f"{what}: {found}, dataset.json says {said}"
     for column, end in (
-        ("label", classes),
+        ("label", len(shard_set.label_sets)),
         ("fold", folds),
         ("split", len(SPLITS)),
         ("shard", len(info["shards"])),
@@ -128,8 +127,12 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
             yield f"index.npy: {column} {values[row]} in row {row}, has to be below {end}"
     for key, column in (("class", "label"), ("fold", "fold"), ("split", "split")):
         said_counts = [entry["segments"] for entry in info["counts"][key].values()]
-        found_counts = Counter(index[column].tolist())
-        if said_counts and [found_counts[n] for n in range(len(said_counts))] != said_counts:
+        end = len(shard_set.label_sets) if key == "class" else len(said_counts)
+        values = index[column][(index[column] >= 0) & (index[column] < end)]
+        found_counts = np.bincount(values, minlength=end)
+        if key == "class":
+            found_counts = shard_set.label_table.T @ found_counts
+        if said_counts and found_counts.tolist() != said_counts:
             yield f"index.npy: {column} counts differ from dataset.json's counts of each {key}"
 
 

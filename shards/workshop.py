@@ -23,10 +23,10 @@ from shards.index import (
     sync_folder,
     write_atomic,
 )
-from shards.manifest import Reject
 from shards.notes import load
 from shards.output import SHARD, check_manifest, check_settings, clear, promises
 from shards.plan import Plan, make_recipe
+from shards.recording import Reject
 
 DECIDE_BYTES = ("numpy", "scipy", "soundfile", "soxr")  # libraries of which another version may
 
@@ -43,6 +43,7 @@ def promise(plan: Plan) -> dict[str, Any]:
         "command": plan.command,
         "method": plan.method,
         "classes": plan.classes,
+        "label_sets": plan.label_sets,
         "folds": plan.folds,
         "shards": list(plan.shards),
         "rejected": plan.rejected,
@@ -92,6 +93,7 @@ def recall(out: Path) -> Plan:
         recordings=[],
         rejected=[Reject(*reject) for reject in there["rejected"]],
         classes=there["classes"],
+        label_sets=there["label_sets"],
         folds=there["folds"],
         method=there["method"],
         shards={number: range(0) for number in there["shards"]},

@@ -83,7 +83,7 @@ def test_killed_build_goes_on_and_ends_in_the_same_bytes(
     first, decoded = (out / "samples-000000.tar").stat().st_ino, []
     decode = write_module.decode
     monkeypatch.setattr(
-        write_module, "decode", lambda path, rate: decoded.append(path) or decode(path, rate)
+        write_module, "decode", lambda path, *words: decoded.append(path) or decode(path, *words)
     )
     build_tones(tones, out, **words)
     assert hashes(out) == hashes(tone_set)
