@@ -49,8 +49,17 @@ def probe(path: str | os.PathLike[str]) -> Probe:
     return Probe(info.frames, info.samplerate, info.channels)
 
 
-def decode(path: str | os.PathLike[str], sample_rate: int) -> np.ndarray:
+def piece_frames(start: float, end: float | None, rate: int) -> tuple[int, int | None]:
+    """The frames at which a piece from `start` to `end` seconds begins and stops."""
+    return round(start * rate), None if end is None else round(end * rate)
+
+
+def decode(
+    path: str | os.PathLike[str], sample_rate: int, start: float = 0.0, end: float | None = None
+) -> np.ndarray:
     """A recording as mono at `sample_rate` Hz: the mean of its channels, resampled by soxr (HQ).
+
+    `start` and `end` in seconds choose a piece of it; nothing else is read where it can be sought.
 
     A file that holds less than its header claims gives what is there, where libsndfile does.
 
@@ -63,7 +72,12 @@ def decode(path: str | os.PathLike[str], sample_rate: int) -> np.ndarray:
     import soundfile
 
     try:
-        frames, rate = soundfile.read(os.fspath(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(os.fspath(path)) as file:
+            rate = file.samplerate
+            first, last = piece_frames(start, end, rate)
+            file.seek(first) if first else None
+            count = -1 if last is None else last - first
+            frames = file.read(count, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         raise unreadable(path, error) from None
     bad = frames.size - np.count_nonzero(np.isfinite(frames))

@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import tarfile
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,9 +20,9 @@ import numpy as np
 
 from shards.audio import AudioError, decode, is_silent, segment_starts
 from shards.index import ROW, SPLITS, sha256, sync_folder
-from shards.manifest import Recording, Reject
 from shards.mel import MelSettings, log_mel
 from shards.notes import Cell, Notes, save
+from shards.recording import Piece, Recording, Reject
 
 BLOCK = 512  # bytes; everything in a tar is a whole number of them
 STEM = 60  # characters of a file's name that its keys keep: a ustar name holds 100
@@ -30,7 +32,7 @@ class Features(NamedTuple):
     """What a recording becomes."""
 
     values: np.ndarray  # (S, M, T) float16, dB
-    starts: list[float]  # (S,) seconds
+    starts: list[float]  # (S,) seconds in the file
     xxh3: list[int]  # (S,) of each segment's bytes
     sums: np.ndarray  # (3, M) float64 over `values`: count, sum, sum of squares
     sha256: str  # of the audio file
@@ -51,26 +53,33 @@ class Recipe:
         """(M, T) of every sample."""
         return self.mel.n_mels, self.mel.frames(self.length)
 
-    def extract(self, path: str) -> Features | Reject:
+    def extract(self, piece: Piece) -> Features | Reject:
         """Decode, cut and transform one recording, or tell why it cannot be used."""
         import xxhash
 
+        file = self.audio / piece.path
         try:
-            wave = decode(self.audio / path, self.mel.sample_rate)
+            wave = decode(file, self.mel.sample_rate, piece.start, piece.end)
         except AudioError as error:
-            return Reject(path, str(error))
+            return Reject(piece.path, str(error))
         if is_silent(wave):
-            return Reject(path, "silent")
+            return Reject(piece.path, "silent")
         starts = segment_starts(len(wave), self.length, self.hop)
         wave = np.pad(wave, (0, max(0, int(starts[-1]) + self.length - len(wave))))
         values = log_mel(wave, starts, self.length, self.mel, self.device).astype("<f2")
         return Features(
             values,
-            (starts / self.mel.sample_rate).tolist(),
+            (piece.start + starts / self.mel.sample_rate).tolist(),
             [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
             band_sums(values),
-            sha256(self.audio / path),
+            file_hash(file, file.stat().st_mtime_ns),
         )
+
+
+@lru_cache(maxsize=1)
+def file_hash(file: Path, changed: int) -> str:
+    """The SHA-256 of an audio file; its pieces follow each other, and all want the same one."""
+    return sha256(file)
 
 
 def band_sums(values: np.ndarray) -> np.ndarray:
@@ -153,13 +162,14 @@ class Tar:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers that stand in the index for classes and folds."""
+    """The numbers that stand in the index for labels and folds, by their names as given."""
 
-    classes: Mapping[str, int]
+    labels: Mapping[str, int]  # into label_sets
+    classes: Mapping[str, int]  # the first class of a label
     folds: Mapping[str, int]
 
     def cell(self, recording: Recording) -> Cell:
-        """(split, fold, class) of a recording; fold 0 if the set has none."""
+        """(split, fold, first class) of a recording; fold 0 if the set has none."""
         fold = self.folds[recording.fold] if recording.fold is not None else 0
         return SPLITS.index(recording.split or "train"), fold, self.classes[recording.label]
 
@@ -177,11 +187,12 @@ def write_shard(
     `first` is the place of the first recording in the manifest. Keys carry places, not the numbers
     of recordings.jsonl: a shard's bytes do not depend on what was rejected in another one.
     """
-    aside = notes_file.with_name(f"{file.name}.{os.getpid()}.part")
+    aside = notes_file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
     try:
         with open(aside, "wb") as out:
             tar = Tar(out)
             notes = fill(tar, shard, first, work, numbers)
+        file.unlink(missing_ok=True)  # an old one beside new notes would pass for theirs
         save(notes, notes_file)
         os.replace(aside, file)
     finally:
@@ -204,9 +215,10 @@ def fill(
     sums: dict[Cell, np.ndarray] = {}
     for place, (recording, features) in enumerate(work, first):
         if isinstance(features, Reject):
-            rejected.append(features)
+            rejected.append(rejection(recording, features.reason))
             continue
-        split, fold, label = cell = numbers.cell(recording)
+        split, fold, _ = cell = numbers.cell(recording)
+        label = numbers.labels[recording.label]
         header = npy_header(features.values.dtype, features.values.shape[1:])
         for segment, (value, start) in enumerate(
             zip(features.values, features.starts, strict=True)
@@ -222,10 +234,19 @@ def fill(
     return Notes(np.array(rows, ROW), lines, rejected, sums, tar.size, tar.digest.hexdigest())
 
 
+def rejection(recording: Recording, reason: str) -> Reject:
+    """A rejected recording with what is known of it."""
+    if not recording.piece.is_whole:
+        reason += f" (from {recording.start:g} s, {recording.seconds:g} s long)"
+    return Reject(recording.path, reason, recording.label)
+
+
 def recording_line(recording: Recording, segments: int, digest: str) -> dict[str, Any]:
-    """A line of recordings.jsonl."""
+    """A line of recordings.jsonl; `start` and `end` are there where it is a piece of a file."""
+    start, end = recording.start, recording.start + recording.seconds
     return {
         "path": recording.path,
+        **({} if recording.piece.is_whole else {"start": start, "end": end}),
         "label": recording.label,
         "group": recording.group,
         "fold": recording.fold,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shards.errors import UserError
 from shards.index import SPLITS
-from shards.manifest import Recording
+from shards.recording import Recording
 from shards.split import allot, assign, fold_names, parse_parts
 
 PARTS = (0.7, 0.15, 0.15)
