@@ -26,8 +26,9 @@ from shards.output import (
     locked,
 )
 from shards.plan import Plan, check_left, make_plan, make_recipe, settle
+from shards.recipe import Features
 from shards.workers import available, ordered
-from shards.write import Features, write_shard
+from shards.write import write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,13 @@ def build(
     hop_length: int = 512,
     fmin: float = 0.0,
     fmax: float | None = None,
+    min_seconds: float = 0.0,
+    pad: str = "silence",
+    tail: str = "pad",
+    trim_silence: float | None = None,
+    highpass: float | None = None,
+    loudness: float | None = None,
+    peak: float | None = None,
     folds: int | None = None,
     split: str | None = None,
     fold_from: str | None = None,
@@ -54,6 +62,7 @@ def build(
     seed: int = 0,
     shard_size: str = "256MB",
     workers: int | None = None,
+    file_timeout: float = 300.0,
     overwrite: bool = False,
 ) -> str:
     """Turn a folder of audio, one sub-folder a class, into a shard set.
@@ -62,7 +71,16 @@ def build(
     overlap is a share of a segment. --folds=5 is the default unless --split=0.7,0.15,0.15,
     --fold_from or --split_from is given. The *_from flags are regular expressions searched in the
     file name (in the path below AUDIO if they have a "/"): what names a recording's group (speaker,
-    source clip), fold or part. A build that was stopped goes on where it was: start it again.
+    source clip), fold or part.
+
+    A recording shorter than a segment is filled up by --pad=silence|repeat|reflect, or rejected
+    below min_seconds. So is the last, partial segment of any other, if it adds 10 % of one
+    (--tail=drop: never). Off by default, done in this order: highpass in Hz (Butterworth, order 4);
+    trim_silence at both ends, in dB below the loudest part; loudness in LUFS (ITU-R BS.1770, at
+    most 30 dB up or down, the peak at most 1) or peak in dBFS. A file that takes over file_timeout
+    seconds (0: no limit), or kills its decoder, is rejected.
+
+    A build that was stopped goes on where it was: start it again.
 
     Returns:
         What was built, in a few lines.
@@ -71,11 +89,13 @@ def build(
         UserError: words, audio or an existing OUT that cannot be built from or into.
     """
     words = dict(locals())
-    for name in ("audio", "out", "workers", "overwrite"):
+    for name in ("audio", "out", "workers", "file_timeout", "overwrite"):
         del words[name]
     began = monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: has to be at least 1")
+    if not file_timeout >= 0:
+        raise UserError(f"--file_timeout={file_timeout:g}: has to be 0 (no limit) or more seconds")
     folder = Path(out)
     check_places(Path(audio), folder)
     settings = settle(words)
@@ -92,7 +112,7 @@ def build(
             return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
     with errors_named(folder), locked(folder):
         begin(plan, overwrite)
-        made = write_shards(plan, workers or available())
+        made = write_shards(plan, workers or available(), file_timeout)
         finish(plan)
     built = open_set(folder)
     took = monotonic() - began
@@ -132,7 +152,7 @@ def is_written(plan: Plan, shard: int) -> bool:
     return file.exists() and notes.exists() and load(notes).size == file.stat().st_size
 
 
-def write_shards(plan: Plan, workers: int) -> int:
+def write_shards(plan: Plan, workers: int, file_timeout: float) -> int:
     """Write the shards that are missing; how many samples that made."""
     todo = [shard for shard in range(len(plan.shards)) if not is_written(plan, shard)]
     places = [place for shard in todo for place in plan.shards[shard]]
@@ -140,7 +160,8 @@ def write_shards(plan: Plan, workers: int) -> int:
     done, made = len(plan.recordings) - len(places), 0
     if done:
         logger.info("going on: %d of %d recordings are done", done, len(plan.recordings))
-    outcomes = ordered(plan.recipe.extract, paths, max(1, min(workers, len(paths))))
+    workers = max(1, min(workers, len(paths)))
+    outcomes = ordered(plan.recipe.extract, paths, workers, timeout=file_timeout, lost=Reject)
     bar = tqdm(total=len(plan.recordings), initial=done, desc="build", unit="rec", disable=None)
     with closing(outcomes), bar:
         for shard in todo:
@@ -185,6 +206,11 @@ def summary(built: ShardSet) -> str:
         f"segments    {info['samples']} of {info['shape'][0]} x {info['shape'][1]}",
         f"shards      {len(info['shards'])}, {size / 1e6:.1f} MB",
     ]
+    faults = info["faults"]
+    if faults["clipped"]:
+        lines.append(f"clipped     {faults['clipped']} recordings, over 0.1 % of their samples")
+    if faults["dc"]:
+        lines.append(f"DC offset   {faults['dc']} recordings, over 1 % of full scale")
     if info["rejected"]:
         lines.append(f"rejected    {info['rejected']}, listed in {out / 'rejected.csv'}")
     return "\n".join(lines)

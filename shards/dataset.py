@@ -28,6 +28,9 @@ from shards.notes import Notes
 from shards.plan import Plan
 from shards.write import npy_bytes
 
+#: From where on a recording counts as clipped, in samples at full scale, or as off zero.
+CLIPPED, OFF_ZERO = 1e-3, 1e-2
+
 Line = dict[str, Any]
 
 
@@ -121,6 +124,8 @@ def dataset(plan: Plan, shards: Sequence[Notes], lines: list[Line], rejected: in
             "overlap": settings["overlap"],
             "samples": recipe.length,
             "hop_samples": recipe.hop,
+            "pad": recipe.pad,
+            "tail": recipe.tail,
         },
         "dtype": "float16",
         "unit": "dB",
@@ -129,6 +134,10 @@ def dataset(plan: Plan, shards: Sequence[Notes], lines: list[Line], rejected: in
         "recordings": len(lines),
         "groups": len({x["group"] for x in lines}),
         "rejected": rejected,
+        "faults": {
+            "clipped": sum(x["clipped"] > CLIPPED for x in lines),
+            "dc": sum(abs(x["dc"]) > OFF_ZERO for x in lines),
+        },
         "hours": sum(x["seconds"] for x in lines) / 3600,
         "counts": {
             "class": counts(lines, "label", plan.classes),

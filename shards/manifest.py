@@ -18,9 +18,10 @@ from shards.audio import AudioError, Probe, probe
 from shards.errors import UserError
 from shards.index import display_name
 
-#: What libsndfile reads, by the suffixes that people give it.
+#: What libsndfile and FFmpeg read, by the suffixes that people give it.
 SUFFIXES = {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
 SUFFIXES |= {".rf64", ".snd", ".w64", ".wav", ".wave"}
+SUFFIXES |= {".aac", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma"}
 PROBES = 8  # headers on network storage wait, they do not compute
 CLASSES_SHOWN = 20
 SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "test"}
@@ -133,7 +134,7 @@ def files_below(
                 continue
             if entry.is_dir():
                 yield from files_below(path, root, above | {here})
-            elif entry.is_file() or entry.is_symlink():  # a dangling link is a recording missed
+            else:  # also a dangling link or a FIFO: it will say that it is no recording
                 yield PurePosixPath(path.relative_to(root).as_posix())
 
 

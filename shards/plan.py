@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shards.audio import segment_starts
+from shards.condition import Conditioning
 from shards.errors import UserError
 from shards.index import SPLITS
 from shards.manifest import Recording, Reject, Scan, describe, digest, natural, scan
 from shards.mel import MelSettings
+from shards.recipe import Recipe
+from shards.segment import PADS, TAILS, segment_starts
 from shards.split import assign, fold_names, parse_parts
-from shards.write import Numbers, Recipe, sample_bytes
+from shards.write import Numbers, sample_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,11 @@ def settle(words: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--overlap={words['overlap']}: a share of a segment, 0 <= overlap < 1")
     if not (math.isfinite(words["segment_seconds"]) and words["segment_seconds"] > 0):
         raise UserError(f"--segment_seconds={words['segment_seconds']}: has to be above 0")
+    if not 0 <= words["min_seconds"] < math.inf:
+        raise UserError(f"--min_seconds={words['min_seconds']}: has to be 0 or more")
+    for name, known in (("pad", PADS), ("tail", TAILS)):
+        if words[name] not in known:
+            raise UserError(f"--{name}={words[name]}: has to be one of {', '.join(known)}")
     return settings
 
 
@@ -89,10 +96,14 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
     """The recipe that settled settings stand for.
 
     Raises:
-        UserError: a mel setting out of its range, or a segment of no sample.
+        UserError: a mel setting or a step of conditioning out of its range, a segment of no sample.
     """
     names = ("sample_rate", "n_fft", "hop_length", "n_mels", "fmin", "fmax")
     mel = MelSettings(**{name: settings[name] for name in names})
+    steps = ("highpass", "trim_silence", "loudness", "peak")
+    conditioning = Conditioning(
+        sample_rate=mel.sample_rate, **{name: settings[name] for name in steps}
+    )
     length = round(settings["segment_seconds"] * mel.sample_rate)
     hop = round(length * (1 - settings["overlap"]))
     if length < mel.hop_length or hop < 1:
@@ -100,7 +111,8 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
             f"--segment_seconds={settings['segment_seconds']}: {length} samples at "
             f"{mel.sample_rate} Hz, less than one frame of --hop_length={mel.hop_length}; give more"
         )
-    return Recipe(audio=audio, mel=mel, length=length, hop=hop)
+    rules = {name: settings[name] for name in ("pad", "tail", "min_seconds")}
+    return Recipe(audio=audio, mel=mel, conditioning=conditioning, length=length, hop=hop, **rules)
 
 
 def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> Plan:
@@ -152,7 +164,7 @@ def plan_shards(recordings: Sequence[Recording], recipe: Recipe, shard_size: int
     shards, first, filled = [], 0, 0
     for place, recording in enumerate(recordings):
         n = round(recording.seconds * recipe.mel.sample_rate)
-        size = each * len(segment_starts(n, recipe.length, recipe.hop))
+        size = each * len(segment_starts(n, recipe.length, recipe.hop, recipe.tail))
         if filled and filled + size > shard_size:
             shards.append(range(first, place))
             first, filled = place, 0

@@ -1,7 +1,4 @@
-"""A recording into spectrograms, and a run of recordings into one tar, always the same bytes.
-
-Shapes: `S` segments, `M` mel bands, `T` frames.
-"""
+"""A run of recordings into one tar, always the same bytes."""
 
 import hashlib
 import json
@@ -12,70 +9,17 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from shards.audio import AudioError, cut, decode, is_silent
-from shards.index import ROW, SPLITS, sha256, sync_folder
+from shards.index import ROW, SPLITS, sync_folder
 from shards.manifest import Recording, Reject
-from shards.mel import MelSettings, log_mel
 from shards.notes import Cell, Notes, save
+from shards.recipe import Features
 
 BLOCK = 512  # bytes; everything in a tar is a whole number of them
 STEM = 60  # characters of a file's name that its keys keep: a ustar name holds 100
-
-
-class Features(NamedTuple):
-    """What a recording becomes."""
-
-    values: np.ndarray  # (S, M, T) float16, dB
-    starts: list[float]  # (S,) seconds
-    xxh3: list[int]  # (S,) of each segment's bytes
-    sums: np.ndarray  # (3, M) float64 over `values`: count, sum, sum of squares
-    sha256: str  # of the audio file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How audio becomes samples; lengths in samples at `mel.sample_rate`."""
-
-    audio: Path
-    mel: MelSettings
-    length: int
-    hop: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(M, T) of every sample."""
-        return self.mel.n_mels, self.mel.frames(self.length)
-
-    def extract(self, path: str) -> Features | Reject:
-        """Decode, cut and transform one recording, or tell why it cannot be used."""
-        import xxhash
-
-        try:
-            wave = decode(self.audio / path, self.mel.sample_rate)
-        except AudioError as error:
-            return Reject(path, str(error))
-        if is_silent(wave):
-            return Reject(path, "silent")
-        segments, starts = cut(wave, self.length, self.hop)
-        values = log_mel(segments, self.mel).astype("<f2")
-        return Features(
-            values,
-            (starts / self.mel.sample_rate).tolist(),
-            [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
-            band_sums(values),
-            sha256(self.audio / path),
-        )
-
-
-def band_sums(values: np.ndarray) -> np.ndarray:
-    """(3, M) float64 of (S, M, T): count, sum and sum of squares per mel band."""
-    exact = values.astype(np.float64)
-    count = np.full(values.shape[1], values.shape[0] * values.shape[2], np.float64)
-    return np.stack([count, exact.sum(axis=(0, 2)), np.square(exact).sum(axis=(0, 2))])
 
 
 def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
@@ -214,13 +158,13 @@ def fill(
             tar.add(f"{key}.json", sample_json(recording, label, start))
             xxh3 = features.xxh3[segment]
             rows.append((offset, xxh3, start, shard, len(lines), label, fold, split))
-        lines.append(recording_line(recording, len(features.starts), features.sha256))
+        lines.append(recording_line(recording, features))
         sums[cell] = sums.get(cell, 0) + features.sums
     tar.finish()
     return Notes(np.array(rows, ROW), lines, rejected, sums, tar.size, tar.digest.hexdigest())
 
 
-def recording_line(recording: Recording, segments: int, digest: str) -> dict[str, Any]:
+def recording_line(recording: Recording, features: Features) -> dict[str, Any]:
     """A line of recordings.jsonl."""
     return {
         "path": recording.path,
@@ -228,9 +172,11 @@ def recording_line(recording: Recording, segments: int, digest: str) -> dict[str
         "group": recording.group,
         "fold": recording.fold,
         "split": recording.split,
-        "seconds": recording.seconds,
+        "seconds": features.seconds,
         "sample_rate": recording.sample_rate,
         "channels": recording.channels,
-        "segments": segments,
-        "sha256": digest,
+        "segments": len(features.starts),
+        "clipped": features.clipped,
+        "dc": features.dc,
+        "sha256": features.sha256,
     }

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from shards.audio import AudioError, cut, decode, is_silent, probe, segment_starts
+from shards.audio import AudioError, decode, is_silent, probe
 
 
 def sine(hz, rate, seconds, level=0.5):
@@ -101,57 +99,3 @@ def test_silence_is_below_one_step_of_16_bits():
     one_step = np.zeros(100, "f4")
     one_step[50] = -1 / 32768
     assert not is_silent(one_step)
-
-
-@pytest.mark.parametrize(
-    ("n", "length", "hop", "starts"),
-    [
-        (50, 100, 100, [0]),
-        (100, 100, 50, [0]),
-        (101, 100, 100, [0]),  # one odd sample makes no segment
-        (109, 100, 100, [0]),
-        (110, 100, 100, [0, 100]),  # a tenth does
-        (200, 100, 50, [0, 50, 100]),
-        (210, 100, 50, [0, 50, 100, 150]),
-        (205, 100, 200, [0]),  # with gaps only what the next window would hold counts
-        (215, 100, 200, [0, 200]),
-        (300, 100, 200, [0, 200]),
-    ],
-)
-def test_segment_starts(n, length, hop, starts):
-    found = segment_starts(n, length, hop)
-    assert found.dtype == np.int64
-    assert found.tolist() == starts
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.integers(0, 3000), st.integers(1, 400), st.integers(1, 500))
-def test_segments_hold_all_but_less_than_a_tenth_of_one(n, length, hop):
-    starts = segment_starts(n, length, hop)
-    assert (np.diff(starts) == hop).all() and starts[0] == 0
-    full = [s for s in range(0, n, hop) if s + length <= n]
-    assert starts[: len(full)].tolist() == full
-    assert len(starts) <= len(full) + 1
-    held = np.zeros(n, bool)
-    for s in starts:
-        held[s : s + length] = True
-    wanted = np.zeros(n, bool)
-    for s in range(0, n, hop):
-        wanted[s : s + length] = True
-    assert (wanted & ~held).sum() * 10 < length
-
-
-def test_cut_pads_the_last_segment_with_zeros():
-    wave = np.arange(1, 26, dtype="f4")
-    segments, starts = cut(wave, 10, 8)
-    assert starts.tolist() == [0, 8, 16]
-    assert segments.dtype == np.float32 and segments.shape == (3, 10)
-    np.testing.assert_array_equal(segments[1], wave[8:18])
-    np.testing.assert_array_equal(segments[2], [*wave[16:], 0])
-    assert not np.shares_memory(segments, wave)
-
-
-def test_a_window_or_hop_of_nothing_is_refused():
-    for length, hop in ((0, 1), (1, 0)):
-        with pytest.raises(ValueError, match="at least 1 sample"):
-            segment_starts(10, length, hop)
