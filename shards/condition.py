@@ -115,13 +115,14 @@ def integrated_loudness(wave: np.ndarray, rate: int) -> float:
     step = round(rate / 10)  # blocks of 0.4 s, one every 0.1 s
     if len(wave) < 4 * step:
         wave = np.resize(wave, 4 * step)
+    wave = wave[: len(wave) - len(wave) % step]
     weights = [
         IIRfilter(4.0, 2**-0.5, 1500.0, rate, "high_shelf"),
         IIRfilter(0.0, 0.5, 38.0, rate, "high_pass"),
     ]
     states = [np.zeros(2) for _ in weights]
     squares = []
-    for run in runs(len(wave) - len(wave) % step, 64 * step):
+    for run in runs(len(wave), 64 * step):
         heard = wave[run].astype(np.float64)
         for n, weight in enumerate(weights):
             heard, states[n] = lfilter(weight.b, weight.a, heard, zi=states[n])

@@ -99,6 +99,8 @@ def ffmpeg(path: str | os.PathLike[str], otherwise: AudioError) -> Iterator[Sour
         stream = container.streams.audio[0]
         if not stream.codec_context:
             raise AudioError("no decoder for its audio stream")
+        if not stream.rate:
+            raise otherwise
         seconds = (container.duration or 0) / av.time_base
         header = checked(Probe(max(0, round(seconds * stream.rate)), stream.rate, stream.channels))
         try:
@@ -150,5 +152,7 @@ def checked(header: Probe) -> Probe:
 def unreadable(path: str | os.PathLike[str], error: Exception) -> AudioError:
     """The reason without the path, which has a column of its own, on one line."""
     text = str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error)
+    if "possibly a pipe" in text:  # libmpg123, where it finds no frame
+        text = "format not recognised"
     reason = " ".join(text.replace(os.fspath(path), "the file").split()).rstrip(".")
     return AudioError(f"not readable as audio: {reason[:1].lower()}{reason[1:]}")

@@ -132,7 +132,7 @@ def files_below(
             path = Path(entry.path)
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():  # a link may be a circle
                 yield from files_below(path, root, above | {here})
             else:  # also a dangling link or a FIFO: it will say that it is no recording
                 yield PurePosixPath(path.relative_to(root).as_posix())

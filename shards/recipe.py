@@ -17,7 +17,7 @@ from shards.manifest import Reject
 from shards.mel import MelSettings, log_mel
 from shards.segment import fill_up, segment_starts
 
-RUN = 1 << 22  # values of the spectrograms that are made at once, in float32
+RUN = 1 << 20  # values of the spectrograms that are made at once, in float32
 
 
 class Features(NamedTuple):

@@ -1,7 +1,6 @@
 """The same bytes whatever stopped a build, and however many processes did it."""
 
 import errno
-import os
 import subprocess
 import sys
 import time
