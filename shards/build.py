@@ -27,7 +27,7 @@ from shards.output import (
 )
 from shards.plan import Plan, check_left, make_plan, make_recipe, settle
 from shards.recipe import Features
-from shards.workers import available, ordered
+from shards.workers import available, ordered, warm_up
 from shards.write import write_shard
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ def build(
     folder = Path(out)
     check_places(Path(audio), folder)
     settings = settle(words)
+    warm_up()
     recipe = make_recipe(Path(audio), settings)
     there = None if overwrite else existing(folder)
     if there:

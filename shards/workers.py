@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -19,8 +20,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from shards.errors import UserError
 
-AHEAD = 3  # items begun per worker: enough that one long recording does not idle the others
-GIVEN = 2  # items a worker has at once, so that it need not wait for this process
+AHEAD = 4  # items begun per worker: enough that one long recording does not idle the others
+GIVEN = 3  # items a worker has at once, so that it need not wait for this process
 TRIES = 2  # a process that dies may have been the victim of another one's memory
 PRELOAD = ["shards.recipe", "librosa.filters", "scipy.fft", "soundfile", "soxr"]
 
@@ -216,6 +217,12 @@ def fresh_context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)  # imported once, not once a worker
     return context
+
+
+def warm_up() -> None:
+    """Have the imports of the workers begin, beside whatever this process goes on to do."""
+    if fresh_context().get_start_method() == "forkserver":
+        multiprocessing.forkserver.ensure_running()
 
 
 def serve(connection: Connection, function: Callable[[Any], Any]) -> None:
