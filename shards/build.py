@@ -24,10 +24,11 @@ from shards.output import (
 from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
-from shards.recording import Recording, Reject
+from shards.recipe import Features
+from shards.recording import Piece, Recording, Reject
 from shards.summary import summary
 from shards.table import locate, own_columns, read_table
-from shards.workers import available, ordered
+from shards.workers import available, ordered, warm_up
 from shards.workshop import (
     begin,
     is_complete,
@@ -35,7 +36,7 @@ from shards.workshop import (
     notes_file,
     put_in_place,
 )
-from shards.write import Features, write_shard
+from shards.write import write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ def build(
     fmin: float = 0.0,
     fmax: float | None = None,
     device: str = "cpu",
+    min_seconds: float = 0.0,
+    pad: str = "silence",
+    tail: str = "pad",
+    trim_silence: float | None = None,
+    highpass: float | None = None,
+    loudness: float | None = None,
+    peak: float | None = None,
     folds: int | None = None,
     split: str | None = None,
     label_from: str | None = None,
@@ -70,6 +78,7 @@ def build(
     workers: int | None = None,
     part: str | None = None,
     append: bool = False,
+    file_timeout: float = 300.0,
     overwrite: bool = False,
 ) -> str:
     """Turn a folder of audio, one sub-folder a class, or a table of recordings into a shard set.
@@ -80,6 +89,13 @@ def build(
     file name (in the path below AUDIO if they have a "/"): what names a recording's label, its
     group (speaker, source clip), fold or part. --device=cuda computes the spectrograms on a GPU. A
     build that was stopped goes on where it was: start it again.
+
+    A recording shorter than a segment is filled up by --pad=silence|repeat|reflect, or rejected
+    below min_seconds. So is the last, partial segment of any other, if it adds 10 % of one
+    (--tail=drop: never). Off by default, done in this order: highpass in Hz (Butterworth, order 4);
+    trim_silence at both ends, in dB below the loudest part; loudness in LUFS (ITU-R BS.1770, at
+    most 30 dB up or down, the peak at most 1) or peak in dBFS. A file that takes over file_timeout
+    seconds (0: no limit), or kills its decoder, is rejected.
 
     AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, fold, split, and
     start, end in seconds for pieces of long files; or a protocol, words between spaces that are
@@ -102,13 +118,15 @@ def build(
     """
     asked = dict(locals())
     words = dict(asked)
-    for name in ("audio", "out", "workers", "part", "append", "overwrite"):
+    for name in ("audio", "out", "workers", "part", "append", "file_timeout", "overwrite"):
         del words[name]
     for name in ("path_from", "audio_root", "protocol_columns", "strict"):
         del words[name]  # they decide which recordings there are, and the manifest says which
     began = monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: has to be at least 1")
+    if not file_timeout >= 0:
+        raise UserError(f"--file_timeout={file_timeout:g}: has to be 0 (no limit) or more seconds")
     if overwrite and (part is not None or append):
         raise UserError(f"--overwrite and --{'append' if append else 'part'} exclude each other")
     share = parse_part(part) if part is not None else None
@@ -117,6 +135,7 @@ def build(
     check_places(Path(audio), folder)
     table = read_table(file, path_from, protocol_columns) if file else None
     settings = settle(words | own_columns(table, words) if table else words)
+    warm_up()
     recipe = make_recipe(root, settings)
     if (folder / READY).exists():  # killed on its last lines
         with errors_named(folder), locked(folder):
@@ -138,7 +157,7 @@ def build(
         if not overwrite and is_complete(plan):
             raise UserError(f"{folder}: another build has just finished it; nothing to do")
         begin(plan, share.folder(folder) if share else None, overwrite)
-        made = write_shards(plan, share, workers or available())
+        made = write_shards(plan, share, workers or available(), file_timeout)
         if share:
             return part_done(plan, share)
         finish(plan)
@@ -148,7 +167,7 @@ def build(
     return f"{summary(built)}\ntime        {rate}"
 
 
-def write_shards(plan: Plan, share: Part | None, workers: int) -> int:
+def write_shards(plan: Plan, share: Part | None, workers: int, file_timeout: float) -> int:
     """Write the shards (of a part) that are missing; how many samples that made."""
     mine = [shard for shard in plan.shards if share is None or share.has(shard)]
     todo = [shard for shard in mine if not is_written(plan.out, shard)]
@@ -158,7 +177,8 @@ def write_shards(plan: Plan, share: Part | None, workers: int) -> int:
     done, made = total - len(places), 0
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
-    outcomes = ordered(plan.recipe.extract, pieces, max(1, min(workers, len(pieces))))
+    workers = max(1, min(workers, len(pieces)))
+    outcomes = ordered(plan.recipe.extract, pieces, workers, timeout=file_timeout, lost=lost)
     with closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]
@@ -180,9 +200,15 @@ def paired(
         yield recording, outcome
 
 
+def lost(piece: Piece, reason: str) -> Reject:
+    """What becomes of a recording whose process did not survive it."""
+    return Reject(piece.path, reason)
+
+
 def typed(audio: str, out: str, words: Mapping[str, Any]) -> str:
     """The command line that asks for a build, flags at their defaults left out."""
-    words = {n: x for n, x in words.items() if n not in ("audio", "out", "workers", "part")}
+    own = ("audio", "out", "workers", "part", "file_timeout")
+    words = {n: x for n, x in words.items() if n not in own}
     defaults = {name: p.default for name, p in inspect.signature(build).parameters.items()}
     flags = [f"--{n}={quote(str(x))}" for n, x in words.items() if x != defaults[n]]
     return " ".join(["python -m shards build", quote(audio), quote(out), *flags])

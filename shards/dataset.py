@@ -30,6 +30,9 @@ from shards.plan import Plan
 from shards.recording import Reject, place
 from shards.write import npy_header
 
+#: From where on a recording counts as clipped, in samples at full scale, or as off zero.
+CLIPPED, OFF_ZERO = 1e-3, 1e-2
+
 Line = dict[str, Any]
 AllNotes = Callable[[], Iterator[Notes]]  # read anew each time: all at once need not fit in memory
 
@@ -43,6 +46,7 @@ class Totals:
         self.stats = np.zeros(stats_shape(len(plan.folds), len(plan.classes), mel), np.float64)
         self.rejected = list(plan.rejected)
         self.shards: list[Line] = []
+        self.faults = {"clipped": 0, "dc": 0}
         for part in notes():
             self.add(part)
 
@@ -50,6 +54,8 @@ class Totals:
         """Count a shard."""
         for line in notes.recordings:
             self.balance.add(line)
+            self.faults["clipped"] += line["clipped"] > CLIPPED
+            self.faults["dc"] += abs(line["dc"]) > OFF_ZERO
         for cell, sums in notes.sums.items():
             self.stats[cell] += sums
         self.rejected += notes.rejected
@@ -124,6 +130,8 @@ def dataset(plan: Plan, totals: Totals, samples: int) -> Line:
             "overlap": settings["overlap"],
             "samples": recipe.length,
             "hop_samples": recipe.hop,
+            "pad": recipe.pad,
+            "tail": recipe.tail,
         },
         "dtype": "float16",
         "unit": "dB",
@@ -132,6 +140,7 @@ def dataset(plan: Plan, totals: Totals, samples: int) -> Line:
         "recordings": everything.recordings,
         "groups": len(everything.groups),
         "rejected": len(totals.rejected),
+        "faults": totals.faults,
         "hours": everything.seconds / 3600,
         "counts": {
             "class": counts(balance, "name", plan.classes),

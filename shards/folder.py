@@ -12,9 +12,10 @@ from shards.labels import nfc
 from shards.progress import Progress
 from shards.recording import Piece
 
-#: What libsndfile reads, by the suffixes that people give it.
+#: What libsndfile and FFmpeg read, by the suffixes that people give it.
 SUFFIXES = {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
 SUFFIXES |= {".rf64", ".snd", ".w64", ".wav", ".wave"}
+SUFFIXES |= {".aac", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma"}
 PROBES = 8  # headers on network storage wait, they do not compute
 
 
@@ -41,9 +42,9 @@ def files_below(
             path = Path(entry.path)
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():  # a link may be a circle
                 yield from files_below(path, root, above | {here})
-            elif entry.is_file() or entry.is_symlink():  # a dangling link is a recording missed
+            else:  # also a dangling link or a FIFO: it will say that it is no recording
                 yield PurePosixPath(path.relative_to(root).as_posix())
 
 

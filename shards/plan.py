@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from shards.append import only_new
-from shards.audio import segment_starts
+from shards.condition import Conditioning
 from shards.errors import UserError
 from shards.index import SPLITS, ShardSet
 from shards.labels import classes_of, label_sets, names, numbers
 from shards.manifest import Scan, scan
 from shards.mel import MelSettings
 from shards.mel_device import check_device
+from shards.recipe import Recipe
 from shards.recording import Recording, Reject, digest
+from shards.segment import PADS, TAILS, segment_starts
 from shards.split import assign, fold_names, parse_parts
 from shards.summary import describe
 from shards.table import Table
-from shards.write import Numbers, Recipe, sample_bytes
+from shards.write import Numbers, sample_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,11 @@ def settle(words: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--overlap={words['overlap']}: a share of a segment, 0 <= overlap < 1")
     if not (math.isfinite(words["segment_seconds"]) and words["segment_seconds"] > 0):
         raise UserError(f"--segment_seconds={words['segment_seconds']}: has to be above 0")
+    if not 0 <= words["min_seconds"] < math.inf:
+        raise UserError(f"--min_seconds={words['min_seconds']}: has to be 0 or more")
+    for name, known in (("pad", PADS), ("tail", TAILS)):
+        if words[name] not in known:
+            raise UserError(f"--{name}={words[name]}: has to be one of {', '.join(known)}")
     return settings
 
 
@@ -116,11 +123,15 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
     """The recipe that settled settings stand for.
 
     Raises:
-        UserError: a mel setting out of its range, a segment of no sample, or a device that is not
-            there.
+        UserError: a mel setting or a step of conditioning out of its range, a segment of no sample,
+            or a device that is not there.
     """
     names = ("sample_rate", "n_fft", "hop_length", "n_mels", "fmin", "fmax")
     mel = MelSettings(**{name: settings[name] for name in names})
+    steps = ("highpass", "trim_silence", "loudness", "peak")
+    conditioning = Conditioning(
+        sample_rate=mel.sample_rate, **{name: settings[name] for name in steps}
+    )
     length = round(settings["segment_seconds"] * mel.sample_rate)
     hop = round(length * (1 - settings["overlap"]))
     if length < mel.hop_length or hop < 1:
@@ -130,7 +141,8 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
         )
     if settings["device"] != "cpu":
         check_device(settings["device"])
-    return Recipe(audio=audio, mel=mel, length=length, hop=hop, device=settings["device"])
+    rules = {name: settings[name] for name in ("pad", "tail", "min_seconds", "device")}
+    return Recipe(audio=audio, mel=mel, conditioning=conditioning, length=length, hop=hop, **rules)
 
 
 def make_plan(
@@ -222,7 +234,7 @@ def plan_shards(recordings: Sequence[Recording], recipe: Recipe, shard_size: int
     shards, first, filled = [], 0, 0
     for place, recording in enumerate(recordings):
         n = round(recording.seconds * recipe.mel.sample_rate)
-        size = each * len(segment_starts(n, recipe.length, recipe.hop))
+        size = each * len(segment_starts(n, recipe.length, recipe.hop, recipe.tail))
         if filled and filled + size > shard_size:
             shards.append(range(first, place))
             first, filled = place, 0

@@ -58,6 +58,11 @@ def summary(built: ShardSet) -> str:
         f"segments    {info['samples']} of {info['shape'][0]} x {info['shape'][1]}",
         f"shards      {len(info['shards'])}, {size / 1e6:.1f} MB",
     ]
+    if info["faults"]["clipped"]:
+        clipped = info["faults"]["clipped"]
+        lines.append(f"clipped     {clipped} recordings, over 0.1 % of their samples")
+    if info["faults"]["dc"]:
+        lines.append(f"DC offset   {info['faults']['dc']} recordings, over 1 % of full scale")
     if info["rejected"]:
         lines.append(f"rejected    {info['rejected']}, listed in {out / 'rejected.csv'}")
     return "\n".join([*lines, "", textwrap.fill(in_words(built), 100)])

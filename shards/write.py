@@ -1,7 +1,4 @@
-"""A recording into spectrograms, and a run of recordings into one tar, always the same bytes.
-
-Shapes: `S` segments, `M` mel bands, `T` frames.
-"""
+"""A run of recordings into one tar, always the same bytes."""
 
 import hashlib
 import json
@@ -12,81 +9,18 @@ import tarfile
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from shards.audio import AudioError, decode, is_silent, segment_starts
-from shards.index import ROW, SPLITS, sha256, sync_folder
-from shards.mel import MelSettings, log_mel
+from shards.index import ROW, SPLITS, sync_folder
 from shards.notes import Cell, Notes, save
-from shards.recording import Piece, Recording, Reject
+from shards.recipe import Features
+from shards.recording import Recording, Reject
 
 BLOCK = 512  # bytes; everything in a tar is a whole number of them
 STEM = 60  # characters of a file's name that its keys keep: a ustar name holds 100
-
-
-class Features(NamedTuple):
-    """What a recording becomes."""
-
-    values: np.ndarray  # (S, M, T) float16, dB
-    starts: list[float]  # (S,) seconds in the file
-    xxh3: list[int]  # (S,) of each segment's bytes
-    sums: np.ndarray  # (3, M) float64 over `values`: count, sum, sum of squares
-    sha256: str  # of the audio file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How audio becomes samples; lengths in samples at `mel.sample_rate`."""
-
-    audio: Path
-    mel: MelSettings
-    length: int
-    hop: int
-    device: str = "cpu"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(M, T) of every sample."""
-        return self.mel.n_mels, self.mel.frames(self.length)
-
-    def extract(self, piece: Piece) -> Features | Reject:
-        """Decode, cut and transform one recording, or tell why it cannot be used."""
-        import xxhash
-
-        file = self.audio / piece.path
-        try:
-            wave = decode(file, self.mel.sample_rate, piece.start, piece.end)
-        except AudioError as error:
-            return Reject(piece.path, str(error))
-        if is_silent(wave):
-            return Reject(piece.path, "silent")
-        starts = segment_starts(len(wave), self.length, self.hop)
-        wave = np.pad(wave, (0, max(0, int(starts[-1]) + self.length - len(wave))))
-        values = log_mel(wave, starts, self.length, self.mel, self.device).astype("<f2")
-        return Features(
-            values,
-            (piece.start + starts / self.mel.sample_rate).tolist(),
-            [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
-            band_sums(values),
-            file_hash(file, file.stat().st_mtime_ns),
-        )
-
-
-@lru_cache(maxsize=1)
-def file_hash(file: Path, changed: int) -> str:
-    """The SHA-256 of an audio file; its pieces follow each other, and all want the same one."""
-    return sha256(file)
-
-
-def band_sums(values: np.ndarray) -> np.ndarray:
-    """(3, M) float64 of (S, M, T): count, sum and sum of squares per mel band."""
-    exact = values.astype(np.float64)
-    count = np.full(values.shape[1], values.shape[0] * values.shape[2], np.float64)
-    return np.stack([count, exact.sum(axis=(0, 2)), np.square(exact).sum(axis=(0, 2))])
 
 
 def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
@@ -228,7 +162,7 @@ def fill(
             tar.add(f"{key}.json", sample_json(recording, label, start))
             xxh3 = features.xxh3[segment]
             rows.append((offset, xxh3, start, shard, len(lines), label, fold, split))
-        lines.append(recording_line(recording, len(features.starts), features.sha256))
+        lines.append(recording_line(recording, features))
         sums[cell] = sums.get(cell, 0) + features.sums
     tar.finish()
     return Notes(np.array(rows, ROW), lines, rejected, sums, tar.size, tar.digest.hexdigest())
@@ -241,7 +175,7 @@ def rejection(recording: Recording, reason: str) -> Reject:
     return Reject(recording.path, reason, recording.label)
 
 
-def recording_line(recording: Recording, segments: int, digest: str) -> dict[str, Any]:
+def recording_line(recording: Recording, features: Features) -> dict[str, Any]:
     """A line of recordings.jsonl; `start` and `end` are there where it is a piece of a file."""
     start, end = recording.start, recording.start + recording.seconds
     return {
@@ -251,9 +185,11 @@ def recording_line(recording: Recording, segments: int, digest: str) -> dict[str
         "group": recording.group,
         "fold": recording.fold,
         "split": recording.split,
-        "seconds": recording.seconds,
+        "seconds": features.seconds,
         "sample_rate": recording.sample_rate,
         "channels": recording.channels,
-        "segments": segments,
-        "sha256": digest,
+        "segments": len(features.starts),
+        "clipped": features.clipped,
+        "dc": features.dc,
+        "sha256": features.sha256,
     }
