@@ -28,7 +28,8 @@ from shards.output import SHARD, check_manifest, check_settings, clear, promises
 from shards.plan import Plan, make_recipe
 from shards.recording import Reject
 
-DECIDE_BYTES = ("numpy", "scipy", "soundfile", "soxr")  # libraries of which another version may
+#: Libraries of which another version may give other bytes.
+DECIDE_BYTES = ("librosa", "numpy", "scipy", "soundfile", "soxr", "torch")
 
 
 def promise(plan: Plan) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def recall(out: Path) -> Plan:
             f"{out}: changed since its parts were made; make them again: {there['command']}"
         )
     return Plan(
-        recipe=make_recipe(Path(), there["settings"]),
+        recipe=make_recipe(Path(), there["settings"] | {"device": "cpu"}),  # where no GPU may be
         out=out,
         recordings=[],
         rejected=[Reject(*reject) for reject in there["rejected"]],
