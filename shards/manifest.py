@@ -153,7 +153,11 @@ def column(flag: str, text: str, table: Table, paths: Sequence[str]) -> list[str
         UserError: a word is missing; only a group may be, it is the file then.
     """
     if text not in table:
-        return values(flag, compiled(flag, text), paths)
+        try:
+            return values(flag, compiled(flag, text), paths)
+        except UserError as error:
+            columns = f"; or name a column of the table: {', '.join(table)}" if table else ""
+            raise UserError(f"{error}{columns}") from None
     for path, word in zip(paths, table[text], strict=True):
         if not (names(word) and word) and flag != "group_from":
             raise UserError(f"--{flag}={text}: {path!r} has nothing in that column; fill it in")

@@ -3,6 +3,7 @@
 Shapes: `R` recordings. Groups, not recordings, are dealt out: nothing of one group is on two sides.
 """
 
+import logging
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,8 @@ from shards.errors import UserError
 from shards.index import SPLITS
 from shards.labels import SEPARATOR, classes_of, names, natural, nfc
 from shards.recording import Recording
+
+logger = logging.getLogger(__name__)
 
 Parts = tuple[float, float, float]
 
@@ -72,6 +75,8 @@ def assign(
         check_groups(ordered, sum(part > 0 for part in parts), "--split")
         split[holders] = allot(labels, groups[holders], parts, seed)
         methods.append("split by stratified allotment of groups")
+    if names_of_folds := fold_names(ordered, folds):
+        tell_gaps(fold[holders], labels, ordered, names_of_folds)
     back = np.argsort(order)
     return fold[back], split[back], ", ".join(methods)
 
@@ -164,6 +169,23 @@ def check_groups(recordings: Sequence[Recording], pieces: int, flag: str) -> Non
         raise UserError(
             f"class {label!r} has {n} group{'s' * (n != 1)} of recordings, {flag} needs {pieces}; "
             f"{fewer}add recordings or take the class away"
+        )
+
+
+def tell_gaps(
+    fold: np.ndarray, labels: np.ndarray, recordings: Sequence[Recording], folds: Sequence[str]
+) -> None:
+    """Warn of classes that are missing from a fold: groups may reach into too many classes."""
+    classes = list(dict.fromkeys(name for r in recordings for name in names(r.label)))
+    held = np.zeros((len(folds), len(classes)), bool)
+    held[fold, labels] = True
+    gaps = [f"fold {folds[f]} has nothing of {classes[k]!r}" for f, k in np.argwhere(~held)]
+    if gaps:
+        more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
+        logger.warning(
+            "%s%s; scores of such a fold leave classes out: ask for fewer folds or smaller groups",
+            ", ".join(gaps[:3]),
+            more,
         )
 
 

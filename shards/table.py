@@ -20,6 +20,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 PROTOCOL_COLUMNS = "speaker,file,codec,attack,label"  # ASVspoof 2019 and 2021
 BY_NAME = ("label", "group", "fold", "split")
+KNOWN = ("path", *BY_NAME, "start", "end")
 
 
 def locate(audio: str, audio_root: str | None) -> tuple[Path, Path | None]:
@@ -80,7 +81,7 @@ def read_columns(file: Path, lines: Iterable[str], protocol_columns: str | None)
         return transposed_objects(file, lines)
     if protocol_columns is None and suffix in DELIMITERS:
         rows = csv.reader(lines, delimiter=DELIMITERS[suffix], strict=True)
-        names = [name.strip().lower() for name in next(rows, [])]
+        names = [column_name(name) for name in next(rows, [])]
         return transposed(file, names, (row for row in rows if row))
     names = (protocol_columns or PROTOCOL_COLUMNS).replace(",", " ").split()
     return transposed(file, names, (words for line in lines if (words := line.split())))
@@ -114,12 +115,19 @@ def transposed_objects(file: Path, lines: Iterable[str]) -> Table:
         row = json.loads(line)
         if not isinstance(row, dict):
             raise UserError(f"{file}: row {number + 1} is no JSON object; mend it")
+        row = {column_name(name): value for name, value in row.items()}
         for name in row.keys() - columns.keys():
             columns[name] = [""] * number
         for name, column in columns.items():
             word = json_word(row.get(name))
             column.append(known.setdefault(word, word))
     return columns
+
+
+def column_name(text: str) -> str:
+    """A column as flags name it: as it stands, but `Path` is `path`."""
+    name = text.strip()
+    return name.lower() if name.lower() in KNOWN else name
 
 
 def json_word(value: Any) -> str:
