@@ -129,9 +129,9 @@ def errors_named(out: Path) -> Iterator[None]:
 
 def begin(plan: Plan, overwrite: bool) -> None:
     """Make the workshop inside OUT, or enter the one that is there."""
-    if overwrite:
-        clear(plan.out)
     workshop = plan.out / BESIDE
+    if overwrite or not (workshop / "plan.json").exists():  # what a killed clear() left goes too
+        clear(plan.out)
     workshop.mkdir(exist_ok=True)
     if not (workshop / "plan.json").exists():
         promise = {"settings": dict(plan.settings), "manifest": plan.manifest}
