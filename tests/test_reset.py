@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -44,16 +45,39 @@ def test_an_unfinished_build_can_be_reset(tmp_path: Path, small: Path) -> None:
     assert not out.exists()
 
 
+def kill_at_a_tar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a reset end before it removes its first tar."""
+    unlink = os.unlink
+
+    def unlink_or_die(path: str) -> None:
+        if os.fspath(path).endswith(".tar"):
+            raise InterruptedError
+        unlink(path)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(os, "unlink", unlink_or_die)
+        output.reset(folder)
+    assert not (folder / "dataset.json").exists() and list(folder.glob("*.tar"))
+
+
 def test_a_reset_that_was_killed_can_be_started_again(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(output.os, "unlink", lambda path: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            output.reset(copy)
+    kill_at_a_tar(copy, monkeypatch)
     assert len(list(copy.glob("*.tar"))) > 1
     output.reset(copy)
     assert not copy.exists()
+
+
+def test_a_build_leaves_nothing_of_a_killed_reset(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_tones(small, tmp_path / "set", folds=2, shard_size="10KB")
+    build_tones(small, tmp_path / "fresh", folds=2, shard_size="1GB")
+    kill_at_a_tar(tmp_path / "set", monkeypatch)
+    assert len(list((tmp_path / "set").glob("*.tar"))) > 1
+    build_tones(small, tmp_path / "set", folds=2, shard_size="1GB")
+    assert hashes(tmp_path / "set") == hashes(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("name", [None, "dataset.json"])
