@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shards import command
 from shards.build import build as build_set
 from shards.errors import UserError
+from shards.sources.legacy import convert as convert_set
 
 if TYPE_CHECKING:
     from shards.index import ShardSet
@@ -111,14 +112,20 @@ def table(shard_set: "ShardSet") -> str:
     return "\n".join(
         [
             summary(shard_set),
-            f"mel         {mel['n_mels']} bands, {mel['fmin']:g} to {mel['fmax']:g} Hz, n_fft "
-            f"{mel['n_fft']}, hop {mel['hop_length']}, at {mel['sample_rate']} Hz",
-            f"segment     {cut['seconds']:g} s, overlap {cut['overlap']:g}",
+            f"mel         {mel['n_mels']} bands, {known(mel['fmin'])} to {known(mel['fmax'])} Hz, "
+            f"n_fft {known(mel['n_fft'])}, hop {known(mel['hop_length'])}, "
+            f"at {known(mel['sample_rate'])} Hz",
+            f"segment     {known(cut['seconds'])} s, overlap {known(cut['overlap'])}",
             f"split       {split['method']} (seed {split['seed']}), {info['groups']} groups",
             "",
             *segment_table(shard_set),
         ]
     )
+
+
+def known(value: float | None) -> str:
+    """A number, or that nobody said it: a converted set may lack some."""
+    return "unknown" if value is None else f"{value:.10g}"
 
 
 def segment_table(shard_set: "ShardSet") -> list[str]:
@@ -139,9 +146,15 @@ def segment_table(shard_set: "ShardSet") -> list[str]:
     return [f"{name:<{wide}}" + "".join(f"{x:>10}" for x in cells) for name, cells in rows]
 
 
+@functools.wraps(convert_set)
+def convert(old: str, out: str, **words: Any) -> None:
+    print(convert_set(old, out, **words))
+
+
 COMMANDS: command.Commands = {
     "demo": demo,
     "download": download,
+    "convert": convert,
     "build": build,
     "verify": verify,
     "info": info,
