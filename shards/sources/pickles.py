@@ -1,7 +1,5 @@
-"""Old sets in pickles, read so that none of them can run code."""
+"""Old sets in pickles: features, labels, folds and class names."""
 
-import collections
-import pickle
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,51 +9,7 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.sources.tables import Clip
-
-#: How NumPy 1 and 2 spell an array, its parts, and (protocol 5) an array's buffer.
-_RECONSTRUCT, _SCALAR = np.array(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
-ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-} | {
-    (f"numpy.{core}.{module}", name): function
-    for core in ("core", "_core")
-    for module, name, function in (
-        ("multiarray", "_reconstruct", _RECONSTRUCT),
-        ("multiarray", "scalar", _SCALAR),
-        ("numeric", "_frombuffer", _BUFFER),
-    )
-}
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays, lists, tuples, dicts, strings and numbers; anything else stops it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may call, which is all that it can do besides plain values."""
-        if (module, name) not in ADMITTED:
-            raise UserError(f"holds {module}.{name}")
-        return ADMITTED[module, name]
-
-
-def load(file: Path) -> Any:
-    """What a pickle holds.
-
-    Raises:
-        UserError: it holds anything but arrays, lists, dicts, strings and numbers, or is damaged.
-    """
-    try:
-        with open(file, "rb") as content:
-            return ArrayUnpickler(content, encoding="latin1").load()
-    except UserError as error:
-        raise UserError(
-            f"{file}: {error}; only arrays, lists, dicts, strings and numbers are read from a "
-            "pickle, since others can run code: save it as .npy"
-        ) from None
-    except Exception as error:  # a damaged pickle may raise anything
-        raise UserError(f"{file}: no pickle that can be read ({error}); copy it again") from None
+from shards.sources.unpickle import load
 
 
 def from_pickles(old: Path) -> list[Clip]:
