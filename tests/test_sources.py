@@ -101,6 +101,23 @@ def test_a_changed_label_moves_the_file(tmp_path):
     assert [f.parent.name for f in out.rglob("*.wav")] == ["new"]
 
 
+def test_a_page_of_several_is_no_recording(tmp_path):
+    links, out = tmp_path / "links.txt", tmp_path / "out"
+
+    def page(path: str) -> Page | None:
+        html = "<html><title>two</title>" + "".join(
+            f'<audio controls><source src="/{name}.wav" type="audio/wav"></audio>' for name in "ac"
+        )
+        return sound(path) or (200, {"Content-Type": "text/html"}, html.encode())
+
+    with serving(Site(page)) as site:
+        links.write_text(f"{site.url}/list x\n{site.url}/a.wav x\n")
+        assert main(["download", "youtube", str(links), str(out)]) == 0
+    assert [row["status"] for row in outcomes(out)] == ["failed", "done"]
+    assert "playlist" in outcomes(out)[0]["reason"]
+    assert len(list(out.rglob("*.wav"))) == 1
+
+
 def test_nothing_had_is_exit_code_1(tmp_path, capsys):
     links = tmp_path / "links.txt"
     with serving(Site(sound)) as site:

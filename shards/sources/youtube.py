@@ -83,7 +83,7 @@ def fetch(yt_dlp: Any, out: Path, row: Outcome) -> str:
         "format": "bestaudio/best",
         "outtmpl": f"{folder}/%(id).80B-{mark}.%(ext)s",
         "noplaylist": True,
-        "extract_flat": "in_playlist",
+        "playlist_items": "0",
         "fixup": "never",  # would want ffmpeg
         "retries": RETRIES,
         "fragment_retries": RETRIES,
