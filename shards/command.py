@@ -158,7 +158,8 @@ def dispatch(program: str, commands: Commands, name: str, words: Sequence[str]) 
 
 
 def guard(action: Callable[[], Any], speaks: bool = True) -> int:
-    """Run `action`; what the user can mend becomes one line on stderr and exit code 2.
+    """Run `action`; what the user can mend becomes one line on stderr and exit code 2, a full or
+    read-only disk one line and exit code 1.
 
     Of the processes of one launch only those that `speaks` print it.
     """
@@ -171,7 +172,9 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
     except BrokenPipeError:  # `| head` has seen enough; nor may the flush at exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        codes = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), 1)
+        codes |= dict.fromkeys((errno.EACCES, errno.EPERM), 2)
+        if error.errno not in codes:
             raise
         where = f": {error.filename}" if error.filename else ""
         if speaks:
@@ -179,7 +182,7 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
                 f"error: {error.strerror}{where}; make room or get access, then start again",
                 file=sys.stderr,
             )
-        return 2
+        return codes[error.errno]
     except KeyboardInterrupt:
         print("interrupted; start again to go on", file=sys.stderr)
         return 130

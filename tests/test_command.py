@@ -104,9 +104,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     ("error", "code"),
     [
         (UserError("no such thing"), 2),
-        (OSError(28, "No space left on device", "/out"), 2),
+        (OSError(28, "No space left on device", "/out"), 1),
         (PermissionError(13, "Permission denied", "/out"), 2),
-        (OSError(30, "Read-only file system"), 2),
+        (OSError(30, "Read-only file system"), 1),
         (KeyboardInterrupt(), 130),
     ],
 )

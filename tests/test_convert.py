@@ -16,6 +16,7 @@ from processes import train
 from shards.__main__ import main
 from shards.errors import UserError
 from shards.index import open_set
+from shards.merge import merge
 from shards.sources.legacy import convert
 from shards.sources.unpickle import load
 from shards.verify import verify
@@ -140,7 +141,12 @@ def test_a_converted_set_is_told_of_and_shown(tmp_path, capsys):
     out = tmp_path / "set"
     assert main(["convert", str(npy_set(tmp_path / "old")), str(out)]) == 0
     assert main(["info", str(out)]) == 0 and main(["show", str(out)]) == 0
-    assert "unknown to unknown Hz" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Converted from metadata.csv: 16 segments of unknown s at unknown Hz" in said
+    assert "16 bands from unknown to unknown Hz, window of unknown samples" in said
+    assert "clipped" not in said and {x["clipped"] for x in lines(out)} == {None}
+    assert main(["verify", str(out), f"--audio={tmp_path / 'old'}"]) == 2
+    assert "converted, not built from audio" in capsys.readouterr().err
     assert (out / "show.png").stat().st_size > 10_000
 
 
@@ -222,9 +228,11 @@ def test_the_same_words_give_the_same_bytes_and_others_are_refused(tmp_path, mon
     with pytest.raises(UserError, match="n_fft: None there, 512 asked"):
         convert(str(old), str(out), n_fft=512, shard_size="3KB")
     with monkeypatch.context() as stopped:
-        stopped.setattr("shards.sources.legacy.write_dataset", lambda *_: 1 / 0)
+        stopped.setattr("shards.sources.legacy.finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             convert(str(old), str(again), shard_size="3KB")
+    with pytest.raises(UserError, match="start the same `convert` again"):
+        merge(str(again))
     convert(str(old), str(again), shard_size="3KB")
     assert hashes(out) == hashes(again)
 
@@ -352,6 +360,9 @@ def test_sets_that_are_refused(tmp_path):
         convert(str(old), out)
     (old / "metadata.csv").write_text(text + "s0-00.npy,dog,train\n")
     with pytest.raises(UserError, match="is there twice"):
+        convert(str(old), out)
+    (old / "metadata.csv").write_text(text.replace("s0-00.wav,dog", "s0-00.wav,;"))
+    with pytest.raises(UserError, match=r"s0-00\.npy' has no label"):
         convert(str(old), out)
     pickles = pickle_set(tmp_path / "pickles")
     (pickles / "labels.pkl").write_bytes(pickle.dumps([0, 1]))

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(
     path for package in ("shards", "toolkit", "launch") for path in (ROOT / package).rglob("*.py")
 )
-HEAVY = ("torch", "librosa", "soundfile", "webdataset", "sklearn", "matplotlib")
-AUDIO_SIDE = ("librosa", "soundfile", "soxr", "webdataset")
+HEAVY = ("torch", "librosa", "soundfile", "av", "pyloudnorm", "webdataset", "sklearn", "matplotlib")
+AUDIO_SIDE = ("librosa", "soundfile", "av", "soxr", "pyloudnorm", "webdataset")
 
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")

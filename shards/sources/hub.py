@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
+from shards.folder import files_below
 from shards.index import write_atomic
-from shards.manifest import files_below
 from shards.sources import needed
 
 NAME = "source.json"

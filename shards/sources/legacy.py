@@ -5,36 +5,38 @@ Shapes: `M` mel bands, `T` frames.
 
 import hashlib
 import math
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from tqdm import tqdm
 
-from shards.build import begin, errors_named, notes_file, summary
-from shards.dataset import write_dataset
 from shards.errors import UserError
-from shards.index import SPLITS, open_set, shard_name
-from shards.manifest import Recording, Reject, compiled, digest, natural, place, values
+from shards.index import BESIDE, READY, SPLITS, open_set, shard_name
+from shards.labels import classes_of, label_sets
+from shards.manifest import compiled, values
 from shards.mel import CONSTANTS, FLOOR, FLOOR_DB, MelSettings
-from shards.notes import Notes
+from shards.merge import finish
+from shards.notes import save
 from shards.output import (
-    BESIDE,
     check_contents,
-    check_manifest,
     check_places,
     check_settings,
+    errors_named,
     existing,
     locked,
 )
 from shards.plan import DEFAULT_FOLDS, Plan, parse_size
+from shards.progress import Progress
+from shards.recipe import Features, Recipe, band_sums
+from shards.recording import Recording, digest, place
+from shards.sources.clips import Clip
 from shards.sources.survey import Survey, look, read_array, read_clips, told
-from shards.sources.tables import Clip
 from shards.split import assign, fold_names
-from shards.write import Features, Recipe, band_sums, sample_bytes, write_shard
+from shards.summary import summary
+from shards.workshop import begin, is_complete, notes_file, put_in_place
+from shards.write import sample_bytes, write_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class OldRecipe:
     shape: tuple[int, int]
     length: None = None
     hop: None = None
+    pad: None = None
+    tail: None = None
 
 
 def convert(
@@ -112,24 +116,29 @@ def convert(
         "shard_size": parse_size(shard_size),
         "overlap": None,
         "split": None,
+        "label_from": f"{kind}: label",
         "split_from": f"{kind}: split" if clips[0].split else None,
         "fold_from": f"{kind}: fold" if clips[0].fold else None,
     }
     if not clips[0].split and not clips[0].fold and folds is None:
         settings["folds"] = DEFAULT_FOLDS
+    if (folder / READY).exists():  # killed on its last lines
+        with errors_named(folder), locked(folder):
+            put_in_place(folder)
     there = None if overwrite else existing(folder)
     if there:
         check_settings(folder, there, settings)
     check_contents(folder)
     plan = make_plan(source, folder, clips, survey, settings)
-    if there:
-        check_manifest(folder, there, plan)
-        if "shards" in there:
-            return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
+    if not overwrite and is_complete(plan):
+        if (folder / BESIDE).exists():
+            with locked(folder):
+                put_in_place(folder)
+        return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
     with errors_named(folder), locked(folder):
-        begin(plan, overwrite)
-        write_dataset(plan, list(write_shards(plan, clips, survey)))
-        shutil.rmtree(folder / BESIDE)
+        begin(plan, None, overwrite)
+        write_shards(plan, clips, survey)
+        finish(plan)
     return f"{summary(open_set(folder))}\nvalues      {told(survey, settings['scale'])}"
 
 
@@ -157,10 +166,9 @@ def make_plan(
         pattern = compiled("group_from", settings["group_from"])
         groups = values("group_from", pattern, [r.path for r in recordings])
         recordings = [replace(r, group=g) for r, g in zip(recordings, groups, strict=True)]
-    seed, paths = settings["seed"], survey.rejected
+    seed, paths = settings["seed"], {reject.path for reject in survey.rejected}
     recordings = [r for r in recordings if r.path not in paths]
     recordings.sort(key=lambda r: place(r.path, seed))
-    rejected = [Reject(path, reason) for path, reason in paths.items()]
     dealt = None if recordings[0].fold else settings["folds"]
     fold, split, method = assign(recordings, dealt, None, seed)
     folds = fold_names(recordings, dealt)
@@ -168,6 +176,7 @@ def make_plan(
         replace(r, fold=folds[f] if folds else None, split=SPLITS[s])
         for r, f, s in zip(recordings, fold.tolist(), split.tolist(), strict=True)
     ]
+    classes = classes_of(r.label for r in recordings)
     power = settings["scale"] == "power"
     mel = OldMel(
         n_mels=survey.shape[0],
@@ -175,18 +184,20 @@ def make_plan(
         floor=FLOOR if power else None,
         **{f.name: settings[f.name] for f in fields(MelSettings) if f.name != "n_mels"},
     )
-    each = max(1, settings["shard_size"] // sample_bytes(survey.shape))
+    each, n = max(1, settings["shard_size"] // sample_bytes(survey.shape)), len(recordings)
+    runs = [range(first, min(first + each, n)) for first in range(0, n, each)]
     return Plan(
         recipe=cast(Recipe, OldRecipe(audio=old, mel=mel, shape=survey.shape)),
         out=out,
         recordings=recordings,
-        rejected=rejected,
-        classes=sorted({r.label for r in recordings}, key=natural),
+        rejected=survey.rejected,
+        classes=classes,
+        label_sets=label_sets((r.label for r in recordings), classes),
         folds=folds,
         method=method,
-        shards=[range(n, min(n + each, len(recordings))) for n in range(0, len(recordings), each)],
+        shards=dict(enumerate(runs)),
         settings=settings,
-        manifest=digest(recordings, rejected),
+        manifest=digest(recordings, survey.rejected),
     )
 
 
@@ -209,24 +220,25 @@ def recording(clip: Clip, survey: Survey, settings: Mapping[str, Any]) -> Record
     )
 
 
-def write_shards(plan: Plan, clips: Sequence[Clip], survey: Survey) -> Iterator[Notes]:
-    """Write every shard; sample rate and channels of recordings are null where unknown."""
+def write_shards(plan: Plan, clips: Sequence[Clip], survey: Survey) -> None:
+    """Write every shard; of its recordings is null what only their audio would tell."""
     by_path = {clip.path: clip for clip in clips}
     floor = survey.low if plan.settings["scale"] == "db" else FLOOR_DB
-    bar = tqdm(total=len(plan.recordings), desc="convert", unit="clip", disable=None)
-    with bar:
-        for n, run in enumerate(plan.shards):
+    unknown = {"sample_rate": plan.settings["sample_rate"], "channels": None}
+    unknown |= {"clipped": None, "dc": None}
+    with Progress("convert", len(plan.recordings)) as progress:
+        for shard, run in plan.shards.items():
             part = plan.recordings[run.start : run.stop]
-            work = ((r, features(by_path[r.path], plan, floor)) for r in part)
-            file = plan.out / shard_name(n)
-            notes = write_shard(file, notes_file(plan, n), n, run.start, work, plan.numbers)
+            work = ((r, features(by_path[r.path], r, plan, floor)) for r in part)
+            file, aside = plan.out / shard_name(shard), notes_file(plan.out, shard)
+            notes = write_shard(file, aside, shard, run.start, work, plan.numbers)
             for line in notes.recordings:
-                line |= {"sample_rate": plan.settings["sample_rate"], "channels": None}
-            bar.update(len(part))
-            yield notes
+                line |= unknown
+                progress.update()
+            save(notes, aside)
 
 
-def features(clip: Clip, plan: Plan, floor: float) -> Features:
+def features(clip: Clip, recording: Recording, plan: Plan, floor: float) -> Features:
     """A clip as a shard stores it; its SHA-256 is that of the old array's bytes."""
     import xxhash
 
@@ -239,4 +251,5 @@ def features(clip: Clip, plan: Plan, floor: float) -> Features:
     stored[0, :, :length] = array[:, :length]
     sha256 = hashlib.sha256(clip.load().tobytes()).hexdigest()
     xxh3 = xxhash.xxh3_64_intdigest(stored.tobytes())
-    return Features(stored, [0.0], [xxh3], band_sums(stored), sha256)
+    seconds = recording.seconds
+    return Features(stored, [0.0], [xxh3], band_sums(stored), sha256, seconds, 0.0, 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError
-from shards.sources.tables import Clip
+from shards.sources.clips import Clip
 from shards.sources.unpickle import load
 
 

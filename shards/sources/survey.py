@@ -12,8 +12,11 @@ from tqdm import tqdm
 
 from shards.errors import UserError
 from shards.index import SPLITS
+from shards.labels import classes_of, names
+from shards.plan import check_left
+from shards.recording import Reject
+from shards.sources.clips import Clip, from_tables
 from shards.sources.pickles import from_pickles
-from shards.sources.tables import Clip, from_tables
 
 LEAST_RANGE, LARGEST = 20.0, 300.0  # dB; a set outside of that is hardly one in dB
 HALF_MAX = 65504.0  # of float16
@@ -27,7 +30,7 @@ class Survey:
     low: float
     high: float
     relative: bool  # every clip's maximum is 0: dB below its own loudest cell
-    rejected: dict[str, str]  # path: reason
+    rejected: list[Reject]
 
     def scale(self, asked: str | None) -> str:
         """`db` or `power`: what the values are, or are said to be.
@@ -68,13 +71,16 @@ def read_clips(old: Path) -> tuple[list[Clip], str]:
         raise UserError(
             f"{old}: no set to convert; expected metadata.csv, train.csv or features.pkl in it"
         )
-    labels: dict[str, str] = {}
+    paths: set[str] = set()
     for clip in clips:
-        if clip.path in labels:
+        if clip.path in paths:
             raise UserError(f"{old}, {kind}: {clip.path!r} is there twice; keep one row of it")
-        labels[clip.path] = clip.label
-    if len(set(labels.values())) < 2:
-        raise UserError(f"{old}, {kind}: {len(set(labels.values()))} classes; expected at least 2")
+        if not all(names(clip.label) or [""]):
+            raise UserError(f"{old}, {kind}: {clip.path!r} has no label; fill it in")
+        paths.add(clip.path)
+    classes = classes_of(clip.label for clip in clips)
+    if len(classes) < 2:
+        raise UserError(f"{old}, {kind}: {len(classes)} classes; expected at least 2")
     return clips, kind
 
 
@@ -95,14 +101,15 @@ def look(clips: Sequence[Clip], frames: int | None) -> Survey:
     Raises:
         UserError: no array can be used, or one has another shape than the first.
     """
-    rejected: dict[str, str] = {}
+    rejected: list[Reject] = []
+    left: set[str] = set()
     first, shape = "", (0, 0)
     low, high, relative = np.inf, -np.inf, True
     for clip in tqdm(clips, "look", unit="clip", disable=None):
         try:
             array = read_array(clip)
         except ValueError as error:
-            rejected[clip.path] = str(error)
+            rejected.append(Reject(clip.path, str(error), clip.label))
             continue
         mels, length = array.shape[0], frames or array.shape[1]
         if first and (mels, length) != shape:
@@ -110,16 +117,11 @@ def look(clips: Sequence[Clip], frames: int | None) -> Survey:
                 f"{clip.path!r} is {array.shape[0]} x {array.shape[1]}, {first!r} {shape[0]} x "
                 f"{shape[1]}; one shape is needed, --frames=N crops and pads the frames"
             )
+        left.update(names(clip.label))
         first, shape = first or clip.path, (mels, length)
         low, high = min(low, array.min()), max(high, array.max())
         relative = relative and abs(array.max()) < 1e-2
-    lost = {clip.label for clip in clips} - {c.label for c in clips if c.path not in rejected}
-    if lost:
-        path = next(clip.path for clip in clips if clip.label in lost)
-        raise UserError(
-            f"class {min(lost)!r}: none of its arrays can be used, such as {path!r} "
-            f"({rejected[path]}); mend them or take the class away"
-        )
+    check_left(left, rejected)
     return Survey(shape, float(low), float(high), relative, rejected)
 
 
