@@ -61,9 +61,10 @@ def times(turns: Mapping[str, list[Turn]], units: Mapping[str, int], unit: str) 
     return lines
 
 
-def ratio(slow: list[Turn], fast: list[Turn]) -> list[float]:
-    """How many times as long `slow` took, sorted; a ratio a round."""
-    return sorted(a.wall / b.wall for a, b in zip(slow, fast, strict=True))
+def ratio(slow: list[Turn], fast: list[Turn], clock: str = "wall") -> list[float]:
+    """How many times as long `slow` took, sorted; a ratio a round. `clock` is "wall" or "cpu"."""
+    pairs = zip(slow, fast, strict=True)
+    return sorted(getattr(a, clock) / getattr(b, clock) for a, b in pairs)
 
 
 def mark(about: str, ratios: list[float], least: float, style: str = "{:.2f}x") -> str:

@@ -29,7 +29,7 @@ from shards.plan import Plan, make_recipe
 from shards.recording import Reject
 
 #: Libraries of which another version may give other bytes.
-DECIDE_BYTES = ("librosa", "numpy", "scipy", "soundfile", "soxr", "torch")
+DECIDE_BYTES = ("av", "librosa", "numpy", "pyloudnorm", "scipy", "soundfile", "soxr", "torch")
 
 
 def promise(plan: Plan) -> dict[str, Any]:
