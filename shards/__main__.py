@@ -9,6 +9,7 @@ from typing import Any
 from shards import command
 from shards.build import build as build_set
 from shards.errors import UserError
+from shards.sources.legacy import convert as convert_set
 
 
 def demo(out: str, *, seed: int = 0, per_class: int = 20) -> None:
@@ -25,6 +26,42 @@ def next_command(out: str) -> str:
 
     words = f"{quote(out)} {quote(out.rstrip('/') + '-shards')}"
     return f"python -m shards build {words} --segment_seconds=2 --group_from='site-[0-9]'"
+
+
+def download(
+    source: str,
+    what: str,
+    out: str,
+    *,
+    revision: str | None = None,
+    include: str | None = None,
+    repo_type: str = "dataset",
+) -> None:
+    """Fetch audio: youtube LINKS, drive FOLDER_ID or hub REPO.
+
+    youtube: LINKS is a list, a link a line and perhaps a label behind it (`LINK,LABEL`); the audio
+    goes into OUT/LABEL. drive: a public Google Drive folder. hub: files of a Hugging Face
+    repository, --repo_type=dataset or model, --revision a branch, tag or commit, --include patterns
+    of file names with commas between. What was stopped or failed goes on when started again.
+    """
+    from shards.sources import drive, hub, youtube
+    from shards.sources.outcomes import summary
+
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{out}: is a file, not a folder; give another place")
+    if source == "hub":
+        print(hub.download(what, folder, repo_type=repo_type, revision=revision, include=include))
+        return
+    if source not in ("youtube", "drive"):
+        raise UserError(f"download {source}: there are youtube LINKS, drive FOLDER_ID, hub REPO")
+    if (revision, include, repo_type) != (None, None, "dataset"):
+        raise UserError(f"download {source}: --revision, --include, --repo_type are flags of hub")
+    youtube_asked = source == "youtube"
+    counts = youtube.download(Path(what), folder) if youtube_asked else drive.download(what, folder)
+    print(summary(folder, counts))
+    if not counts["done"] + counts["there"]:
+        sys.exit(1)
 
 
 @functools.wraps(build_set)
@@ -97,8 +134,15 @@ def show(out: str, *, output: str | None = None, per_class: int = 4) -> None:
     print(f"drawn: {picture}")
 
 
+@functools.wraps(convert_set)
+def convert(old: str, out: str, **words: Any) -> None:
+    print(convert_set(old, out, **words))
+
+
 COMMANDS: command.Commands = {
     "demo": demo,
+    "download": download,
+    "convert": convert,
     "build": build,
     "merge": merge,
     "verify": verify,

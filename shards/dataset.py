@@ -54,8 +54,8 @@ class Totals:
         """Count a shard."""
         for line in notes.recordings:
             self.balance.add(line)
-            self.faults["clipped"] += line["clipped"] > CLIPPED
-            self.faults["dc"] += abs(line["dc"]) > OFF_ZERO
+            self.faults["clipped"] += (line["clipped"] or 0) > CLIPPED  # null: converted
+            self.faults["dc"] += abs(line["dc"] or 0) > OFF_ZERO
         for cell, sums in notes.sums.items():
             self.stats[cell] += sums
         self.rejected += notes.rejected

@@ -135,7 +135,8 @@ def draw_panel(
     from matplotlib.ticker import MaxNLocator
 
     mel, (n_mels, frames) = shard_set.info["mel"], shard_set.shape
-    seconds = frames * mel["hop_length"] / mel["sample_rate"]
+    timed = mel["hop_length"] and mel["sample_rate"]  # a converted set may not know
+    seconds = frames * mel["hop_length"] / mel["sample_rate"] if timed else frames
     axes.set_axis_on()
     axes.set_title(panel.title, fontsize=8, loc="left", pad=3, parse_math=False)
     axes.tick_params(labelsize=7, length=2, pad=2, labelleft=panel.column == 0)
@@ -143,7 +144,7 @@ def draw_panel(
     if panel.column == 0:
         axes.set_ylabel("Hz", fontsize=7, labelpad=2)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter("{x:g} s")
+    axes.xaxis.set_major_formatter("{x:g} s" if timed else "{x:g}")
     return axes.imshow(
         panel.values.astype(np.float32),
         origin="lower",
@@ -161,6 +162,8 @@ def mel_ticks(shard_set: ShardSet) -> dict[str, float]:
     import librosa
 
     mel = shard_set.info["mel"]
+    if mel["fmin"] is None or mel["fmax"] is None:
+        return {}
     centres = librosa.mel_frequencies(mel["n_mels"] + 2, fmin=mel["fmin"], fmax=mel["fmax"])[1:-1]
     ticks: dict[str, float] = {}
     last = np.inf

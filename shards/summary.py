@@ -79,19 +79,29 @@ def kind(reason: str) -> str:
     return re.split(r"[:;]| \(| at \d", reason)[0]
 
 
+def known(value: float | None) -> str:
+    """A number, or that nobody said it: a converted set may lack some."""
+    return "unknown" if value is None else f"{value:.10g}"
+
+
 def in_words(built: ShardSet) -> str:
     """The set and how it was made, as a paper tells it."""
     info = built.info
     mel, cut, split = info["mel"], info["segment"], info["split"]
     overlap = f"an overlap of {100 * cut['overlap']:g} %" if cut["overlap"] else "no overlap"
+    rate, old = f"{known(mel['sample_rate'])} Hz", info["settings"].get("convert")
+    segments = f"{info['samples']} segments of {known(cut['seconds'])} s"
+    window = "window" if mel["window"] is None else f"{mel['window'].title()} window"
     several = ", several a recording," if built.is_multi_label else ""
     sentences = [
         f"{info['recordings']} recordings ({info['hours']:.2f} h) of {len(info['classes'])} "
         f"classes{several} in {info['groups']} groups.",
-        f"Mono at {mel['sample_rate']} Hz, cut into {info['samples']} segments of "
-        f"{cut['seconds']:g} s with {overlap}.",
-        f"Log-mel spectrograms in dB: {mel['n_mels']} bands from {mel['fmin']:g} to "
-        f"{mel['fmax']:g} Hz, Hann window of {mel['n_fft']} samples, hop of {mel['hop_length']}.",
+        f"Converted from {old}: {segments} at {rate}."
+        if old
+        else f"Mono at {rate}, cut into {segments} with {overlap}.",
+        f"Log-mel spectrograms in dB: {mel['n_mels']} bands from {known(mel['fmin'])} to "
+        f"{known(mel['fmax'])} Hz, {window} of {known(mel['n_fft'])} samples, "
+        f"hop of {known(mel['hop_length'])}.",
         f"Dealt out in whole groups: {split['method']} (seed {split['seed']}).",
         f"Made with Wavefold {info['wavefold']}.",
     ]

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from shards.errors import UserError
 from shards.index import BESIDE, FILES, SPLITS, ShardSet, current, is_sealed, read_info, sha256
 from shards.write import BLOCK, Tar, npy_header
 
@@ -25,7 +26,7 @@ def verify(path: str, audio: str | None = None) -> list[str]:
     With `audio`, the folder that it was built from, also every recording that changed since.
 
     Raises:
-        UserError: no finished shard set of a format that can be read.
+        UserError: no finished shard set of a format that can be read; `audio` of a converted one.
     """
     file = current(Path(path), "dataset.json")
     if file.is_file() and not is_sealed(file.read_bytes()):  # nothing to hold the rest against
@@ -67,6 +68,8 @@ def check_set(shard_set: ShardSet) -> list[str]:
 
 def check_audio(shard_set: ShardSet, audio: Path) -> list[str]:
     """Recordings that are no longer the files that the set was built from."""
+    if "convert" in shard_set.info["settings"]:
+        raise UserError(f"{shard_set.path}: converted, not built from audio; leave --audio out")
     faults = []
     for line in tqdm(shard_set.recordings(), "audio", shard_set.info["recordings"], disable=None):
         file = audio / line["path"]

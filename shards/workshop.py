@@ -83,6 +83,8 @@ def recall(out: Path) -> Plan:
     """
     there = promises(out)[0]
     agree(out, there)
+    if "convert" in there["settings"]:
+        raise UserError(f"{out}: not of parts; start the same `convert` again")
     base = open_set(out) if there["base"] else None
     if base and base.info["manifest"] != there["base"]:
         raise UserError(

@@ -1,0 +1,67 @@
+"""Servers of the tests' own on the loopback: files with byte ranges, cuts and made-up pages."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Page = tuple[int, dict[str, str], bytes]  # status, headers, body
+
+
+@dataclass
+class Site:
+    """What a server serves. `cut` says for a path which GET of it breaks off half-way."""
+
+    pages: Callable[[str], Page | None]  # by path and query
+    cut: dict[str, int] = field(default_factory=dict)
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
+    headers: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+
+
+@contextmanager
+def serving(site: Site) -> Iterator[Site]:
+    """Serve `site` until the block ends; its address is in `site.url`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            wanted = self.headers.get("Range")
+            site.asked.append((self.command, self.path, wanted))
+            site.headers.append(dict(self.headers))
+            status, headers, body = site.pages(self.path) or (404, {}, b"not here")
+            first = int(re.findall(r"\d+", wanted)[0]) if wanted else 0
+            if status == 200 and wanted and "bytes" in headers.get("Accept-Ranges", ""):
+                status = 206
+                headers = headers | {"Content-Range": f"bytes {first}-{len(body) - 1}/{len(body)}"}
+                body = body[first:]
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            gets = sum(entry[:2] == ("GET", self.path) for entry in site.asked)
+            if self.command == "GET" and gets == site.cut.get(self.path):
+                body = body[: len(body) // 2]
+                self.close_connection = True
+            if self.command == "GET":
+                self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        site.url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            yield site
+        finally:
+            server.shutdown()
+            thread.join()
