@@ -55,6 +55,25 @@ def info(out: str) -> None:
     print(table(open_set(out)))
 
 
+def duplicates(
+    out: str, *, all: bool = False, strict: bool = False, output: str | None = None
+) -> None:
+    """Find recordings that are copies of each other, the same audio or re-encoded, across folds.
+
+    Copies across folds or parts make scores flatter; --all lists those inside one, too. --output
+    writes all into a CSV file; --strict makes copies across folds or parts exit code 1.
+    """
+    from shards.duplicates import as_csv, find, summary, table
+    from shards.index import open_set, write_atomic
+
+    found = find(open_set(out))
+    print("\n".join([*table(x for x in found if x.leaks or all), summary(found)]))
+    if output is not None:
+        write_atomic(Path(output), as_csv(found))
+    if strict and any(x.leaks for x in found):
+        sys.exit(1)
+
+
 def show(out: str, *, output: str | None = None, per_class: int = 4) -> None:
     """Draw spectrograms of every class into a PNG (OUT/show.png)."""
     from shards.index import open_set
@@ -107,6 +126,7 @@ COMMANDS: command.Commands = {
     "build": build,
     "verify": verify,
     "info": info,
+    "duplicates": duplicates,
     "show": show,
 }
 

@@ -11,6 +11,7 @@ from time import monotonic
 from tqdm import tqdm
 
 from shards.dataset import write_dataset
+from shards.duplicates import warn
 from shards.errors import UserError
 from shards.index import ShardSet, open_set, shard_name, write_atomic
 from shards.manifest import Recording, Reject
@@ -51,6 +52,7 @@ def build(
     fold_from: str | None = None,
     split_from: str | None = None,
     group_from: str | None = None,
+    on_duplicate: str = "warn",
     seed: int = 0,
     shard_size: str = "256MB",
     workers: int | None = None,
@@ -62,7 +64,9 @@ def build(
     overlap is a share of a segment. --folds=5 is the default unless --split=0.7,0.15,0.15,
     --fold_from or --split_from is given. The *_from flags are regular expressions searched in the
     file name (in the path below AUDIO if they have a "/"): what names a recording's group (speaker,
-    source clip), fold or part. A build that was stopped goes on where it was: start it again.
+    source clip), fold or part. --on_duplicate=group puts recordings that are copies of each other
+    into one group, drop keeps the first of them, warn says afterwards where copies stand on two
+    sides. A build that was stopped goes on where it was: start it again.
 
     Returns:
         What was built, in a few lines.
@@ -84,7 +88,7 @@ def build(
     if there:
         check_settings(folder, there, settings)
     check_contents(folder)
-    plan = make_plan(recipe, folder, settings)
+    plan = make_plan(recipe, folder, settings, workers or available())
     if there:
         check_manifest(folder, there, plan)
         if "shards" in there:
@@ -95,9 +99,10 @@ def build(
         made = write_shards(plan, workers or available())
         finish(plan)
     built = open_set(folder)
+    warned = warn(built) if on_duplicate == "warn" else []
     took = monotonic() - began
     rate = f"{made} segments in {took:.1f} s, {made / took:.0f} a second"
-    return f"{summary(built)}\ntime        {rate}"
+    return "\n".join([summary(built), f"time        {rate}", *warned])
 
 
 @contextmanager

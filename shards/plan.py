@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.audio import segment_starts
+from shards.copies import RULES, without_leaks
 from shards.errors import UserError
 from shards.index import SPLITS
 from shards.manifest import Recording, Reject, Scan, describe, digest, natural, scan
@@ -82,6 +83,10 @@ def settle(words: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--overlap={words['overlap']}: a share of a segment, 0 <= overlap < 1")
     if not (math.isfinite(words["segment_seconds"]) and words["segment_seconds"] > 0):
         raise UserError(f"--segment_seconds={words['segment_seconds']}: has to be above 0")
+    if words["on_duplicate"] not in RULES:
+        raise UserError(
+            f"--on_duplicate={words['on_duplicate']}: has to be one of {', '.join(RULES)}"
+        )
     return settings
 
 
@@ -103,7 +108,7 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
     return Recipe(audio=audio, mel=mel, length=length, hop=hop)
 
 
-def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> Plan:
+def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any], workers: int = 1) -> Plan:
     """Scan the audio, deal out folds and parts, and tell what was understood.
 
     Raises:
@@ -112,6 +117,8 @@ def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> Plan:
     seed = settings["seed"]
     patterns = {name: settings[name] for name in ("group_from", "fold_from", "split_from")}
     found = scan(recipe.audio, seed=seed, **patterns)
+    if settings["on_duplicate"] != "warn":
+        found = without_leaks(found, recipe, settings["on_duplicate"], workers)
     check_left({r.label for r in found.recordings}, found.rejected)
     parts = tuple(settings["split"]) if settings["split"] else None
     fold, split, method = assign(found.recordings, settings["folds"], parts, seed)
