@@ -27,6 +27,7 @@ from shards.output import (
     locked,
 )
 from shards.plan import Plan, check_left, make_plan, make_recipe, settle
+from shards.shortcuts import describe
 from shards.workers import available, ordered
 from shards.write import Features, write_shard
 
@@ -192,4 +193,4 @@ def summary(built: ShardSet) -> str:
     ]
     if info["rejected"]:
         lines.append(f"rejected    {info['rejected']}, listed in {out / 'rejected.csv'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe(info["shortcuts"])])

@@ -18,6 +18,7 @@ from shards.index import (
     FORMAT,
     ROW,
     SPLITS,
+    ShardSet,
     file_entry,
     shard_name,
     stats_shape,
@@ -26,6 +27,7 @@ from shards.index import (
 from shards.manifest import Reject, place
 from shards.notes import Notes
 from shards.plan import Plan
+from shards.shortcuts import find_shortcuts
 from shards.write import npy_bytes
 
 Line = dict[str, Any]
@@ -42,7 +44,9 @@ def write_dataset(plan: Plan, shards: Sequence[Notes]) -> None:
     )
     write_atomic(plan.out / "rejected.csv", rejected_csv(rejected, plan.settings["seed"]))
     write_atomic(plan.out / "balance.json", pretty(balance(plan, lines)))
-    write_atomic(plan.out / "dataset.json", pretty(dataset(plan, shards, lines, len(rejected))))
+    info = dataset(plan, shards, lines, len(rejected))
+    info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info))
+    write_atomic(plan.out / "dataset.json", pretty(info))
 
 
 def join_rows(shards: Sequence[Notes]) -> np.ndarray:

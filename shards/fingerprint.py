@@ -15,8 +15,9 @@ import numpy as np
 
 BANDS, STEP = 32, 0.032  # seconds
 RANGE = 60.0  # dB below the loudest value that are looked at: a codec drops what is fainter
-LIMIT, SCALE = 10.0, 10.0  # dB at which a click is cut off; counts a dB
 ENVELOPE = 8  # steps to both sides over which the envelope is taken
+LEAST, RMS = 1.0, 3.0  # dB: each band is brought to this RMS, so that a chirp is not all
+LIMIT, SCALE = 6.0, 10.0  # dB at which a click is cut off; counts a dB
 LOWEST_RMS = 0.5  # dB over the bands of a step; what is smoother, as silence is, has no grain
 DIMENSIONS, MODULATION = 512, 10.0  # Hz
 LENGTH = 1000.0
@@ -33,9 +34,13 @@ def grain(values: np.ndarray, frame_seconds: float) -> np.ndarray:
     x = np.add.reduceat(x, edges, axis=1) / np.diff(edges, append=mels)[:, None]
     x = x[:, :, : frames // pool * pool].reshape(len(x), bands, -1, pool).mean(axis=3)
     x = np.ascontiguousarray(x.transpose(0, 2, 1))
+    sounds = (np.ptp(x, axis=2, keepdims=True) > 1e-3).astype(np.float32)  # and is no padding
     x -= x.mean(axis=2, keepdims=True)
-    x -= moving_mean(x)
-    np.clip(x, -LIMIT, LIMIT, out=x)
+    x = sounds * (x - moving_sum(x * sounds) / np.maximum(1, moving_sum(sounds)))
+    rms = np.sqrt(
+        np.square(x).sum(axis=1, keepdims=True) / np.maximum(1, sounds.sum(axis=1))[:, None]
+    )
+    x = (x * (RMS / np.maximum(LEAST, rms))).clip(-LIMIT, LIMIT)
     return np.rint(x * SCALE).astype(np.int8)
 
 
@@ -45,12 +50,11 @@ def busy_seconds(grains: np.ndarray, seconds: float) -> np.ndarray:
     return (rms > LOWEST_RMS * SCALE).mean(axis=1) * seconds
 
 
-def moving_mean(x: np.ndarray) -> np.ndarray:
-    """The mean of (S, G, B) over 17 steps around each, the edges repeated."""
-    padded = np.pad(x, ((0, 0), (ENVELOPE + 1, ENVELOPE), (0, 0)), mode="edge")
+def moving_sum(x: np.ndarray) -> np.ndarray:
+    """The sum of (S, G, B) over 17 steps around each, as far as there are any."""
+    padded = np.pad(x, ((0, 0), (ENVELOPE + 1, ENVELOPE), (0, 0)))
     sums = np.cumsum(padded, axis=1)
-    width = 2 * ENVELOPE + 1
-    return (sums[:, width:] - sums[:, :-width]) / width
+    return sums[:, 2 * ENVELOPE + 1 :] - sums[:, : -2 * ENVELOPE - 1]
 
 
 def vectors(grains: np.ndarray, seconds: float) -> np.ndarray:
