@@ -3,6 +3,7 @@
 #   make demo       from nothing to two trained folds and a report, on a laptop
 #   make test       every test; `.venv/bin/pytest` alone runs the quick ones
 #   make lint       ruff and mypy
+#   make bench      side by side with others, on a quiet machine: bench/RESULTS.md
 #
 # Another interpreter than python3: make demo PYTHON=python3.12
 
@@ -13,7 +14,7 @@ SHELL := /bin/sh
 STARTED := $(shell date +%s)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -80,6 +81,9 @@ lint: .venv/.installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy shards toolkit $(wildcard launch/*.py train.py)
+
+bench: .venv/.installed-dev
+	for name in mel build; do .venv/bin/python bench/$$name.py --write || exit; done
 
 clean:
 	rm -rf .venv demo runs/demo

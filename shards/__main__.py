@@ -4,13 +4,11 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shards import command
 from shards.build import build as build_set
-
-if TYPE_CHECKING:
-    from shards.index import ShardSet
+from shards.errors import UserError
 
 
 def demo(out: str, *, seed: int = 0, per_class: int = 20) -> None:
@@ -34,12 +32,27 @@ def build(audio: str, out: str, **words: Any) -> None:
     print(build_set(audio, out, **words))
 
 
-def verify(out: str) -> None:
-    """Check every byte of a shard set; exit 1 and a line a fault if something is wrong."""
+def merge(out: str) -> None:
+    """Join what `build --part=I/N` made into a finished shard set."""
+    from shards.duplicates import warn
+    from shards.index import open_set
+    from shards.merge import merge
+    from shards.summary import summary
+
+    merge(out)
+    built = open_set(Path(out))
+    print("\n".join([summary(built), *warn(built)]))
+
+
+def verify(out: str, *, audio: str | None = None) -> None:
+    """Check every byte of a shard set; exit 1 and a line a fault if something is wrong.
+
+    --audio=DIR also reads the recordings again, and names those that changed since the build.
+    """
     from shards.index import read_info
     from shards.verify import verify
 
-    faults = verify(out)
+    faults = verify(out, audio)
     for fault in faults:
         print(fault)
     if faults:
@@ -48,11 +61,32 @@ def verify(out: str) -> None:
     print(f"verified: {info['samples']} samples in {len(info['shards'])} shards of {out}")
 
 
-def info(out: str) -> None:
-    """Show what a shard set holds: settings, classes by fold, hours, size."""
-    from shards.index import open_set
+def info(out: str, *, count: str = "segments") -> None:
+    """Show what a shard set holds: hours, settings, and each class by fold and part.
 
-    print(table(open_set(out)))
+    --count=recordings, groups, segments or seconds says what is counted.
+    """
+    from shards.balance import table
+    from shards.index import open_set
+    from shards.summary import summary
+
+    shard_set = open_set(out)
+    rows = table(shard_set, count)
+    print(summary(shard_set), "", *rows, sep="\n")
+
+
+def reset(out: str, *, yes: bool = False) -> None:
+    """Remove what build wrote into OUT, and nothing else; asks first unless --yes is given."""
+    from shards import output
+
+    output.check_ours(Path(out))
+    if not yes and not sys.stdin.isatty():
+        raise UserError(f"{out}: not on a terminal, so nobody can be asked; say --yes to remove it")
+    if yes or input(f"remove the shard set {out}? [y/N] ").strip().lower() in ("y", "yes"):
+        output.reset(Path(out))
+        print(f"removed: the shard set {out}")
+    else:
+        print("nothing was removed")
 
 
 def duplicates(
@@ -84,50 +118,15 @@ def show(out: str, *, output: str | None = None, per_class: int = 4) -> None:
     print(f"drawn: {picture}")
 
 
-def table(shard_set: "ShardSet") -> str:
-    """A shard set as people read it: settings, then segments of each class by fold or part."""
-    from shards.build import summary
-
-    info = shard_set.info
-    mel, cut, split = info["mel"], info["segment"], info["split"]
-    return "\n".join(
-        [
-            summary(shard_set),
-            f"mel         {mel['n_mels']} bands, {mel['fmin']:g} to {mel['fmax']:g} Hz, n_fft "
-            f"{mel['n_fft']}, hop {mel['hop_length']}, at {mel['sample_rate']} Hz",
-            f"segment     {cut['seconds']:g} s, overlap {cut['overlap']:g}",
-            f"split       {split['method']} (seed {split['seed']}), {info['groups']} groups",
-            "",
-            *segment_table(shard_set),
-        ]
-    )
-
-
-def segment_table(shard_set: "ShardSet") -> list[str]:
-    """Lines: segments of each class, in all and by fold, or by part if there are no folds."""
-    import numpy as np
-
-    from shards.index import SPLITS
-
-    folds, names = shard_set.folds, shard_set.class_names
-    columns = [f"fold {name}" for name in folds] or list(SPLITS)
-    counts = np.zeros((len(names), len(columns)), np.int64)
-    index = shard_set.index
-    np.add.at(counts, (index["label"], index["fold" if folds else "split"]), 1)
-    rows = [("segments", ["all", *columns])]
-    rows += [(n, [str(c.sum()), *map(str, c)]) for n, c in zip(names, counts, strict=True)]
-    rows += [("all", [str(counts.sum()), *map(str, counts.sum(axis=0))])]
-    wide = max(len(name) for name, _ in rows)
-    return [f"{name:<{wide}}" + "".join(f"{x:>10}" for x in cells) for name, cells in rows]
-
-
 COMMANDS: command.Commands = {
     "demo": demo,
     "build": build,
+    "merge": merge,
     "verify": verify,
     "info": info,
     "duplicates": duplicates,
     "show": show,
+    "reset": reset,
 }
 
 

@@ -1,127 +1,134 @@
-"""Audio files in, fixed-length mono segments out: probe, decode, resample, cut.
+"""Audio files in, mono waves out: probe, decode, resample, whatever the length in little memory.
 
-Shapes: `n` samples of a recording, `S` segments, `N` samples of a segment. Waves are float32, full
-scale 1.0.
+Shapes: `n` samples of a recording, `C` channels. Waves are float32, full scale 1.0.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+
+from shards.container import AudioError, Probe, source
 
 #: -100 dBFS. One step of 16-bit audio is 3.1e-5, so even a lone step in one of three channels
 #: counts as sound; what stays below is digital silence or the residue of a resampler.
 SILENT_PEAK = 1e-5
-
-
-class AudioError(Exception):
-    """A recording that cannot be used; the message is its reason in rejected.csv, a single line."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a file's header says."""
-
-    frames: int
-    sample_rate: int
-    channels: int
-
-    @property
-    def seconds(self) -> float:
-        """Duration in seconds."""
-        return self.frames / self.sample_rate
+FULL_SCALE = 1 - 2**-15  # the largest 16-bit sample
+ABSURD_PEAK = 1e6  # 120 dB above full scale; floats that were never scaled reach 90 dB
 
 
 def probe(path: str | os.PathLike[str]) -> Probe:
-    """Read the header of an audio file, not its samples.
+    """Read the header of an audio file; its samples only where it does not tell how many there are.
 
     Raises:
-        AudioError: not a file that libsndfile knows, or no samples in it.
+        AudioError: not a file that libsndfile or FFmpeg knows, no samples in it, or a rate that is
+            none.
     """
-    import soundfile
-
-    try:
-        info = soundfile.info(os.fspath(path))
-    except (soundfile.SoundFileError, OSError) as error:
-        raise unreadable(path, error) from None
-    if info.frames < 1:
-        raise AudioError("no samples")
-    return Probe(info.frames, info.samplerate, info.channels)
+    with source(path) as file:
+        frames = file.header.frames or sum(map(len, file.blocks(0, None)))
+        if not frames:
+            raise AudioError("no samples")
+        return replace(file.header, frames=frames)
 
 
-def decode(path: str | os.PathLike[str], sample_rate: int) -> np.ndarray:
+class Levels:
+    """What the samples of a recording were like before anything was done to them."""
+
+    def __init__(self) -> None:
+        self.sample_rate = 1  # Hz
+        self.frames = self.samples = self.bad = self.full = 0
+        self.peak = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """What was decoded, whatever the header said."""
+        return self.frames / self.sample_rate
+
+    @property
+    def clipped(self) -> float:
+        """The share of samples at or above full scale, to six digits."""
+        return round(self.full / max(1, self.samples), 6)
+
+    def add(self, block: np.ndarray) -> None:
+        """Count (n, C) frames."""
+        self.frames += len(block)
+        self.samples += block.size
+        low, high = float(block.min()), float(block.max())
+        if not np.isfinite([low, high]).all():
+            self.bad += int(np.count_nonzero(~np.isfinite(block)))
+        self.peak = max(self.peak, -low, high)
+        if max(-low, high) >= FULL_SCALE:
+            self.full += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
+
+    def check(self) -> None:
+        """Raise an AudioError if no wave can come of this."""
+        if not self.frames:
+            raise AudioError("no samples")
+        if self.bad:
+            raise AudioError(f"not finite: {self.bad} NaN or Inf samples")
+        if self.peak > ABSURD_PEAK:
+            raise AudioError(f"no audio: a sample of {self.peak:.3g}, where full scale is 1")
+
+
+def piece_frames(start: float, end: float | None, rate: int) -> tuple[int, int | None]:
+    """The frames at which a piece from `start` to `end` seconds begins and stops."""
+    return round(start * rate), None if end is None else round(end * rate)
+
+
+def decode(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    start: float = 0.0,
+    end: float | None = None,
+    levels: Levels | None = None,
+) -> np.ndarray:
     """A recording as mono at `sample_rate` Hz: the mean of its channels, resampled by soxr (HQ).
 
-    A file that holds less than its header claims gives what is there, where libsndfile does.
+    `start` and `end` in seconds choose a piece of it. A file that holds less than its header claims
+    gives what is there, where its decoder does. However long the file, and whatever its rate and
+    channels, no more than a block is held of it beside the result. `levels` is filled in.
 
     Returns:
         (n,) float32, n >= 1.
 
     Raises:
-        AudioError: unreadable, damaged where libsndfile cannot go on, empty, or NaN or Inf in it.
+        AudioError: unreadable, damaged where the decoder cannot go on, empty, NaN or Inf in it.
     """
-    import soundfile
-
-    try:
-        frames, rate = soundfile.read(os.fspath(path), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise unreadable(path, error) from None
-    bad = frames.size - np.count_nonzero(np.isfinite(frames))
-    if bad:
-        raise AudioError(f"not finite: {bad} NaN or Inf samples")
-    wave = resample(frames.mean(axis=1), rate, sample_rate)
-    if not len(wave):
+    levels = levels or Levels()
+    wave = bytearray()  # grows in place: an array would be copied, or trust a header
+    with source(path) as file:
+        levels.sample_rate = rate = file.header.sample_rate
+        resample = resampler(rate, sample_rate)
+        for block in file.blocks(*piece_frames(start, end, rate)):
+            levels.add(block)
+            if not levels.bad:
+                mono = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+                wave += np.ascontiguousarray(resample(mono, False)).data
+        wave += resample(np.zeros(0, np.float32), True).data
+    levels.check()
+    if not wave:
         raise AudioError("no samples")
-    return wave
+    return np.frombuffer(wave, np.float32)
 
 
-def resample(wave: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """(n,) float32 at `rate` Hz as (n * sample_rate / rate,) float32, band-limited (soxr HQ)."""
-    if rate == sample_rate or not len(wave):
-        return wave
+def resampler(rate: int, sample_rate: int) -> Callable[[np.ndarray, bool], np.ndarray]:
+    """A function of the next samples at `rate`, and whether they are the last: them at another.
+
+    Block by block it gives what soxr gives at once.
+    """
+    if rate == sample_rate:
+        return lambda wave, last: wave
     import soxr
 
-    return soxr.resample(wave, rate, sample_rate, quality="HQ")
+    return soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ").resample_chunk
 
 
-def unreadable(path: str | os.PathLike[str], error: Exception) -> AudioError:
-    """The reason without the path, which has a column of its own, on one line."""
-    text = str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error)
-    reason = " ".join(text.replace(os.fspath(path), "the file").split()).rstrip(".")
-    return AudioError(f"not readable as audio: {reason[:1].lower()}{reason[1:]}")
+def peak(wave: np.ndarray) -> float:
+    """The largest magnitude of (n,) samples, without a copy of them."""
+    return max(float(wave.max()), -float(wave.min())) if len(wave) else 0.0
 
 
 def is_silent(wave: np.ndarray) -> bool:
     """Whether no sample reaches -100 dBFS, less than a third of one step of 16-bit audio."""
-    return not len(wave) or float(np.abs(wave).max()) < SILENT_PEAK
-
-
-def segment_starts(n: int, length: int, hop: int) -> np.ndarray:
-    """Where the segments of a recording of `n` samples start: 0, hop, 2 * hop, ...
-
-    Every full window counts. One more, to be padded with zeros, follows where it would add at least
-    10 % of `length` in audio that no full window holds: a resampler's odd sample makes no nearly
-    empty segment. A recording that fits into one window is that window, however short.
-
-    Returns:
-        (S,) int64, S >= 1.
-    """
-    if length < 1 or hop < 1:
-        raise ValueError(f"length {length} and hop {hop} have to be at least 1 sample")
-    full = max(0, n - length) // hop + 1
-    added = n - ((full - 1) * hop + max(length, hop))
-    return np.arange(full + (10 * added >= length), dtype=np.int64) * hop
-
-
-def cut(wave: np.ndarray, length: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut (n,) samples into windows of `length`, the last one padded with zeros.
-
-    Returns:
-        segments (S, length) float32 and their starts (S,) int64, in samples.
-    """
-    starts = segment_starts(len(wave), length, hop)
-    segments = np.zeros((len(starts), length), np.float32)
-    for segment, start in zip(segments, starts, strict=True):
-        piece = wave[start : start + length]
-        segment[: len(piece)] = piece
-    return segments, starts
+    return peak(wave) < SILENT_PEAK

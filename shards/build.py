@@ -1,35 +1,45 @@
 """Audio folder in, shard set out: resumable, and byte for byte the same however it was done."""
 
-import json
+import inspect
 import logging
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from shlex import quote
 from time import monotonic
+from typing import Any
 
-from tqdm import tqdm
-
-from shards.dataset import write_dataset
+from shards.copies import without_leaks
 from shards.duplicates import warn
 from shards.errors import UserError
-from shards.index import ShardSet, open_set, shard_name, write_atomic
-from shards.manifest import Recording, Reject
-from shards.notes import load
+from shards.index import BESIDE, READY, open_set, shard_name
+from shards.merge import finish
 from shards.output import (
-    BESIDE,
     check_contents,
-    check_manifest,
     check_places,
     check_settings,
-    clear,
+    errors_named,
     existing,
     locked,
 )
-from shards.plan import Plan, check_left, make_plan, make_recipe, settle
-from shards.shortcuts import describe
-from shards.workers import available, ordered
-from shards.write import Features, write_shard
+from shards.part import Part, held, parse_part, part_done
+from shards.plan import Plan, make_plan, make_recipe, settle
+from shards.progress import Progress
+from shards.recipe import Features
+from shards.recording import Piece, Recording, Reject
+from shards.summary import summary
+from shards.table import locate, own_columns, read_table
+from shards.workers import available, ordered, warm_up
+from shards.workshop import (
+    begin,
+    is_complete,
+    is_written,
+    notes_file,
+    put_in_place,
+)
+from shards.write import write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -48,26 +58,64 @@ def build(
     hop_length: int = 512,
     fmin: float = 0.0,
     fmax: float | None = None,
+    device: str = "cpu",
+    min_seconds: float = 0.0,
+    pad: str = "silence",
+    tail: str = "pad",
+    trim_silence: float | None = None,
+    highpass: float | None = None,
+    loudness: float | None = None,
+    peak: float | None = None,
     folds: int | None = None,
     split: str | None = None,
+    label_from: str | None = None,
+    group_from: str | None = None,
     fold_from: str | None = None,
     split_from: str | None = None,
-    group_from: str | None = None,
+    path_from: str | None = None,
+    audio_root: str | None = None,
+    protocol_columns: str | None = None,
+    strict: bool = False,
     on_duplicate: str = "warn",
     seed: int = 0,
     shard_size: str = "256MB",
     workers: int | None = None,
+    part: str | None = None,
+    append: bool = False,
+    file_timeout: float = 300.0,
     overwrite: bool = False,
 ) -> str:
-    """Turn a folder of audio, one sub-folder a class, into a shard set.
+    """Turn a folder of audio, one sub-folder a class, or a table of recordings into a shard set.
 
     sample_rate, fmin, fmax in Hz (fmax: half the sample rate); n_fft, hop_length in samples;
     overlap is a share of a segment. --folds=5 is the default unless --split=0.7,0.15,0.15,
     --fold_from or --split_from is given. The *_from flags are regular expressions searched in the
-    file name (in the path below AUDIO if they have a "/"): what names a recording's group (speaker,
-    source clip), fold or part. --on_duplicate=group puts recordings that are copies of each other
-    into one group, drop keeps the first of them, warn says afterwards where copies stand on two
-    sides. A build that was stopped goes on where it was: start it again.
+    file name (in the path below AUDIO if they have a "/"): what names a recording's label, its
+    group (speaker, source clip), fold or part. --device=cuda computes the spectrograms on a GPU. A
+    build that was stopped goes on where it was: start it again.
+
+    --on_duplicate=group puts recordings that are copies of each other into one group, drop keeps
+    the first of them, warn says afterwards where copies stand on two sides.
+
+    A recording shorter than a segment is filled up by --pad=silence|repeat|reflect, or rejected
+    below min_seconds. So is the last, partial segment of any other, if it adds 10 % of one
+    (--tail=drop: never). Off by default, done in this order: highpass in Hz (Butterworth, order 4);
+    trim_silence at both ends, in dB below the loudest part; loudness in LUFS (ITU-R BS.1770, at
+    most 30 dB up or down, the peak at most 1) or peak in dBFS. A file that takes over file_timeout
+    seconds (0: no limit), or kills its decoder, is rejected.
+
+    AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, fold, split, and
+    start, end in seconds for pieces of long files; or a protocol, words between spaces that are
+    named by --protocol_columns. Paths are relative to --audio_root (the file's folder). There the
+    *_from flags name columns too, as --group_from=speaker does. Several labels are `a;b`. Rows
+    without their file are listed in rejected.csv; --strict stops at them.
+
+    --part=I/N makes every Nth shard, for arrays of tasks on one OUT or on folders that are copied
+    together, .build included; `merge OUT` then finishes the set, and the bytes are those of one
+    build. --append adds files that AUDIO has gained to a finished set, with the same flags: shards
+    behind the old ones, which stay as they are, as do all folds. A file that was rejected once is
+    not tried again under its name. That the content of a file changed, and neither its length nor
+    its format, a second start does not see; `verify --audio=AUDIO` does.
 
     Returns:
         What was built, in a few lines.
@@ -75,122 +123,114 @@ def build(
     Raises:
         UserError: words, audio or an existing OUT that cannot be built from or into.
     """
-    words = dict(locals())
-    for name in ("audio", "out", "workers", "overwrite"):
+    asked = dict(locals())
+    words = dict(asked)
+    for name in ("audio", "out", "workers", "part", "append", "file_timeout", "overwrite"):
         del words[name]
+    for name in ("path_from", "audio_root", "protocol_columns", "strict"):
+        del words[name]  # they decide which recordings there are, and the manifest says which
     began = monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: has to be at least 1")
+    if not file_timeout >= 0:
+        raise UserError(f"--file_timeout={file_timeout:g}: has to be 0 (no limit) or more seconds")
+    if overwrite and (part is not None or append):
+        raise UserError(f"--overwrite and --{'append' if append else 'part'} exclude each other")
+    if append and on_duplicate != "warn":
+        raise UserError(
+            f"--append with --on_duplicate={on_duplicate}: copies of what is there would move it; "
+            "build the whole set anew, with --overwrite or into another folder"
+        )
+    share = parse_part(part) if part is not None else None
     folder = Path(out)
+    root, file = locate(audio, audio_root)
     check_places(Path(audio), folder)
-    settings = settle(words)
-    recipe = make_recipe(Path(audio), settings)
+    table = read_table(file, path_from, protocol_columns) if file else None
+    settings = settle(words | own_columns(table, words) if table else words)
+    warm_up()
+    recipe = make_recipe(root, settings)
+    if (folder / READY).exists():  # killed on its last lines
+        with errors_named(folder), locked(folder):
+            put_in_place(folder)
     there = None if overwrite else existing(folder)
     if there:
         check_settings(folder, there, settings)
     check_contents(folder)
-    plan = make_plan(recipe, folder, settings, workers or available())
-    if there:
-        check_manifest(folder, there, plan)
-        if "shards" in there:
-            shutil.rmtree(folder / BESIDE, ignore_errors=True)  # killed on its last line
-            return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
-    with errors_named(folder), locked(folder):
-        begin(plan, overwrite)
-        made = write_shards(plan, workers or available())
+    if append and not (folder / "dataset.json").exists():
+        raise UserError(f"{out}: no finished shard set to append to; build it without --append")
+    hear = partial(without_leaks, recipe=recipe, rule=on_duplicate, workers=workers or available())
+    plan = make_plan(
+        recipe,
+        folder,
+        settings,
+        table,
+        strict,
+        open_set(folder) if append else None,
+        partial(hear, timeout=file_timeout) if on_duplicate != "warn" else None,
+    )
+    plan = replace(plan, command=typed(audio, out, asked))
+    if not overwrite and is_complete(plan):
+        if (folder / BESIDE).exists():
+            with locked(folder):
+                put_in_place(folder)
+        return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
+    with errors_named(folder), held(folder, share):
+        if not overwrite and is_complete(plan):
+            raise UserError(f"{folder}: another build has just finished it; nothing to do")
+        begin(plan, share.folder(folder) if share else None, overwrite)
+        made = write_shards(plan, share, workers or available(), file_timeout)
+        if share:
+            return part_done(plan, share)
         finish(plan)
     built = open_set(folder)
-    warned = warn(built) if on_duplicate == "warn" else []
+    warned = warn(built)
     took = monotonic() - began
     rate = f"{made} segments in {took:.1f} s, {made / took:.0f} a second"
     return "\n".join([summary(built), f"time        {rate}", *warned])
 
 
-@contextmanager
-def errors_named(out: Path) -> Iterator[None]:
-    """Have an error of the file system name a place: "no space left" comes without one."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(out)
-        raise
-
-
-def begin(plan: Plan, overwrite: bool) -> None:
-    """Make the workshop inside OUT, or enter the one that is there."""
-    if overwrite:
-        clear(plan.out)
-    workshop = plan.out / BESIDE
-    workshop.mkdir(exist_ok=True)
-    if not (workshop / "plan.json").exists():
-        promise = {"settings": dict(plan.settings), "manifest": plan.manifest}
-        write_atomic(workshop / "plan.json", json.dumps(promise, indent=2).encode() + b"\n")
-
-
-def notes_file(plan: Plan, shard: int) -> Path:
-    """Where the notes of a shard wait for the end."""
-    return plan.out / BESIDE / Path(shard_name(shard)).with_suffix(".npz")
-
-
-def is_written(plan: Plan, shard: int) -> bool:
-    """Whether a shard and its notes are there and fit together."""
-    file, notes = plan.out / shard_name(shard), notes_file(plan, shard)
-    return file.exists() and notes.exists() and load(notes).size == file.stat().st_size
-
-
-def write_shards(plan: Plan, workers: int) -> int:
-    """Write the shards that are missing; how many samples that made."""
-    todo = [shard for shard in range(len(plan.shards)) if not is_written(plan, shard)]
+def write_shards(plan: Plan, share: Part | None, workers: int, file_timeout: float) -> int:
+    """Write the shards (of a part) that are missing; how many samples that made."""
+    mine = [shard for shard in plan.shards if share is None or share.has(shard)]
+    todo = [shard for shard in mine if not is_written(plan.out, shard)]
+    total = sum(len(plan.shards[shard]) for shard in mine)
     places = [place for shard in todo for place in plan.shards[shard]]
-    paths = [plan.recordings[place].path for place in places]
-    done, made = len(plan.recordings) - len(places), 0
+    pieces = [plan.recordings[place].piece for place in places]
+    done, made = total - len(places), 0
     if done:
-        logger.info("going on: %d of %d recordings are done", done, len(plan.recordings))
-    outcomes = ordered(plan.recipe.extract, paths, max(1, min(workers, len(paths))))
-    bar = tqdm(total=len(plan.recordings), initial=done, desc="build", unit="rec", disable=None)
-    with closing(outcomes), bar:
+        logger.info("going on: %d of %d recordings are done", done, total)
+    workers = max(1, min(workers, len(pieces)))
+    outcomes = ordered(plan.recipe.extract, pieces, workers, timeout=file_timeout, lost=lost)
+    with closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]
-            work = paired(plan.recordings[run.start : run.stop], outcomes, bar)
-            file, notes = plan.out / shard_name(shard), notes_file(plan, shard)
-            written = write_shard(file, notes, shard, run.start, work, plan.numbers)
+            work = paired(plan.recordings[run.start : run.stop], outcomes, progress)
+            file, notes = plan.out / shard_name(shard), notes_file(plan.out, shard)
+            first = plan.first_place + run.start
+            written = write_shard(file, notes, shard, first, work, plan.numbers)
             made += len(written.rows)
     return made
 
 
 def paired(
-    recordings: Iterable[Recording], outcomes: Iterator[Outcome], bar: tqdm
+    recordings: Iterable[Recording], outcomes: Iterator[Outcome], progress: Progress
 ) -> Iterator[tuple[Recording, Outcome]]:
-    """Each recording with what became of it, as the bar counts."""
+    """Each recording with what became of it, as the progress counts."""
     for recording in recordings:
         outcome = next(outcomes)
-        bar.update()
+        progress.update(recording.seconds)
         yield recording, outcome
 
 
-def finish(plan: Plan) -> None:
-    """Join the notes into the final files, and put the workshop away."""
-    shards = [load(notes_file(plan, n)) for n in range(len(plan.shards))]
-    try:
-        labels = {line["label"] for notes in shards for line in notes.recordings}
-        check_left(labels, [reject for notes in shards for reject in notes.rejected])
-    except UserError:
-        clear(plan.out)
-        raise
-    write_dataset(plan, shards)
-    shutil.rmtree(plan.out / BESIDE)
+def lost(piece: Piece, reason: str) -> Reject:
+    """What becomes of a recording whose process did not survive it."""
+    return Reject(piece.path, reason)
 
 
-def summary(built: ShardSet) -> str:
-    """What a shard set holds, in a few lines."""
-    info, out = built.info, built.path
-    size = sum(shard["bytes"] for shard in info["shards"])
-    lines = [
-        f"shard set   {out}",
-        f"recordings  {info['recordings']} ({info['hours']:.2f} h), {len(info['classes'])} classes",
-        f"segments    {info['samples']} of {info['shape'][0]} x {info['shape'][1]}",
-        f"shards      {len(info['shards'])}, {size / 1e6:.1f} MB",
-    ]
-    if info["rejected"]:
-        lines.append(f"rejected    {info['rejected']}, listed in {out / 'rejected.csv'}")
-    return "\n".join([*lines, *describe(info["shortcuts"])])
+def typed(audio: str, out: str, words: Mapping[str, Any]) -> str:
+    """The command line that asks for a build, flags at their defaults left out."""
+    own = ("audio", "out", "workers", "part", "file_timeout")
+    words = {n: x for n, x in words.items() if n not in own}
+    defaults = {name: p.default for name, p in inspect.signature(build).parameters.items()}
+    flags = [f"--{n}={quote(str(x))}" for n, x in words.items() if x != defaults[n]]
+    return " ".join(["python -m shards build", quote(audio), quote(out), *flags])

@@ -10,6 +10,7 @@ import difflib
 import errno
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
@@ -136,13 +137,11 @@ def main(program: str, commands: Commands, argv: Sequence[str] | None = None) ->
     """Run one command; the exit code: 0 done, 2 the user's words were off, 1 anything else."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage(program, commands))
-        return 0 if words else 2
+        return guard(lambda: print(usage(program, commands), flush=True)) or (0 if words else 2)
     name, words = words[0], words[1:]
     before_dashes = words[: words.index("--")] if "--" in words else words
     if name in commands and ("--help" in before_dashes or "-h" in before_dashes):
-        print(command_usage(program, name, commands[name]))
-        return 0
+        return guard(lambda: print(command_usage(program, name, commands[name]), flush=True))
     return guard(lambda: dispatch(program, commands, name, words))
 
 
@@ -159,7 +158,8 @@ def dispatch(program: str, commands: Commands, name: str, words: Sequence[str]) 
 
 
 def guard(action: Callable[[], Any], speaks: bool = True) -> int:
-    """Run `action`; what the user can mend becomes one line on stderr and exit code 2.
+    """Run `action`; what the user can mend becomes one line on stderr and exit code 2, a full or
+    read-only disk one line and exit code 1.
 
     Of the processes of one launch only those that `speaks` print it.
     """
@@ -169,8 +169,12 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough; nor may the flush at exit complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        codes = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), 1)
+        codes |= dict.fromkeys((errno.EACCES, errno.EPERM), 2)
+        if error.errno not in codes:
             raise
         where = f": {error.filename}" if error.filename else ""
         if speaks:
@@ -178,7 +182,7 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
                 f"error: {error.strerror}{where}; make room or get access, then start again",
                 file=sys.stderr,
             )
-        return 2
+        return codes[error.errno]
     except KeyboardInterrupt:
         print("interrupted; start again to go on", file=sys.stderr)
         return 130

@@ -8,14 +8,16 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.duplicates import Pair, Prints, find_copies
 from shards.errors import UserError
 from shards.fingerprint import grain
-from shards.manifest import Recording, Reject, Scan
+from shards.manifest import Scan
+from shards.progress import Progress
+from shards.recipe import Recipe
+from shards.recording import Piece, Recording, Reject
 from shards.workers import ordered
-from shards.write import Recipe
+from shards.write import rejection
 
 logger = logging.getLogger(__name__)
 
@@ -29,42 +31,51 @@ class Heard(NamedTuple):
     grains: np.ndarray  # (S, G, B) int8
 
 
-def hear(recipe: Recipe, path: str) -> Heard | None:
+def hear(recipe: Recipe, piece: Piece) -> Heard | None:
     """The fingerprint of a recording, or None where it cannot be used."""
-    features = recipe.extract(path)
+    features = recipe.extract(piece)
     if isinstance(features, Reject):
         return None
     frame_seconds = recipe.mel.hop_length / recipe.mel.sample_rate
     return Heard(features.xxh3, grain(features.values, frame_seconds))
 
 
-def without_leaks(found: Scan, recipe: Recipe, rule: str, workers: int) -> Scan:
+def without_leaks(found: Scan, recipe: Recipe, rule: str, workers: int, timeout: float) -> Scan:
     """The recordings with copies put into one group (`group`), or but the first of them (`drop`).
 
     Raises:
         UserError: the copies that are to be one group stand in different folds or parts as given.
     """
-    pairs = copies(found.recordings, recipe, workers)
+    pairs = copies(found.recordings, recipe, workers, timeout)
     logger.info("duplicates   %d pairs of copies; --on_duplicate=%s", len(pairs), rule)
     if rule == "group":
         return found._replace(recordings=grouped(found.recordings, pairs))
     first = firsts(pairs)
     kept = [r for n, r in enumerate(found.recordings) if n not in first]
     dropped = [
-        Reject(found.recordings[n].path, f"a copy of {found.recordings[other].path}")
+        rejection(found.recordings[n], f"a copy of {found.recordings[other].path}")
         for n, other in first.items()
     ]
     return found._replace(recordings=kept, rejected=[*found.rejected, *dropped])
 
 
-def copies(recordings: Sequence[Recording], recipe: Recipe, workers: int) -> list[Pair]:
+def copies(
+    recordings: Sequence[Recording], recipe: Recipe, workers: int, timeout: float
+) -> list[Pair]:
     """The pairs of copies among the recordings, by their places."""
     outcomes = ordered(
-        partial(hear, recipe), [r.path for r in recordings], max(1, min(workers, len(recordings)))
+        partial(hear, recipe),
+        [r.piece for r in recordings],
+        max(1, min(workers, len(recordings))),
+        timeout=timeout,
+        lost=lambda piece, reason: None,
     )
-    with closing(outcomes):
-        bar = tqdm(outcomes, "copies", len(recordings), unit="rec", disable=None)
-        heard = {n: outcome for n, outcome in enumerate(bar) if outcome is not None}
+    heard: dict[int, Heard] = {}
+    with closing(outcomes), Progress("copies", len(recordings), 0) as progress:
+        for n, outcome in enumerate(outcomes):
+            progress.update(recordings[n].seconds)
+            if outcome is not None:
+                heard[n] = outcome
     if not heard:
         return []
     xxh3 = np.concatenate([np.array(one.xxh3, np.uint64) for one in heard.values()])

@@ -6,13 +6,15 @@ Shapes: `N` samples, `F` folds, `K` classes, `M` mel bands.
 import csv
 import io
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards import __version__
+from shards.balance import Balance
+from shards.chart import balance_png
 from shards.index import (
     FILES,
     FORMAT,
@@ -20,104 +22,112 @@ from shards.index import (
     SPLITS,
     ShardSet,
     file_entry,
+    seal,
     shard_name,
     stats_shape,
     write_atomic,
 )
-from shards.manifest import Reject, place
 from shards.notes import Notes
 from shards.plan import Plan
+from shards.recording import Reject, place
 from shards.shortcuts import find_shortcuts
-from shards.write import npy_bytes
+from shards.write import npy_header
+
+#: From where on a recording counts as clipped, in samples at full scale, or as off zero.
+CLIPPED, OFF_ZERO = 1e-3, 1e-2
 
 Line = dict[str, Any]
+AllNotes = Callable[[], Iterator[Notes]]  # read anew each time: all at once need not fit in memory
 
 
-def write_dataset(plan: Plan, shards: Sequence[Notes]) -> None:
-    """Write everything but the tars; dataset.json last: a folder that has one is whole."""
-    lines = [line for notes in shards for line in notes.recordings]
-    rejected = [*plan.rejected, *(reject for notes in shards for reject in notes.rejected)]
-    write_atomic(plan.out / "index.npy", npy_bytes(join_rows(shards)))
-    write_atomic(plan.out / "stats.npy", npy_bytes(join_sums(plan, shards)))
-    write_atomic(
-        plan.out / "recordings.jsonl", b"".join(json.dumps(x).encode() + b"\n" for x in lines)
-    )
-    write_atomic(plan.out / "rejected.csv", rejected_csv(rejected, plan.settings["seed"]))
-    write_atomic(plan.out / "balance.json", pretty(balance(plan, lines)))
-    info = dataset(plan, shards, lines, len(rejected))
-    info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info))
-    write_atomic(plan.out / "dataset.json", pretty(info))
+class Totals:
+    """What the notes of the shards add up to, apart from what is one row or line a sample."""
 
+    def __init__(self, plan: Plan, notes: AllNotes) -> None:
+        mel = plan.recipe.mel.n_mels
+        self.balance = Balance(plan.classes, plan.folds)
+        self.stats = np.zeros(stats_shape(len(plan.folds), len(plan.classes), mel), np.float64)
+        self.rejected = list(plan.rejected)
+        self.shards: list[Line] = []
+        self.faults = {"clipped": 0, "dc": 0}
+        for part in notes():
+            self.add(part)
 
-def join_rows(shards: Sequence[Notes]) -> np.ndarray:
-    """(N,) index rows; recordings counted through."""
-    rows = np.empty(sum(len(notes.rows) for notes in shards), ROW)
-    first, recordings = 0, 0
-    for notes in shards:
-        part = rows[first : first + len(notes.rows)]
-        part[:] = notes.rows
-        part["recording"] += recordings
-        first += len(notes.rows)
-        recordings += len(notes.recordings)
-    return rows
-
-
-def join_sums(plan: Plan, shards: Sequence[Notes]) -> np.ndarray:
-    """(split, F, K, 3, M) float64, added up shard by shard."""
-    mel = plan.recipe.mel.n_mels
-    stats = np.zeros(stats_shape(len(plan.folds), len(plan.classes), mel), np.float64)
-    for notes in shards:
+    def add(self, notes: Notes) -> None:
+        """Count a shard."""
+        for line in notes.recordings:
+            self.balance.add(line)
+            self.faults["clipped"] += line["clipped"] > CLIPPED
+            self.faults["dc"] += abs(line["dc"]) > OFF_ZERO
         for cell, sums in notes.sums.items():
-            stats[cell] += sums
-    return stats
+            self.stats[cell] += sums
+        self.rejected += notes.rejected
+        entry = {"name": shard_name(len(self.shards)), "samples": len(notes.rows)}
+        self.shards.append(entry | {"bytes": notes.size, "sha256": notes.sha256})
+
+    @property
+    def classes(self) -> set[str]:
+        """The classes that have a recording."""
+        return {name for name, *_ in self.balance.amounts if name is not None}
+
+
+def write_dataset(plan: Plan, totals: Totals, notes: AllNotes, tars: Path) -> None:
+    """Write everything but the tars, which are in `tars`; dataset.json last: then all is there."""
+    samples = sum(entry["samples"] for entry in totals.shards)
+    write_atomic(plan.out / "index.npy", index_npy(samples, notes()))
+    stats = npy_header(totals.stats.dtype, totals.stats.shape) + totals.stats.tobytes()
+    write_atomic(plan.out / "stats.npy", stats)
+    lines = (line for part in notes() for line in part.recordings)
+    write_atomic(plan.out / "recordings.jsonl", (json.dumps(x).encode() + b"\n" for x in lines))
+    rejected = rejected_csv(totals.rejected, plan.settings["seed"])
+    write_atomic(plan.out / "rejected.csv", rejected)
+    write_atomic(plan.out / "balance.json", pretty(totals.balance.records()))
+    write_atomic(plan.out / "balance.png", balance_png(totals.balance))
+    info = dataset(plan, totals, samples)
+    info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info), tars)
+    write_atomic(plan.out / "dataset.json", seal(info))
+
+
+def index_npy(samples: int, shards: Iterable[Notes]) -> Iterator[bytes]:
+    """index.npy, a shard at a time; recordings counted through."""
+    yield npy_header(ROW, (samples,))
+    recordings = 0
+    for notes in shards:
+        rows = notes.rows.copy()
+        rows["recording"] += recordings
+        recordings += len(notes.recordings)
+        yield rows.tobytes()
 
 
 def rejected_csv(rejected: Sequence[Reject], seed: int) -> bytes:
     """path, reason; in the order of the manifest."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(Reject._fields)
+    table.writerow(("path", "reason"))
     for reject in sorted(rejected, key=lambda reject: place(reject.path, seed)):
-        table.writerow(reject)
+        table.writerow((reject.path, reject.reason))
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def balance(plan: Plan, lines: Iterable[Line]) -> list[Line]:
-    """One record for each class, part and fold that has anything: how much there is."""
-    cells: dict[tuple[int, int, int], list[Line]] = defaultdict(list)
-    for x in lines:
-        fold = plan.folds.index(x["fold"]) if plan.folds else 0
-        cells[plan.classes.index(x["label"]), SPLITS.index(x["split"]), fold].append(x)
-    return [
-        {
-            "class": plan.classes[label],
-            "split": SPLITS[split],
-            "fold": plan.folds[fold] if plan.folds else None,
-            "recordings": len(cell),
-            "groups": len({x["group"] for x in cell}),
-            "segments": sum(x["segments"] for x in cell),
-            "seconds": sum(x["seconds"] for x in cell),
-        }
-        for (label, split, fold), cell in sorted(cells.items())
-    ]
+def counts(balance: Balance, key: str, names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Recordings and segments for each name; a recording of several classes counts in each."""
+    amounts = {name: balance.total(**{key: name}) for name in names}
+    return {
+        name: {"recordings": amount.recordings, "segments": amount.segments}
+        for name, amount in amounts.items()
+    }
 
 
-def counts(lines: Iterable[Line], key: str, names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Recordings and segments for each name."""
-    table = {name: {"recordings": 0, "segments": 0} for name in names}
-    for x in lines:
-        table[x[key]]["recordings"] += 1
-        table[x[key]]["segments"] += x["segments"]
-    return table
-
-
-def dataset(plan: Plan, shards: Sequence[Notes], lines: list[Line], rejected: int) -> Line:
-    """What dataset.json says."""
+def dataset(plan: Plan, totals: Totals, samples: int) -> Line:
+    """What dataset.json says; "label_sets" only where a recording has several classes."""
     recipe, settings = plan.recipe, plan.settings
+    balance, everything = totals.balance, totals.balance.total()
+    several = any(len(some) > 1 for some in plan.label_sets)
     return {
         "format": FORMAT,
         "wavefold": __version__,
         "classes": plan.classes,
+        **({"label_sets": plan.label_sets} if several else {}),
         "folds": plan.folds,
         "mel": recipe.mel.to_dict(),
         "segment": {
@@ -125,40 +135,37 @@ def dataset(plan: Plan, shards: Sequence[Notes], lines: list[Line], rejected: in
             "overlap": settings["overlap"],
             "samples": recipe.length,
             "hop_samples": recipe.hop,
+            "pad": recipe.pad,
+            "tail": recipe.tail,
         },
         "dtype": "float16",
         "unit": "dB",
         "shape": list(recipe.shape),
-        "samples": sum(len(notes.rows) for notes in shards),
-        "recordings": len(lines),
-        "groups": len({x["group"] for x in lines}),
-        "rejected": rejected,
-        "hours": sum(x["seconds"] for x in lines) / 3600,
+        "samples": samples,
+        "recordings": everything.recordings,
+        "groups": len(everything.groups),
+        "rejected": len(totals.rejected),
+        "faults": totals.faults,
+        "hours": everything.seconds / 3600,
         "counts": {
-            "class": counts(lines, "label", plan.classes),
-            "split": counts(lines, "split", SPLITS),
-            "fold": counts(lines, "fold", plan.folds) if plan.folds else {},
+            "class": counts(balance, "name", plan.classes),
+            "split": counts(balance, "split", SPLITS),
+            "fold": counts(balance, "fold", plan.folds),
         },
         "split": {
             "method": plan.method,
             "seed": settings["seed"],
             "folds": settings["folds"],
             "parts": settings["split"],
+            "label_from": settings["label_from"],
             "fold_from": settings["fold_from"],
             "group_from": settings["group_from"],
             "split_from": settings["split_from"],
         },
         "settings": dict(settings),
         "manifest": plan.manifest,
-        "shards": [
-            {
-                "name": shard_name(n),
-                "samples": len(notes.rows),
-                "bytes": notes.size,
-                "sha256": notes.sha256,
-            }
-            for n, notes in enumerate(shards)
-        ],
+        "appended": plan.appended,
+        "shards": totals.shards,
         "files": {name: file_entry(plan.out / name) for name in FILES},
     }
 

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,8 @@ SPLITS = ("train", "val", "test")
 
 #: One row a sample. `offset` is where the array's bytes start in the tar, behind its .npy header;
 #: `xxh3` is the XXH3-64 of these bytes; `start` is in seconds; `recording` is a line of
-#: recordings.jsonl; `split` numbers SPLITS; `fold` numbers dataset.json's "folds" (0 if none).
+#: recordings.jsonl; `split` numbers SPLITS; `fold` numbers dataset.json's "folds" (0 if none);
+#: `label` numbers its "classes", or its "label_sets" where samples have several classes.
 ROW = np.dtype(
     [
         ("offset", "<u8"),
@@ -36,7 +38,10 @@ ROW = np.dtype(
     ]
 )
 
-FILES = ("index.npy", "stats.npy", "recordings.jsonl", "rejected.csv")
+FILES = ("index.npy", "stats.npy", "recordings.jsonl", "rejected.csv", "balance.json")
+BESIDE = ".build"  # inside a set, until it is whole: see workshop.py
+READY = Path(BESIDE, "ready")  # all its new files at once, on the way to their places
+SEAL = b'"sha256": "'  # the last key of dataset.json: the SHA-256 of the file with 64 zeros here
 
 
 def shard_name(number: int) -> str:
@@ -49,8 +54,18 @@ def display_name(label: str) -> str:
     return re.sub(r"^\d+\s*-\s*(?=\S)", "", label)
 
 
+def display_names(labels: Sequence[str]) -> list[str]:
+    """Labels as people read them, or as they are if two would read the same."""
+    names = [display_name(label) for label in labels]
+    return names if len(set(names)) == len(names) else list(labels)
+
+
 def stats_shape(folds: int, classes: int, n_mels: int) -> tuple[int, ...]:
-    """stats.npy: (split, fold, class, [count, sum, sum of squares], mel band), float64, in dB."""
+    """stats.npy: (split, fold, class, [count, sum, sum of squares], mel band), float64, in dB.
+
+    A sample of several classes counts under the first of them alone, so that sums over classes
+    are sums over samples.
+    """
     return (len(SPLITS), max(1, folds), classes, 3, n_mels)
 
 
@@ -70,8 +85,35 @@ class ShardSet:
     @property
     def class_names(self) -> list[str]:
         """Class names as reports show them, in the order of the label numbers."""
-        names = [display_name(label) for label in self.info["classes"]]
-        return names if len(set(names)) == len(names) else list(self.info["classes"])
+        return display_names(self.info["classes"])
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether samples may have several classes."""
+        return "label_sets" in self.info
+
+    @property
+    def label_sets(self) -> list[list[int]]:
+        """The class numbers that each label number stands for; `[[0], [1], ...]` if one each."""
+        return self.info.get("label_sets") or [[n] for n in range(len(self.info["classes"]))]
+
+    @property
+    def label_names(self) -> list[str]:
+        """What each label number stands for, as reports show it."""
+        names = self.class_names
+        return ["; ".join(names[n] for n in some) for some in self.label_sets]
+
+    @cached_property
+    def label_table(self) -> np.ndarray:
+        """(label numbers, K) bool: which classes each label number stands for."""
+        table = np.zeros((len(self.label_sets), len(self.info["classes"])), bool)
+        for row, some in zip(table, self.label_sets, strict=True):
+            row[some] = True
+        return table
+
+    def targets(self, numbers: np.ndarray) -> np.ndarray:
+        """(P, K) bool: which classes each of the samples with these numbers has."""
+        return self.label_table[self.index["label"][numbers]]
 
     @property
     def folds(self) -> list[str]:
@@ -86,16 +128,16 @@ class ShardSet:
     @cached_property
     def index(self) -> np.ndarray:
         """(N,) structured array of ROW, opened and not read."""
-        return np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
+        return np.load(current(self.path, "index.npy"), mmap_mode="r", allow_pickle=False)
 
     @cached_property
     def stats(self) -> np.ndarray:
         """Sums for normalisation; see `stats_shape`."""
-        return np.load(self.path / "stats.npy", allow_pickle=False)
+        return np.load(current(self.path, "stats.npy"), allow_pickle=False)
 
     def recordings(self) -> Iterator[dict[str, Any]]:
         """The lines of recordings.jsonl: path, label, group, fold, split, seconds, ..."""
-        with open(self.path / "recordings.jsonl", encoding="utf-8") as lines:
+        with open(current(self.path, "recordings.jsonl"), encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
 
@@ -110,8 +152,18 @@ def open_set(path: str | os.PathLike[str]) -> ShardSet:
     for shard in info["shards"]:
         check_size(path / shard["name"], shard["bytes"])
     for name, entry in info["files"].items():
-        check_size(path / name, entry["bytes"])
+        check_size(current(path, name), entry["bytes"])
     return ShardSet(path, info)
+
+
+def current(path: Path, name: str) -> Path:
+    """Where a file of the set at `path` stands.
+
+    READY appears by one rename, and from then on its files count. So a build killed while it moves
+    them leaves the old set or the new one, and never a mixture.
+    """
+    aside = path / READY / name
+    return aside if aside.exists() else path / name
 
 
 def check_size(file: Path, size: int) -> None:
@@ -132,9 +184,9 @@ def read_info(path: Path) -> dict[str, Any]:
         UserError: there is none, it is damaged, or a newer wavefold wrote it.
     """
     try:
-        info = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+        info = json.loads(current(path, "dataset.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        unfinished = (path / ".build").exists()
+        unfinished = (path / BESIDE).exists()
         what = "an unfinished build; start the same build again" if unfinished else "no shard set"
         hint = "" if unfinished else "; make one with `python -m shards build AUDIO OUT`"
         raise UserError(f"{path}: {what}{hint}") from None
@@ -148,12 +200,14 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def write_atomic(file: Path, data: bytes) -> None:
+def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    aside = file.with_name(
+        f".{file.name}.{secrets.token_hex(4)}.tmp"
+    )  # pids repeat across machines
     try:
         with open(aside, "wb") as out:
-            out.write(data)
+            out.writelines([data] if isinstance(data, bytes) else data)
             out.flush()
             os.fsync(out.fileno())
         os.replace(aside, file)
@@ -169,6 +223,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def seal(info: Mapping[str, Any]) -> bytes:
+    """dataset.json's bytes: `info` for people, in the order given, and its own checksum at last."""
+    text = json.dumps({**info, "sha256": "0" * 64}, indent=2).encode() + b"\n"
+    head, mark, tail = text.rpartition(SEAL)
+    return head + mark + hashlib.sha256(text).hexdigest().encode() + tail[64:]
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether dataset.json's bytes are those that `seal` made."""
+    head, mark, tail = data.rpartition(SEAL)
+    blank = head + mark + b"0" * 64 + tail[64:]
+    return tail[:64] == hashlib.sha256(blank).hexdigest().encode()
 
 
 def file_entry(file: Path) -> dict[str, Any]:

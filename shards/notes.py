@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shards.index import write_atomic
-from shards.manifest import Reject
+from shards.recording import Reject
 
 Cell = tuple[int, int, int]  # split, fold, class
 

@@ -12,25 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from shards.index import FILES, read_info
-from shards.plan import Plan
+from shards.index import BESIDE, FILES, current, read_info
 
 logger = logging.getLogger(__name__)
 
-BESIDE = ".build"  # the workshop inside OUT: plan.json, the notes of finished shards, parts
+SHARD = re.compile(r"samples-\d{6,}\.tar")
 OURS = re.compile(
-    r"samples-\d{6,}\.tar|(?P<dot>\.)?("
-    + "|".join(map(re.escape, (*FILES, "balance.json", "dataset.json")))
-    + r")(?(dot)\.\d+\.tmp)"
+    "|".join([SHARD.pattern, *map(re.escape, (*FILES, "balance.png", "dataset.json"))])
 )
 
 
 def check_places(audio: Path, out: Path) -> None:
     """Raise a UserError unless `out` can be a folder, of its own, that may be written."""
-    if not audio.is_dir():
-        raise UserError(f"{audio}: no such folder; give the folder that holds one folder a class")
     inside = [out.resolve(), *out.resolve().parents]
-    if audio.resolve() in inside:
+    if audio.is_dir() and audio.resolve() in inside:
         raise UserError(f"{out}: lies inside the audio folder {audio}; give a place outside it")
     nearest = next(folder for folder in [out, *out.absolute().parents] if os.path.lexists(folder))
     if not nearest.is_dir():
@@ -43,13 +38,15 @@ def check_places(audio: Path, out: Path) -> None:
 
 def existing(out: Path) -> dict[str, Any] | None:
     """dataset.json of a finished set, plan.json of an unfinished one, or None."""
-    if (out / "dataset.json").exists():
+    if current(out, "dataset.json").exists():
         return read_info(out)
-    try:
-        plan = json.loads((out / BESIDE / "plan.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return dict(plan)
+    return next(iter(promises(out)), None)
+
+
+def promises(out: Path) -> list[dict[str, Any]]:
+    """Every plan.json in the workshop: of a build, or one of each part."""
+    files = [*out.glob(f"{BESIDE}/plan.json"), *sorted(out.glob(f"{BESIDE}/part-*/plan.json"))]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def check_contents(out: Path) -> None:
@@ -62,31 +59,49 @@ def check_contents(out: Path) -> None:
 
 
 def check_settings(out: Path, there: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise a UserError that lists the settings in which the set at `out` differs."""
-    old = there.get("settings", {})
+    """Raise a UserError that lists the settings in which the set at `out` differs.
+
+    `settings` may name versions too: those that an unfinished build runs under.
+    """
+    old = there.get("settings", {}) | there.get("versions", {})
     names = [name for name in settings if old.get(name) != settings[name]]
     if names:
         differing = ", ".join(f"{n}: {old.get(n)} there, {settings[n]} asked" for n in names)
-        raise UserError(f"{out}: built with other settings ({differing}); --overwrite replaces it")
-
-
-def check_manifest(out: Path, there: Mapping[str, Any], plan: Plan) -> None:
-    """Raise a UserError if the set at `out` was made of other recordings."""
-    if there.get("manifest") != plan.manifest:
         raise UserError(
-            f"{out}: built from other audio files than {plan.recipe.audio} holds now (or other "
-            "names, lengths, rates of them); --overwrite replaces it"
+            f"{out}: built with other settings ({differing}); go on with those, or replace it by "
+            "--overwrite"
+        )
+
+
+def check_manifest(out: Path, there: Mapping[str, Any], manifest: str) -> None:
+    """Raise a UserError if the set at `out` was made of other recordings."""
+    if there.get("manifest") != manifest and there.get("appended"):
+        raise UserError(f"{out}: recordings were appended to it; start it with --append")
+    if there.get("manifest") != manifest:
+        raise UserError(
+            f"{out}: built from other audio files than there are now (or other names, lengths, "
+            "rates of them); --append adds new ones to a finished set, --overwrite replaces it"
         )
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold `out` for one build at a time, where the file system has locks."""
+def errors_named(out: Path) -> Iterator[None]:
+    """Have an error of the file system name a place: "no space left" comes without one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(out)
+        raise
+
+
+@contextmanager
+def locked(out: Path, shared: bool = False) -> Iterator[None]:
+    """Hold `out` for one build at a time, or for parts of one, where the file system has locks."""
     out.mkdir(parents=True, exist_ok=True)
     folder = os.open(out, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out}: another build is writing here; wait for it") from None
         except OSError as error:
@@ -100,8 +115,28 @@ def locked(out: Path) -> Iterator[None]:
 
 def clear(out: Path) -> None:
     """Remove what a build writes, dataset.json first, and nothing else."""
+    (out / BESIDE).mkdir(exist_ok=True)  # killed before the end, what is left is still known
     (out / "dataset.json").unlink(missing_ok=True)
     for entry in list(os.scandir(out)):
         if OURS.fullmatch(entry.name):
             os.unlink(entry.path)
     shutil.rmtree(out / BESIDE, ignore_errors=True)
+
+
+def check_ours(out: Path) -> None:
+    """Raise a UserError unless `out` holds a shard set, whole or begun."""
+    if not (out / BESIDE).is_dir() and "wavefold" not in read_info(out):
+        raise UserError(f"{out}: its dataset.json is not of a shard set; nothing was removed")
+
+
+def reset(out: Path) -> None:
+    """Remove what a build wrote into `out`, and the folder itself if nothing else is in it.
+
+    Raises:
+        UserError: no shard set there, or a build is writing into it.
+    """
+    check_ours(out)
+    with locked(out):
+        clear(out)
+    if not any(os.scandir(out)):
+        out.rmdir()

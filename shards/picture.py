@@ -12,6 +12,7 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
+from shards.labels import shorten
 from shards.read import Reader
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4, seed: i
 def choose_panels(shard_set: ShardSet, per_class: int, seed: int) -> list[Panel]:
     """The samples to show, read, in the order of their places."""
     labels = np.array(shard_set.index["label"])
+    holds = shard_set.label_table
     chosen = [
-        choose(np.flatnonzero(labels == label), shard_set.index, per_class, [seed, label])
+        choose(np.flatnonzero(holds[labels, label]), shard_set.index, per_class, [seed, label])
         for label in range(len(shard_set.class_names))
     ]
     numbers = np.concatenate(chosen)
@@ -89,15 +91,8 @@ def choose(rows: np.ndarray, index: np.ndarray, count: int, seed: list[int]) -> 
 
 def title(shard_set: ShardSet, path: str, row: np.void) -> str:
     """Class, recording and start of one sample, short enough for its panel."""
-    name = shorten(shard_set.class_names[row["label"]], 18)
+    name = shorten(shard_set.label_names[row["label"]], 18)
     return f"{name} · {shorten(PurePosixPath(path).name, 22)} · {row['start']:g} s"
-
-
-def shorten(text: str, length: int) -> str:
-    """`text` with its middle left out if it is longer than `length`, and fit to be drawn."""
-    text = text.encode("utf-8", "replace").decode()  # a name that is no UTF-8 stops no picture
-    tail = length // 2
-    return text if len(text) <= length else f"{text[: length - tail - 1]}…{text[-tail:]}"
 
 
 def draw(shard_set: ShardSet, panels: list[Panel], per_class: int) -> "Figure":

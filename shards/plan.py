@@ -1,21 +1,30 @@
 """What a build is going to do, decided by words and headers alone: parts, shards, fingerprint."""
 
+import hashlib
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shards.audio import segment_starts
-from shards.copies import RULES, without_leaks
+from shards.append import only_new
+from shards.condition import Conditioning
+from shards.copies import RULES
 from shards.errors import UserError
-from shards.index import SPLITS
-from shards.manifest import Recording, Reject, Scan, describe, digest, natural, scan
+from shards.index import SPLITS, ShardSet
+from shards.labels import classes_of, label_sets, names, numbers
+from shards.manifest import Scan, scan
 from shards.mel import MelSettings
+from shards.mel_device import check_device
+from shards.recipe import Recipe
+from shards.recording import Recording, Reject, digest
+from shards.segment import PADS, TAILS, segment_starts
 from shards.split import assign, fold_names, parse_parts
-from shards.write import Numbers, Recipe, sample_bytes
+from shards.summary import describe
+from shards.table import Table
+from shards.write import Numbers, sample_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +41,36 @@ class Plan:
     recordings: list[Recording]
     rejected: list[Reject]  # by their headers
     classes: list[str]
+    label_sets: list[list[int]]  # the class numbers of each label: [[0], [1], ...] if one each
     folds: list[str]
     method: str
-    shards: list[range]  # of places in `recordings`
+    shards: Mapping[int, range]  # by their numbers; of places in `recordings`
     settings: Mapping[str, Any]
     manifest: str
+    base: ShardSet | None = None  # what is appended to
+    command: str = ""  # that asked for it
 
     @property
     def numbers(self) -> Numbers:
-        """Class and fold numbers."""
-        return Numbers(*({name: n for n, name in enumerate(x)} for x in (self.classes, self.folds)))
+        """The numbers of labels, of their first classes, and of folds."""
+        number = {name: n for n, name in enumerate(self.classes)}
+        sets = {tuple(some): n for n, some in enumerate(self.label_sets)}
+        found = {label: numbers(label, number) for label in {r.label for r in self.recordings}}
+        return Numbers(
+            {label: sets[tuple(some)] for label, some in found.items()},
+            {label: some[0] for label, some in found.items()},
+            {name: n for n, name in enumerate(self.folds)},
+        )
+
+    @property
+    def appended(self) -> list[int]:
+        """The first shard of each append to the set so far, this one included."""
+        return [*self.base.info["appended"], *list(self.shards)[:1]] if self.base else []
+
+    @property
+    def first_place(self) -> int:
+        """What the places in `recordings` count from, so that no key comes twice."""
+        return self.base.info["recordings"] + self.base.info["rejected"] if self.base else 0
 
 
 def parse_size(text: str) -> int:
@@ -83,10 +112,11 @@ def settle(words: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--overlap={words['overlap']}: a share of a segment, 0 <= overlap < 1")
     if not (math.isfinite(words["segment_seconds"]) and words["segment_seconds"] > 0):
         raise UserError(f"--segment_seconds={words['segment_seconds']}: has to be above 0")
-    if words["on_duplicate"] not in RULES:
-        raise UserError(
-            f"--on_duplicate={words['on_duplicate']}: has to be one of {', '.join(RULES)}"
-        )
+    if not 0 <= words["min_seconds"] < math.inf:
+        raise UserError(f"--min_seconds={words['min_seconds']}: has to be 0 or more")
+    for name, known in (("pad", PADS), ("tail", TAILS), ("on_duplicate", RULES)):
+        if words[name] not in known:
+            raise UserError(f"--{name}={words[name]}: has to be one of {', '.join(known)}")
     return settings
 
 
@@ -94,10 +124,15 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
     """The recipe that settled settings stand for.
 
     Raises:
-        UserError: a mel setting out of its range, or a segment of no sample.
+        UserError: a mel setting or a step of conditioning out of its range, a segment of no sample,
+            or a device that is not there.
     """
     names = ("sample_rate", "n_fft", "hop_length", "n_mels", "fmin", "fmax")
     mel = MelSettings(**{name: settings[name] for name in names})
+    steps = ("highpass", "trim_silence", "loudness", "peak")
+    conditioning = Conditioning(
+        sample_rate=mel.sample_rate, **{name: settings[name] for name in steps}
+    )
     length = round(settings["segment_seconds"] * mel.sample_rate)
     hop = round(length * (1 - settings["overlap"]))
     if length < mel.hop_length or hop < 1:
@@ -105,21 +140,38 @@ def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
             f"--segment_seconds={settings['segment_seconds']}: {length} samples at "
             f"{mel.sample_rate} Hz, less than one frame of --hop_length={mel.hop_length}; give more"
         )
-    return Recipe(audio=audio, mel=mel, length=length, hop=hop)
+    if settings["device"] != "cpu":
+        check_device(settings["device"])
+    rules = {name: settings[name] for name in ("pad", "tail", "min_seconds", "device")}
+    return Recipe(audio=audio, mel=mel, conditioning=conditioning, length=length, hop=hop, **rules)
 
 
-def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any], workers: int = 1) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    out: Path,
+    settings: Mapping[str, Any],
+    table: Table | None = None,
+    strict: bool = False,
+    base: ShardSet | None = None,
+    settle_copies: Callable[[Scan], Scan] | None = None,
+) -> Plan:
     """Scan the audio, deal out folds and parts, and tell what was understood.
 
+    A `table` names the recordings, or they are what is below the audio folder; see `scan`. With
+    `base` it is a plan for what is not in that set yet. `settle_copies` groups or drops copies.
+
     Raises:
-        UserError: nothing to build from, or not as asked; see `scan` and `assign`.
+        UserError: nothing to build from, or not as asked; see `scan`, `assign`, `only_new`.
     """
     seed = settings["seed"]
-    patterns = {name: settings[name] for name in ("group_from", "fold_from", "split_from")}
-    found = scan(recipe.audio, seed=seed, **patterns)
-    if settings["on_duplicate"] != "warn":
-        found = without_leaks(found, recipe, settings["on_duplicate"], workers)
-    check_left({r.label for r in found.recordings}, found.rejected)
+    columns = {f"{x}_from": settings[f"{x}_from"] for x in ("label", "group", "fold", "split")}
+    found = scan(recipe.audio, table, strict=strict, seed=seed, **columns)
+    if base is not None:
+        return extension(recipe, base, only_new(base, found, settings), settings)
+    if settle_copies:
+        found = settle_copies(found)
+    classes = classes_of(r.label for r in found.recordings)
+    check_left(set(classes), found.rejected)
     parts = tuple(settings["split"]) if settings["split"] else None
     fold, split, method = assign(found.recordings, settings["folds"], parts, seed)
     folds = fold_names(found.recordings, settings["folds"])
@@ -133,24 +185,51 @@ def make_plan(recipe: Recipe, out: Path, settings: Mapping[str, Any], workers: i
         out=out,
         recordings=recordings,
         rejected=found.rejected,
-        classes=sorted({r.label for r in recordings}, key=natural),
+        classes=classes,
+        label_sets=label_sets((r.label for r in recordings), classes),
         folds=folds,
         method=method,
-        shards=plan_shards(recordings, recipe, settings["shard_size"]),
+        shards=dict(enumerate(plan_shards(recordings, recipe, settings["shard_size"]))),
         settings=settings,
         manifest=digest(recordings, found.rejected),
     )
 
 
-def check_left(labels: set[str], rejected: Sequence[Reject]) -> None:
+def extension(recipe: Recipe, base: ShardSet, new: Scan, settings: Mapping[str, Any]) -> Plan:
+    """The plan for what is new to a finished set: shards of its own behind the old ones."""
+    manifest = base.info["manifest"]
+    if new.recordings or new.rejected:
+        logger.info("new\n%s", describe(new))
+        both = manifest + digest(new.recordings, new.rejected)
+        manifest = hashlib.sha256(both.encode()).hexdigest()
+    runs = plan_shards(new.recordings, recipe, settings["shard_size"]) if new.recordings else []
+    classes, sets = list(base.info["classes"]), base.label_sets
+    more = label_sets((r.label for r in new.recordings), classes)
+    return Plan(
+        recipe=recipe,
+        out=base.path,
+        recordings=new.recordings,
+        rejected=new.rejected,
+        classes=classes,
+        label_sets=[*sets, *(some for some in more if some not in sets)],
+        folds=base.folds,
+        method=base.info["split"]["method"],
+        shards=dict(enumerate(runs, len(base.info["shards"]))),
+        settings=settings,
+        manifest=manifest,
+        base=base,
+    )
+
+
+def check_left(classes: set[str], rejected: Sequence[Reject]) -> None:
     """Raise a UserError that names a class of which every file was rejected."""
     for reject in rejected:
-        label = reject.path.partition("/")[0]
-        if label not in labels:
-            raise UserError(
-                f"class {label!r}: none of its files can be used, such as {reject.path!r} "
-                f"({reject.reason}); replace them or take the class away"
-            )
+        for name in names(reject.label):
+            if name not in classes:
+                raise UserError(
+                    f"class {name!r}: none of its files can be used, such as {reject.path!r} "
+                    f"({reject.reason}); replace them or take the class away"
+                )
 
 
 def plan_shards(recordings: Sequence[Recording], recipe: Recipe, shard_size: int) -> list[range]:
@@ -159,7 +238,7 @@ def plan_shards(recordings: Sequence[Recording], recipe: Recipe, shard_size: int
     shards, first, filled = [], 0, 0
     for place, recording in enumerate(recordings):
         n = round(recording.seconds * recipe.mel.sample_rate)
-        size = each * len(segment_starts(n, recipe.length, recipe.hop))
+        size = each * len(segment_starts(n, recipe.length, recipe.hop, recipe.tail))
         if filled and filled + size > shard_size:
             shards.append(range(first, place))
             first, filled = place, 0

@@ -5,7 +5,7 @@ Shapes: `R` recordings, `S` segments, `M` mel bands, `T` frames, `C` columns of 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,19 @@ GAIN, ONE_CLASS, DEVIATIONS = 0.2, 0.9, 3.0
 HEARD = ("level", "leading_silence", "band_limit", "seconds")  # may belong to what a class is
 
 
-def find_shortcuts(shard_set: ShardSet) -> list[dict[str, Any]]:
+def find_shortcuts(shard_set: ShardSet, tars: Path | None = None) -> list[dict[str, Any]]:
     """The properties that tell classes apart by themselves, as dataset.json keeps them.
 
     A decision tree of one property, as deep as the number of classes asks for, at least 2, is
-    cross-validated over groups. Nothing is said of a class of a single group.
+    cross-validated over groups. Nothing is said of a class of a single group, nor of a set whose
+    recordings may have several. The tars are in `tars`, if not beside dataset.json.
     """
+    if shard_set.is_multi_label:
+        return []
     lines = list(shard_set.recordings())
     chosen = np.unique(np.linspace(0, len(lines) - 1, min(RECORDINGS, len(lines))).astype(int))
     lines = [lines[n] for n in chosen]
-    columns = said(lines) | heard(shard_set, chosen)
+    columns = said(lines) | heard(segments(shard_set, chosen, tars), shard_set)
     groups_of: dict[str, set[str]] = {}
     for line in lines:
         groups_of.setdefault(line["label"], set()).add(line["group"])
@@ -61,19 +64,19 @@ def said(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return columns | {"container": np.array(suffixes)[:, None] == kinds[None]}
 
 
-def heard(shard_set: ShardSet, chosen: np.ndarray) -> dict[str, np.ndarray]:
+def heard(recordings: Iterable[np.ndarray], shard_set: ShardSet) -> dict[str, np.ndarray]:
     """(R, 1) of each property that the spectrograms give."""
     hop = shard_set.info["mel"]["hop_length"] / shard_set.info["mel"]["sample_rate"]
-    rows = [acoustics(values, hop) for values in segments(shard_set, chosen)]
+    rows = [acoustics(values, hop) for values in recordings]
     level, silence, limit = np.array(rows).T[:, :, None]
     return {"level": level, "leading_silence": silence, "band_limit": limit}
 
 
-def segments(shard_set: ShardSet, chosen: np.ndarray) -> Iterator[np.ndarray]:
+def segments(shard_set: ShardSet, chosen: np.ndarray, tars: Path | None) -> Iterator[np.ndarray]:
     """(S, M, T) dB, the first segments of each chosen recording."""
     owner = shard_set.index["recording"]  # in ascending order
     first, last = (np.searchsorted(owner, chosen, side) for side in ("left", "right"))
-    with Reader(shard_set) as reader:
+    with Reader(shard_set, tars) as reader:
         for begin, end in zip(first.tolist(), last.tolist(), strict=True):
             yield reader.read(np.arange(begin, min(end, begin + SEGMENTS)))
 

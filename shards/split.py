@@ -3,14 +3,20 @@
 Shapes: `R` recordings. Groups, not recordings, are dealt out: nothing of one group is on two sides.
 """
 
-from collections import defaultdict
+import logging
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from shards.allotment import allot
 from shards.errors import UserError
 from shards.index import SPLITS
-from shards.manifest import Recording, natural, nfc
+from shards.labels import SEPARATOR, classes_of, names, natural, nfc
+from shards.recording import Recording
+
+logger = logging.getLogger(__name__)
 
 Parts = tuple[float, float, float]
 
@@ -49,7 +55,7 @@ def assign(
     """
     order = sorted(range(len(recordings)), key=lambda n: (nfc(recordings[n].path), n))
     ordered = [recordings[n] for n in order]
-    labels = numbered(r.label for r in ordered)
+    holders, labels = held_classes(ordered)
     groups = numbered(r.group for r in ordered)
     fold, split = np.zeros((2, len(ordered)), np.int64)
     methods = []
@@ -58,7 +64,8 @@ def assign(
         methods.append("folds as given")
     elif folds:
         check_groups(ordered, folds, f"--folds={folds}")
-        fold, method = deal_folds(labels, groups, folds, seed)
+        strata = numbered(strata_of(ordered, folds))
+        fold, method = deal_folds(strata, groups, holders, labels, folds, seed)
         methods.append(f"folds by {method}")
     if ordered[0].split is not None:
         split = given(ordered, "split", list(SPLITS))
@@ -66,8 +73,10 @@ def assign(
         methods.append("split as given")
     elif parts:
         check_groups(ordered, sum(part > 0 for part in parts), "--split")
-        split = allot(labels, groups, parts, seed)
+        split[holders] = allot(labels, groups[holders], parts, seed)
         methods.append("split by stratified allotment of groups")
+    if names_of_folds := fold_names(ordered, folds):
+        tell_gaps(fold[holders], labels, ordered, names_of_folds)
     back = np.argsort(order)
     return fold[back], split[back], ", ".join(methods)
 
@@ -78,10 +87,36 @@ def fold_names(recordings: Sequence[Recording], folds: int | None) -> list[str]:
     return sorted(told, key=natural) if told else [str(n + 1) for n in range(folds or 0)]
 
 
-def numbered(names: Iterable[str]) -> np.ndarray:
-    """(R,) numbers for names, in the order in which the names first appear."""
+def numbered(words: Iterable[str]) -> np.ndarray:
+    """(R,) numbers for words, in the order in which the words first appear."""
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+    found = (numbers.setdefault(word, len(numbers)) for word in words)
+    return np.fromiter(found, np.int64)
+
+
+def held_classes(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a recording's number and the number of a class of it, as two arrays (pairs,)."""
+    pairs = [(n, name) for n, r in enumerate(recordings) for name in names(r.label)]
+    return np.fromiter((n for n, _ in pairs), np.int64), numbered(name for _, name in pairs)
+
+
+def strata_of(recordings: Sequence[Recording], pieces: int) -> list[str]:
+    """(R,) what folds are stratified by: the label, several classes in any order being the same.
+
+    Several classes with fewer groups than `pieces` count as the rarest of them.
+    """
+    classes = {label: tuple(sorted(names(label))) for label in {r.label for r in recordings}}
+    count = Counter(name for r in recordings for name in classes[r.label])
+    groups: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for r in recordings:
+        groups[classes[r.label]].add(r.group)
+    stratum = {
+        label: min(some, key=lambda name: (count[name], name))
+        if len(groups[some]) < pieces
+        else SEPARATOR.join(some)
+        for label, some in classes.items()
+    }
+    return [stratum[r.label] for r in recordings]
 
 
 def given(recordings: Sequence[Recording], kind: str, names: Sequence[str]) -> np.ndarray:
@@ -112,7 +147,8 @@ def given(recordings: Sequence[Recording], kind: str, names: Sequence[str]) -> n
 
 def check_trained(recordings: Sequence[Recording]) -> None:
     """Raise a UserError that names a class of which the given train part has nothing."""
-    untaught = {r.label for r in recordings} - {r.label for r in recordings if r.split == "train"}
+    taught = classes_of(r.label for r in recordings if r.split == "train")
+    untaught = set(classes_of(r.label for r in recordings)) - set(taught)
     if untaught:
         raise UserError(
             f"--split_from: class {min(untaught, key=natural)!r} has no recording in train; "
@@ -124,7 +160,8 @@ def check_groups(recordings: Sequence[Recording], pieces: int, flag: str) -> Non
     """Raise a UserError that names a class with fewer groups than `pieces`."""
     groups: dict[str, set[str]] = defaultdict(set)
     for r in recordings:
-        groups[r.label].add(r.group)
+        for name in names(r.label):
+            groups[name].add(r.group)
     label = min(sorted(groups, key=natural), key=lambda name: len(groups[name]))
     n = len(groups[label])
     if n < pieces:
@@ -135,16 +172,43 @@ def check_groups(recordings: Sequence[Recording], pieces: int, flag: str) -> Non
         )
 
 
+def tell_gaps(
+    fold: np.ndarray, labels: np.ndarray, recordings: Sequence[Recording], folds: Sequence[str]
+) -> None:
+    """Warn of classes that are missing from a fold: groups may reach into too many classes."""
+    classes = list(dict.fromkeys(name for r in recordings for name in names(r.label)))
+    held = np.zeros((len(folds), len(classes)), bool)
+    held[fold, labels] = True
+    gaps = [f"fold {folds[f]} has nothing of {classes[k]!r}" for f, k in np.argwhere(~held)]
+    if gaps:
+        more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
+        logger.warning(
+            "%s%s; scores of such a fold leave classes out: ask for fewer folds or smaller groups",
+            ", ".join(gaps[:3]),
+            more,
+        )
+
+
 def deal_folds(
-    labels: np.ndarray, groups: np.ndarray, folds: int, seed: int
+    strata: np.ndarray,
+    groups: np.ndarray,
+    holders: np.ndarray,
+    labels: np.ndarray,
+    folds: int,
+    seed: int,
 ) -> tuple[np.ndarray, str]:
-    """(R,) fold numbers, and the name of the method; every class in every fold if it can be had."""
-    if len(np.unique(groups)) == len(groups):
-        return stratified(labels, None, folds, seed), "StratifiedKFold"
-    fold = stratified(labels, groups, folds, seed)
-    spread = fill_gaps(fold, labels, groups, folds, seed)
-    moved = (spread != fold).any()
-    return spread, "StratifiedGroupKFold" + " and moves that fill gaps" * bool(moved)
+    """(R,) fold numbers, and the name of the method; every class in every fold if it can be had.
+
+    Shapes: strata, groups (R,); holders, labels (pairs,), see `held_classes`.
+    """
+    alone = len(np.unique(groups)) == len(groups)
+    fold = stratified(strata, None if alone else groups, folds, seed)
+    if alone and len(labels) == len(groups):  # single labels: there are no gaps
+        return fold, "StratifiedKFold"
+    spread = fold.copy()
+    spread[holders] = fill_gaps(fold[holders], labels, groups[holders], folds, seed)
+    method = "StratifiedKFold" if alone else "StratifiedGroupKFold"
+    return spread, method + " and moves that fill gaps" * bool((spread != fold).any())
 
 
 def fill_gaps(
@@ -186,56 +250,8 @@ def stratified(labels: np.ndarray, groups: np.ndarray | None, folds: int, seed: 
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
     fold = np.empty(len(labels), np.int64)
-    for number, (_, test) in enumerate(splitter.split(labels, labels, groups)):
-        fold[test] = number
+    with warnings.catch_warnings():  # of strata smaller than the folds: gaps are filled after it
+        warnings.simplefilter("ignore", UserWarning)
+        for number, (_, test) in enumerate(splitter.split(labels, labels, groups)):
+            fold[test] = number
     return fold
-
-
-def allot(
-    labels: np.ndarray, groups: np.ndarray, fractions: Sequence[float], seed: int
-) -> np.ndarray:
-    """(R,) part numbers: whole groups dealt so that each part has its fraction of every class.
-
-    First each part gets one group of every class that still has a free one, train before the others
-    so that it has every class; then the groups, large ones first, go where they bring the
-    shares of their classes nearest to `fractions`, in squares weighted by 1 / fraction.
-    """
-    parts = [n for n, fraction in enumerate(fractions) if fraction > 0]
-    weights = class_shares(labels, groups)
-    shares: list[list[float]] = np.zeros((len(fractions), labels.max() + 1)).tolist()
-    part_of: dict[int, int] = {}
-
-    def cost(group: int, part: int) -> float:
-        of, f = shares[part], fractions[part]
-        return sum(w * (w + 2 * (of[label] - f)) for label, w in weights[group].items()) / f
-
-    def put(group: int, part: int) -> None:
-        part_of[group] = part
-        for label, w in weights[group].items():
-            shares[part][label] += w
-
-    shuffled = np.random.default_rng(seed).permutation(len(weights)).tolist()
-    shuffled.sort(key=lambda group: -sum(weights[group].values()))
-    having: dict[int, list[int]] = defaultdict(list)
-    for group in shuffled:
-        for label in weights[group]:
-            having[label].append(group)
-    for part in parts:
-        for label in sorted(having, key=lambda label: (len(having[label]), label)):
-            free = [group for group in having[label] if group not in part_of]
-            if shares[part][label] == 0 and free:
-                put(min(free, key=lambda group: cost(group, part)), part)
-    for group in shuffled:
-        if group not in part_of:
-            put(group, min(parts, key=lambda part: cost(group, part)))
-    return np.array([part_of[group] for group in groups.tolist()], np.int64)
-
-
-def class_shares(labels: np.ndarray, groups: np.ndarray) -> list[dict[int, float]]:
-    """For each group, the share that it holds of each of its classes."""
-    totals = np.bincount(labels)
-    weights: list[dict[int, float]] = [{} for _ in range(groups.max() + 1)]
-    pairs, counts = np.unique(np.stack([groups, labels]), axis=1, return_counts=True)
-    for group, label, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
-        weights[group][label] = count / totals[label]
-    return weights

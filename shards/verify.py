@@ -2,51 +2,78 @@
 
 import io
 import json
+import os
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from shards.index import FILES, SPLITS, ShardSet, read_info, sha256
+from shards.index import BESIDE, FILES, SPLITS, ShardSet, current, is_sealed, read_info, sha256
+from shards.write import BLOCK, Tar, npy_header
+
+Line = dict[str, Any]
 
 FAULTS_A_SHARD = 20  # after that many the shard is said to go on so
 
 
-def verify(path: str) -> list[str]:
+def verify(path: str, audio: str | None = None) -> list[str]:
     """Every fault of the shard set at `path`, each naming its file; an empty list if it is sound.
+
+    With `audio`, the folder that it was built from, also every recording that changed since.
 
     Raises:
         UserError: no finished shard set of a format that can be read.
     """
+    file = current(Path(path), "dataset.json")
+    if file.is_file() and not is_sealed(file.read_bytes()):  # nothing to hold the rest against
+        return ["dataset.json: changed since it was written, its own SHA-256 differs"]
     shard_set = ShardSet(Path(path), read_info(Path(path)))
     try:
-        return check_set(shard_set)
+        faults = check_set(shard_set)
+        return faults if audio is None else faults + check_audio(shard_set, Path(audio))
     except KeyError as missing:
         return [f"dataset.json: has no {missing}"]
 
 
 def check_set(shard_set: ShardSet) -> list[str]:
     """Faults of every file, then of every number, then of every sample."""
-    info = shard_set.info
-    faults = [
-        f for name in FILES for f in check_file(shard_set.path / name, info["files"].get(name))
-    ]
+    info, path = shard_set.info, shard_set.path
+    faults = [f for name in FILES for f in check_file(current(path, name), info["files"].get(name))]
     if faults:  # without a sound index there is nothing to hold the tars against
-        return faults + [
-            fault for x in info["shards"] for fault in check_file(shard_set.path / x["name"], x)
-        ]
+        return faults + [f for x in info["shards"] for f in check_file(path / x["name"], x)]
     faults += check_counts(shard_set)
-    paths = [line["path"] for line in shard_set.recordings()]
+    lines = list(shard_set.recordings())
+    shards = np.array(shard_set.index["shard"])
+    first = np.searchsorted(shards, np.arange(len(info["shards"]) + 1))
     for number, entry in enumerate(tqdm(info["shards"], "verify", unit="shard", disable=None)):
-        found = check_file(shard_set.path / entry["name"], entry)
-        found += check_shard(shard_set, number, paths)
+        found = check_file(path / entry["name"], entry)
+        if (path / entry["name"]).is_file():
+            rows = shard_set.index[first[number] : first[number + 1]]
+            found += check_shard(shard_set, entry, rows, lines)
         faults += found[:FAULTS_A_SHARD]
         if len(found) > FAULTS_A_SHARD:
             faults.append(f"{entry['name']}: {len(found) - FAULTS_A_SHARD} more faults")
+    if not (path / BESIDE).exists():  # else they are the next set's
+        names = {file.name for file in path.glob("samples-*.tar")}
+        unlisted = sorted(names - {entry["name"] for entry in info["shards"]})
+        faults += [
+            f"{name}: no shard of this set, dataset.json does not list it" for name in unlisted
+        ]
+    return faults
+
+
+def check_audio(shard_set: ShardSet, audio: Path) -> list[str]:
+    """Recordings that are no longer the files that the set was built from."""
+    faults = []
+    for line in tqdm(shard_set.recordings(), "audio", shard_set.info["recordings"], disable=None):
+        file = audio / line["path"]
+        if not file.is_file():
+            faults.append(f"recording {line['path']!r}: missing below {audio}")
+        elif sha256(file) != line["sha256"]:
+            faults.append(f"recording {line['path']!r}: its audio changed since the set was built")
     return faults
 
 
@@ -71,7 +98,7 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
     """Faults between dataset.json, index.npy, stats.npy and recordings.jsonl."""
     info, index = shard_set.info, shard_set.index
     lines = list(shard_set.recordings())
-    classes, folds = len(info["classes"]), max(1, len(info["folds"]))
+    folds = max(1, len(info["folds"]))
     told = {
         "index.npy rows": (len(index), info["samples"]),
         "samples of all shards": (sum(x["samples"] for x in info["shards"]), info["samples"]),
@@ -87,7 +114,7 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
         if found != said:
             yield f"{what}: {found}, dataset.json says {said}"
     for column, end in (
-        ("label", classes),
+        ("label", len(shard_set.label_sets)),
         ("fold", folds),
         ("split", len(SPLITS)),
         ("shard", len(info["shards"])),
@@ -100,87 +127,97 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
             yield f"index.npy: {column} {values[row]} in row {row}, has to be below {end}"
     for key, column in (("class", "label"), ("fold", "fold"), ("split", "split")):
         said_counts = [entry["segments"] for entry in info["counts"][key].values()]
-        found_counts = Counter(index[column].tolist())
-        if said_counts and [found_counts[n] for n in range(len(said_counts))] != said_counts:
+        end = len(shard_set.label_sets) if key == "class" else len(said_counts)
+        values = index[column][(index[column] >= 0) & (index[column] < end)]
+        found_counts = np.bincount(values, minlength=end)
+        if key == "class":
+            found_counts = shard_set.label_table.T @ found_counts
+        if said_counts and found_counts.tolist() != said_counts:
             yield f"index.npy: {column} counts differ from dataset.json's counts of each {key}"
 
 
-def check_shard(shard_set: ShardSet, number: int, paths: list[str]) -> list[str]:
-    """Faults of a tar: its structure, and each sample against its index row."""
-    name = shard_set.info["shards"][number]["name"]
-    rows = shard_set.index[shard_set.index["shard"] == number]
+def check_shard(shard_set: ShardSet, entry: Line, rows: np.ndarray, lines: list[Line]) -> list[str]:
+    """Faults of a tar, sample by sample: every byte of it belongs to one, or to the end mark."""
+    header = npy_header(np.dtype("<f2"), shard_set.shape)
+    end = entry["bytes"] - 2 * BLOCK
+    bounds = [*(rows["offset"].astype(np.int64) - len(header) - BLOCK).tolist(), end]
     faults: list[str] = []
-    seen = 0
-    try:
-        with tarfile.open(shard_set.path / name, "r:") as tar:
-            for seen, (array, about) in enumerate(samples(tar), 1):
-                if seen > len(rows):
-                    continue
-                row = rows[seen - 1]
-                recording = int(row["recording"])
-                where = f"{name}: sample {array.name.removesuffix('.npy')}"
-                if recording < len(paths):
-                    where += f" of {paths[recording]!r}"
-                faults += [
-                    f"{where}: {fault}" for fault in check_sample(shard_set, tar, array, about, row)
-                ]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        faults.append(f"{name}: no readable tar after sample {seen} ({error})")
-    if seen != len(rows):
-        faults.append(f"{name}: {seen} samples, index.npy has {len(rows)}")
+    with open(shard_set.path / entry["name"], "rb") as tar:
+        for n, row in enumerate(rows):
+            line = lines[row["recording"]] if row["recording"] < len(lines) else {}
+            begin = bounds[n] if n else 0
+            block = read_block(tar, begin, bounds[n + 1])
+            where = f"{entry['name']}: sample {key_of(block) or n} of {line.get('path')!r}: "
+            if block and begin == bounds[n]:
+                faults += [where + x for x in check_sample(shard_set, header, block, row, line)]
+            else:
+                what = f"index.npy has it at bytes {bounds[n]} to {bounds[n + 1]}"
+                faults.append(f"{where}{what}, where the tar has no sample")
+        tar.seek(max(0, end))
+        if tar.read() != bytes(2 * BLOCK):
+            faults.append(f"{entry['name']}: does not end behind its {len(rows)} samples")
     return faults
 
 
-def samples(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarInfo]]:
-    """The members of a shard two by two: KEY.npy, KEY.json.
+def read_block(tar: BinaryIO, begin: int, stop: int) -> bytes:
+    """The bytes of a sample; none where they are not in the tar."""
+    if not 0 <= begin < stop <= os.fstat(tar.fileno()).st_size:
+        return b""
+    tar.seek(begin)
+    return tar.read(stop - begin)
 
-    Raises:
-        tarfile.TarError: they do not pair up.
-    """
-    members = iter(tar)
-    for array in members:
-        about = next(members, None)
-        key = array.name.removesuffix(".npy")
-        if about is None or (array.name, about.name) != (f"{key}.npy", f"{key}.json"):
-            raise tarfile.TarError(f"{array.name} is not a .npy with its .json behind it")
-        yield array, about
+
+def key_of(block: bytes) -> str:
+    """A sample's key, from the first of its two tar headers that is sound."""
+    for start in range(0, len(block), BLOCK):
+        try:
+            name = tarfile.TarInfo.frombuf(block[start : start + BLOCK], "utf-8", "replace").name
+        except tarfile.HeaderError:
+            continue
+        return name.rpartition(".")[0]
+    return ""
 
 
 def check_sample(
-    shard_set: ShardSet,
-    tar: tarfile.TarFile,
-    array: tarfile.TarInfo,
-    about: tarfile.TarInfo,
-    row: np.void,
+    shard_set: ShardSet, header: bytes, block: bytes, row: np.void, line: Line
 ) -> Iterator[str]:
-    """Faults of one sample."""
+    """Faults of one sample, a .npy and a .json in the tar: its numbers, then all other bytes."""
     import xxhash
 
-    info, content = shard_set.info, read(tar, array)
     payload = 2 * shard_set.shape[0] * shard_set.shape[1]
-    if int(row["offset"]) + payload != array.offset_data + len(content):
-        yield f"array ends at byte {array.offset_data + len(content)}, index.npy says otherwise"
-    if xxhash.xxh3_64_intdigest(content[-payload:]) != int(row["xxh3"]):
+    array = block[BLOCK + len(header) :][:payload]
+    behind = 2 * BLOCK + -(-(len(header) + payload) // BLOCK) * BLOCK
+    about = block[behind:].rstrip(b"\0")
+    if xxhash.xxh3_64_intdigest(array) != int(row["xxh3"]):
         yield "array differs from its XXH3 in index.npy"
+    odd = ~np.isfinite(np.frombuffer(array[: len(array) // 2 * 2], "<f2"))
+    if odd.any():
+        yield f"{int(odd.sum())} values are not finite"
+    yield from check_about(shard_set, about, row, line)
+    written = io.BytesIO()
+    tar = Tar(written)
+    tar.add(f"{key_of(block)}.npy", header + array)
+    tar.add(f"{key_of(block)}.json", about)
+    if written.getvalue() != block:
+        yield "tar or array headers or padding are not as written"
+
+
+def check_about(shard_set: ShardSet, about: bytes, row: np.void, line: Line) -> Iterator[str]:
+    """Faults of a sample's JSON against its row of index.npy and its line of recordings.jsonl."""
     try:
-        values = np.load(io.BytesIO(content), allow_pickle=False)
-        said = json.loads(read(tar, about))
+        said = json.loads(about)
     except ValueError as error:
-        yield f"not readable ({error})"
+        yield f"its JSON is not readable ({error})"
         return
-    if values.shape != shard_set.shape or values.dtype != np.float16:
-        yield f"{values.dtype} {values.shape}, dataset.json says float16 {shard_set.shape}"
-    elif not np.isfinite(values).all():
-        yield f"{int((~np.isfinite(values)).sum())} values are not finite"
-    fold = dict(enumerate(info["folds"])).get(int(row["fold"]))
+    said = said if isinstance(said, dict) else {}
+    fold = dict(enumerate(shard_set.info["folds"])).get(int(row["fold"]))
     split = dict(enumerate(SPLITS)).get(int(row["split"]))
-    expected = (int(row["label"]), split, fold, float(row["start"]))
-    if (said.get("label"), said.get("split"), said.get("fold"), said.get("start")) != expected:
+    expected = {"label": int(row["label"]), "split": split, "fold": fold}
+    expected |= {"start": float(row["start"])}
+    if {key: said.get(key) for key in expected} != expected:
         yield "its JSON and its row of index.npy differ"
-
-
-def read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """A member's content."""
-    content = tar.extractfile(member)
-    assert content is not None
-    return content.read()
+    told = {"class": "label", "recording": "path", "group": "group"}
+    if any(said.get(key) != line.get(name) for key, name in told.items()):
+        yield "its JSON and its line of recordings.jsonl differ"
+    if about != json.dumps(said, sort_keys=True, separators=(",", ":")).encode():
+        yield "its JSON is not as written"

@@ -1,81 +1,26 @@
-"""A recording into spectrograms, and a run of recordings into one tar, always the same bytes.
-
-Shapes: `S` segments, `M` mel bands, `T` frames.
-"""
+"""A run of recordings into one tar, always the same bytes."""
 
 import hashlib
 import json
 import os
 import re
+import secrets
 import tarfile
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from shards.audio import AudioError, cut, decode, is_silent
-from shards.index import ROW, SPLITS, sha256, sync_folder
-from shards.manifest import Recording, Reject
-from shards.mel import MelSettings, log_mel
+from shards.index import ROW, SPLITS, sync_folder
 from shards.notes import Cell, Notes, save
+from shards.recipe import Features
+from shards.recording import Recording, Reject
 
 BLOCK = 512  # bytes; everything in a tar is a whole number of them
 STEM = 60  # characters of a file's name that its keys keep: a ustar name holds 100
-
-
-class Features(NamedTuple):
-    """What a recording becomes."""
-
-    values: np.ndarray  # (S, M, T) float16, dB
-    starts: list[float]  # (S,) seconds
-    xxh3: list[int]  # (S,) of each segment's bytes
-    sums: np.ndarray  # (3, M) float64 over `values`: count, sum, sum of squares
-    sha256: str  # of the audio file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How audio becomes samples; lengths in samples at `mel.sample_rate`."""
-
-    audio: Path
-    mel: MelSettings
-    length: int
-    hop: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(M, T) of every sample."""
-        return self.mel.n_mels, self.mel.frames(self.length)
-
-    def extract(self, path: str) -> Features | Reject:
-        """Decode, cut and transform one recording, or tell why it cannot be used."""
-        import xxhash
-
-        try:
-            wave = decode(self.audio / path, self.mel.sample_rate)
-        except AudioError as error:
-            return Reject(path, str(error))
-        if is_silent(wave):
-            return Reject(path, "silent")
-        segments, starts = cut(wave, self.length, self.hop)
-        values = log_mel(segments, self.mel).astype("<f2")
-        return Features(
-            values,
-            (starts / self.mel.sample_rate).tolist(),
-            [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
-            band_sums(values),
-            sha256(self.audio / path),
-        )
-
-
-def band_sums(values: np.ndarray) -> np.ndarray:
-    """(3, M) float64 of (S, M, T): count, sum and sum of squares per mel band."""
-    exact = values.astype(np.float64)
-    count = np.full(values.shape[1], values.shape[0] * values.shape[2], np.float64)
-    return np.stack([count, exact.sum(axis=(0, 2)), np.square(exact).sum(axis=(0, 2))])
 
 
 def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
@@ -151,13 +96,14 @@ class Tar:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers that stand in the index for classes and folds."""
+    """The numbers that stand in the index for labels and folds, by their names as given."""
 
-    classes: Mapping[str, int]
+    labels: Mapping[str, int]  # into label_sets
+    classes: Mapping[str, int]  # the first class of a label
     folds: Mapping[str, int]
 
     def cell(self, recording: Recording) -> Cell:
-        """(split, fold, class) of a recording; fold 0 if the set has none."""
+        """(split, fold, first class) of a recording; fold 0 if the set has none."""
         fold = self.folds[recording.fold] if recording.fold is not None else 0
         return SPLITS.index(recording.split or "train"), fold, self.classes[recording.label]
 
@@ -175,11 +121,12 @@ def write_shard(
     `first` is the place of the first recording in the manifest. Keys carry places, not the numbers
     of recordings.jsonl: a shard's bytes do not depend on what was rejected in another one.
     """
-    aside = notes_file.with_name(f"{file.name}.{os.getpid()}.part")
+    aside = notes_file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
     try:
         with open(aside, "wb") as out:
             tar = Tar(out)
             notes = fill(tar, shard, first, work, numbers)
+        file.unlink(missing_ok=True)  # an old one beside new notes would pass for theirs
         save(notes, notes_file)
         os.replace(aside, file)
     finally:
@@ -202,9 +149,10 @@ def fill(
     sums: dict[Cell, np.ndarray] = {}
     for place, (recording, features) in enumerate(work, first):
         if isinstance(features, Reject):
-            rejected.append(features)
+            rejected.append(rejection(recording, features.reason))
             continue
-        split, fold, label = cell = numbers.cell(recording)
+        split, fold, _ = cell = numbers.cell(recording)
+        label = numbers.labels[recording.label]
         header = npy_header(features.values.dtype, features.values.shape[1:])
         for segment, (value, start) in enumerate(
             zip(features.values, features.starts, strict=True)
@@ -214,23 +162,34 @@ def fill(
             tar.add(f"{key}.json", sample_json(recording, label, start))
             xxh3 = features.xxh3[segment]
             rows.append((offset, xxh3, start, shard, len(lines), label, fold, split))
-        lines.append(recording_line(recording, len(features.starts), features.sha256))
+        lines.append(recording_line(recording, features))
         sums[cell] = sums.get(cell, 0) + features.sums
     tar.finish()
     return Notes(np.array(rows, ROW), lines, rejected, sums, tar.size, tar.digest.hexdigest())
 
 
-def recording_line(recording: Recording, segments: int, digest: str) -> dict[str, Any]:
-    """A line of recordings.jsonl."""
+def rejection(recording: Recording, reason: str) -> Reject:
+    """A rejected recording with what is known of it."""
+    if not recording.piece.is_whole:
+        reason += f" (from {recording.start:g} s, {recording.seconds:g} s long)"
+    return Reject(recording.path, reason, recording.label)
+
+
+def recording_line(recording: Recording, features: Features) -> dict[str, Any]:
+    """A line of recordings.jsonl; `start` and `end` are there where it is a piece of a file."""
+    start, end = recording.start, recording.start + recording.seconds
     return {
         "path": recording.path,
+        **({} if recording.piece.is_whole else {"start": start, "end": end}),
         "label": recording.label,
         "group": recording.group,
         "fold": recording.fold,
         "split": recording.split,
-        "seconds": recording.seconds,
+        "seconds": features.seconds,
         "sample_rate": recording.sample_rate,
         "channels": recording.channels,
-        "segments": segments,
-        "sha256": digest,
+        "segments": len(features.starts),
+        "clipped": features.clipped,
+        "dc": features.dc,
+        "sha256": features.sha256,
     }

@@ -16,7 +16,7 @@ RATE = 8000
 TONES: Mapping[str, float | None] = {"high": 2000.0, "low": 440.0, "noise": None}  # Hz; None: noise
 PER_CLASS, PER_GROUP = 12, 2
 BESIDE_TARS = {"index.npy", "stats.npy", "recordings.jsonl", "rejected.csv"}
-BESIDE_TARS |= {"balance.json", "dataset.json"}
+BESIDE_TARS |= {"balance.json", "balance.png", "dataset.json"}
 GROUP_FROM = r"^[a-z]+-g\d+"
 SETTINGS = {
     "sample_rate": RATE,

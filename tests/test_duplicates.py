@@ -191,6 +191,14 @@ def test_given_folds_that_part_copies_are_refused(originals: Path, tmp_path: Pat
         build(str(audio), str(tmp_path / "set"), on_duplicate="hide", **words)
 
 
+def test_append_is_refused_where_copies_would_move_what_is_there(
+    originals: Path, tmp_path: Path
+) -> None:
+    words = SETTINGS | {"on_duplicate": "group"}
+    with pytest.raises(UserError, match="--append with --on_duplicate=group"):
+        build(str(originals), str(tmp_path / "set"), append=True, **words)
+
+
 def prints(grains: np.ndarray, xxh3: list[int]) -> Prints:
     return Prints(np.arange(len(grains)), np.array(xxh3, np.uint64), grains, 5.0)
 

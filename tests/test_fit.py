@@ -76,6 +76,7 @@ def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
     assert "is finished" in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatch", [[], ["--train.microbatch=4"]])
 def test_two_processes_train_as_one(config, tmp_path, microbatch):
     """20 steps in float32; with microbatch 4 one process takes four micro-steps, two take two."""
@@ -88,6 +89,7 @@ def test_two_processes_train_as_one(config, tmp_path, microbatch):
     assert (tmp_path / "runs/two/fold-0/scores.json").exists()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch_it_ends_in_the_same_weights(config, tmp_path):
     words = [config, "--train.epochs=30", "--train.save_every=3"]
     ok(train(1, *words, "--run.name=whole"))
@@ -112,6 +114,7 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_in_the_same_weights(config, tm
     assert digest(run / "predictions.csv") == digest(whole / "predictions.csv")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(config, tmp_path):
     words = [config, "--train.epochs=3", "--train.keep_last=3"]
     ok(train(1, *words, "--run.name=whole"))
@@ -129,6 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(config, tmp_path
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_bf16_stays_close_to_float32(config, tmp_path):
     for precision in ("no", "bf16"):
         words = [f"--train.precision={precision}", f"--run.name={precision}"]

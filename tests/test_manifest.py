@@ -10,7 +10,10 @@ import pytest
 from conftest import write_tone
 
 from shards.errors import UserError
-from shards.manifest import describe, digest, natural, scan
+from shards.labels import natural
+from shards.manifest import scan
+from shards.recording import digest
+from shards.summary import describe
 
 
 def make(folder: Path, *names: str) -> Path:

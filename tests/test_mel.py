@@ -1,8 +1,10 @@
-"""shards.mel against physics and against librosa."""
+"""shards.mel against physics, against librosa, and against the definition in float64."""
 
 import librosa
 import numpy as np
 import pytest
+import torch
+from conftest import build_tones, hashes, read_plainly
 
 from shards.errors import UserError
 from shards.mel import MelSettings, log_mel
@@ -17,6 +19,34 @@ def white(n, rows=2):
 
 def tone(hz, n=16000, rate=16000, level=0.1):
     return (level * np.sin(2 * np.pi * hz * np.arange(n) / rate)).astype("f4")[None]
+
+
+def each(segments, settings, device="cpu"):
+    """The segments (S, N) as recordings of their own: (S, M, T)."""
+    n, alone = segments.shape[1], np.zeros(1, np.int64)
+    return np.stack([log_mel(row, alone, n, settings, device)[0] for row in segments])
+
+
+def exactly(segments, s):
+    """The definition, in float64 throughout: mel power (S, M, T)."""
+    pad = s.n_fft // 2
+    padded = np.pad(segments.astype("f8"), ((0, 0), (pad, pad + s.n_fft)))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, s.n_fft, axis=1)[:, :: s.hop_length]
+    window = np.hanning(s.n_fft + 1)[:-1]
+    power = np.abs(np.fft.rfft(frames[:, : s.frames(segments.shape[1])] * window)) ** 2
+    triangles = librosa.filters.mel(
+        sr=s.sample_rate, n_fft=s.n_fft, n_mels=s.n_mels, fmin=s.fmin, fmax=s.fmax, dtype="f8"
+    )
+    return (power @ triangles.T).swapaxes(1, 2)
+
+
+def music(n, rate, rows=2):
+    """A falling, quiet and loud harmonic sound over a faint noise."""
+    time, random = np.arange(n) / rate, np.random.default_rng(n)
+    pitch = np.cumsum(300 + 200 * np.cos(3 * time)) / rate
+    sound = sum(np.sin(2 * np.pi * k * pitch) / k**2 for k in range(1, 9))
+    gain = 10 ** (-2 + 1.5 * np.sin(5 * time))
+    return (gain * sound + 1e-5 * random.standard_normal((rows, n))).astype("f4")
 
 
 def oracle(segments, s):
@@ -47,7 +77,7 @@ def oracle(segments, s):
 @pytest.mark.filterwarnings("ignore:n_fft=2048 is too large")
 def test_it_is_librosas_mel(settings, n, frames):
     settings, segments = MelSettings(**settings), white(n)
-    found = log_mel(segments, settings)
+    found = each(segments, settings)
     assert found.dtype == np.float32
     assert found.shape == (2, settings.n_mels, frames)
     assert settings.frames(n) == frames
@@ -58,12 +88,12 @@ def test_it_is_librosas_mel(settings, n, frames):
 def test_a_tone_lies_in_the_band_with_the_nearest_centre(hz):
     settings = MelSettings()
     edges = librosa.mel_frequencies(n_mels=settings.n_mels + 2, fmin=0.0, fmax=8000.0)
-    band = log_mel(tone(hz), settings)[0, :, 10:20].mean(axis=1).argmax()
+    band = each(tone(hz), settings)[0, :, 10:20].mean(axis=1).argmax()
     assert band == np.abs(edges[1:-1] - hz).argmin()
 
 
 def test_twice_the_amplitude_is_6_02_db():
-    quiet, loud = (log_mel(white(16000) * level, MelSettings()) for level in (1, 2))
+    quiet, loud = (each(white(16000) * level, MelSettings()) for level in (1, 2))
     assert quiet.min() > -80
     step = 20 * np.log10(2)
     assert np.abs(loud - quiet - step).max() < 1e-3
@@ -72,30 +102,100 @@ def test_twice_the_amplitude_is_6_02_db():
 
 
 def test_silence_is_exactly_minus_100_db():
-    found = log_mel(np.zeros((1, 16000), "f4"), MelSettings())
+    found = each(np.zeros((1, 16000), "f4"), MelSettings())
     assert (found == -100).all() and (found.astype("f2") == -100).all()
 
 
 def test_nothing_lies_below_minus_100_db():
-    assert log_mel(white(16000) * np.float32(1e-6), MelSettings()).min() >= -100
+    assert each(white(16000) * np.float32(1e-6), MelSettings()).min() >= -100
 
 
-def test_a_segment_does_not_hear_the_one_before():
-    segments = white(20000, rows=3)
-    together = log_mel(segments, MelSettings())
-    for row in range(3):
-        np.testing.assert_array_equal(
-            together[row], log_mel(segments[row : row + 1], MelSettings())[0]
-        )
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the second one by way of shards.mel_device
+@pytest.mark.parametrize(("settings", "n"), [({}, 80000), (CD_HALF, 110250), (ODD, 12345)])
+def test_down_to_60_db_below_the_loudest_band_it_is_the_definition(settings, n, device):
+    settings = MelSettings(**settings)
+    segments = music(n, settings.sample_rate)
+    power = exactly(segments, settings)
+    counts = power > np.maximum(1e-6 * power.max(axis=1, keepdims=True), 1e-9)
+    assert counts.mean() > 0.3
+    error = np.abs(each(segments, settings, device) - 10 * np.log10(power))[counts].max()
+    assert error < (1e-3 if device == "cpu" else 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "length", "step"),
+    [
+        ({}, 16384, 8192),  # half: on the grid of hops
+        ({}, 16384, 8000),  # off it
+        ({}, 16000, 512),
+        ({}, 2048, 1024),  # one frame sees no edge
+        ({}, 1500, 512),  # none does
+        ({}, 700, 512),
+        ({"hop_length": 2048}, 20000, 4096),
+        (ODD, 9000, 257 * 9),
+        ({}, 16384, 16384),
+        ({}, 8000, 9000),
+    ],
+)
+def test_a_segment_does_not_hear_its_neighbours(settings, length, step):
+    settings, wave = MelSettings(**settings), white(50000)[0]
+    starts = np.arange(300, len(wave) - length + 1, step)
+    found = log_mel(wave, starts, length, settings)
+    alone = each(np.stack([wave[s : s + length] for s in starts]), settings)
+    assert len(starts) > 2 and found.shape == alone.shape and found.dtype == np.float32
+    np.testing.assert_allclose(found, alone, atol=1e-4)
+    found = log_mel(wave, starts, length, settings, "cpu:0")
+    np.testing.assert_allclose(found, alone, atol=1e-2)
+
+
+def test_overlapping_frames_are_transformed_once(monkeypatch):
+    counted, rfft = [], torch.fft.rfft
+    monkeypatch.setattr(torch.fft, "rfft", lambda x: counted.append(len(x)) or rfft(x))
+    log_mel(white(128000 + 9 * 64000)[0], np.arange(10) * 64000, 128000, MelSettings())
+    assert sum(counted) <= 250 + 9 * 125 + 10 * 3  # not 2500; 3 frames of a segment see its edges
+
+
+def test_the_bits_depend_neither_on_threads_nor_on_the_place_in_memory():
+    wave, threads = white(160000)[0], torch.get_num_threads()
+    starts = np.arange(3) * 40960
+    expected = log_mel(wave, starts, 78000, MelSettings())
+    try:
+        for shift in range(1, 5):
+            torch.set_num_threads(shift)
+            moved = np.concatenate([np.zeros(shift, "f4"), wave])[shift:]
+            found = log_mel(moved, starts, 78000, MelSettings())
+            np.testing.assert_array_equal(found, expected)
+            assert torch.get_num_threads() == shift
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_no_segments_are_no_spectrograms():
-    assert log_mel(np.zeros((0, 16000), "f4"), MelSettings()).shape == (0, 128, 32)
+    assert log_mel(white(16000)[0], np.arange(0), 16000, MelSettings()).shape == (0, 128, 32)
 
 
-def test_one_wave_without_its_axis_is_refused():
-    with pytest.raises(ValueError, match=r"expected \(S, N\)"):
-        log_mel(np.zeros(16000, "f4"), MelSettings())
+def test_what_is_not_a_wave_or_too_short_is_refused():
+    with pytest.raises(ValueError, match=r"expected \(n,\)"):
+        log_mel(white(16000), np.arange(1), 16000, MelSettings())
+    with pytest.raises(ValueError, match="ends behind 16000 samples"):
+        log_mel(white(16000)[0], np.arange(2), 16000, MelSettings())
+
+
+def test_a_set_built_on_a_device_says_so(small, tmp_path):
+    for name, workers, device in (("a", 1, "cpu"), ("b", 1, "cpu:0"), ("c", 2, "cpu:0")):
+        build_tones(small, tmp_path / name, folds=2, overlap=0.5, workers=workers, device=device)
+    assert hashes(tmp_path / "b") == hashes(tmp_path / "c")
+    for a, b in zip(read_plainly(tmp_path / "a"), read_plainly(tmp_path / "b"), strict=True):
+        np.testing.assert_allclose(a["npy"], b["npy"], atol=0.05)
+    with pytest.raises(UserError, match="device: cpu there, cpu:0 asked"):
+        build_tones(small, tmp_path / "a", folds=2, overlap=0.5, device="cpu:0")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus", "meta"])
+def test_a_device_that_is_not_there_is_refused(small, tmp_path, device):
+    with pytest.raises(UserError, match=f"--device={device}: cannot be used here") as caught:
+        build_tones(small, tmp_path / "set", folds=2, device=device)
+    assert "\n" not in str(caught.value) and not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize(

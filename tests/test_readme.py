@@ -28,7 +28,8 @@ def shown(start: str) -> list[list[str]]:
 @pytest.mark.parametrize("package", LINES)
 def test_command_lines(package):
     commands = shown(f"python -m {package} ")
-    expected = {"shards": {"build", "duplicates", "verify", "info", "show"}, "toolkit": {"collect"}}
+    shown_of_shards = {"build", "duplicates", "merge", "verify", "info", "show", "reset"}
+    expected = {"shards": shown_of_shards, "toolkit": {"collect"}}
     assert {name for name, *_ in commands} == expected[package]
     for name, *words in commands:
         bind(name, LINES[package][name], words)  # raises on a flag that is not there

@@ -17,16 +17,21 @@ from conftest import (
 )
 
 from shards import build as build_module
+from shards import output as output_module
 from shards import workers as workers_module
 from shards import write as write_module
 from shards.errors import UserError
 from shards.index import open_set
+from shards.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_two_workers_write_the_bytes_of_one(tones: Path, tone_set: Path, tmp_path: Path) -> None:
-    build_tones(tones, tmp_path / "set", split="0.6,0.2,0.2", workers=2)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_more_workers_write_the_bytes_of_one(
+    tones: Path, tone_set: Path, tmp_path: Path, workers: int
+) -> None:
+    build_tones(tones, tmp_path / "set", split="0.6,0.2,0.2", workers=workers)
     assert hashes(tmp_path / "set") == hashes(tone_set)
 
 
@@ -77,11 +82,11 @@ def test_killed_build_goes_on_and_ends_in_the_same_bytes(
     with pytest.raises(UserError, match="unfinished build"):
         open_set(out)
     first, decoded = (out / "samples-000000.tar").stat().st_ino, []
-    decode = write_module.decode
+    features = Recipe.features
     monkeypatch.setattr(
-        write_module, "decode", lambda path, rate: decoded.append(path) or decode(path, rate)
+        Recipe, "features", lambda recipe, file: decoded.append(file) or features(recipe, file)
     )
-    build_tones(tones, out, **words)
+    build_tones(tones, out, **words, file_timeout=0)  # all in this process
     assert hashes(out) == hashes(tone_set)
     assert (out / "samples-000000.tar").stat().st_ino == first
     kept = (np.load(out / "index.npy")["shard"] == 0).sum()
@@ -113,7 +118,7 @@ def test_full_disk(
     flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
     flags += ["--folds=4", "--split=0.6,0.2,0.2", "--workers=1", "--shard_size=100KB"]
     words = ["build", str(tones), str(out), *flags]
-    assert main(words) == 2
+    assert main(words) == 1
     assert capsys.readouterr().err.count("\n") == 1
     written = [f.name for f in out.iterdir() if not f.name.startswith(".")]
     assert written and all((out / n).read_bytes() == (tone_set / n).read_bytes() for n in written)
@@ -152,21 +157,49 @@ def test_second_start_touches_nothing(small: Path, tmp_path: Path) -> None:
     assert {f.name: (f.stat().st_mtime_ns, f.stat().st_ino) for f in out.iterdir()} == before
 
 
+def test_an_overwrite_that_is_stopped_leaves_nothing_of_the_old_set(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fresh, unlink = tmp_path / "set", tmp_path / "fresh", os.unlink
+    build_tones(small, fresh, folds=2, shard_size="1MB", fmin=9.0)
+    for stop in (1, 3, 8):
+        build_tones(small, out, folds=2, shard_size="10KB", overwrite=stop > 1)
+        left = iter(range(stop))
+
+        def stopped(path: str, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            unlink(path)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(output_module.os, "unlink", stopped)
+            build_tones(small, out, folds=2, shard_size="1MB", fmin=9.0, overwrite=True)
+        build_tones(small, out, folds=2, shard_size="1MB", fmin=9.0)
+        assert hashes(out) == hashes(fresh)
+
+
 def test_one_build_at_a_time(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     with build_module.locked(out), pytest.raises(UserError, match="another build"):
         build_tones(small, out, folds=2)
 
 
-def test_a_dead_worker_does_not_hang() -> None:
-    with pytest.raises(UserError, match=r"worker process died .* 3"):
-        list(workers_module.ordered(os._exit, [3, 3, 3], 2))
-
-
 def test_work_is_begun_a_little_ahead_only() -> None:
     taken: list[int] = []
     items = (taken.append(n) or n for n in range(1000))
-    results = workers_module.ordered(abs, items, 2)
+    results = workers_module.ordered(abs, items, 2, timeout=0, lost=max)
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert len(taken) <= 5 + 2 * workers_module.AHEAD
     results.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_builds_killed_at_random_instants() -> None:
+    flags = ["--n=3", "--segment_seconds=2", "--group_from=site-[0-9]", "--shard_size=200KB"]
+    done = subprocess.run(
+        [sys.executable, "bench/kills.py", *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    row = [cell.strip() for cell in done.stdout.partition("---|\n")[2].splitlines()[0].split("|")]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert row[4] == row[7] == row[8] == "3" and int(row[5]) >= 3

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from shards.errors import UserError
 from shards.index import SPLITS
-from shards.manifest import Recording
+from shards.recording import Recording
 from shards.split import allot, assign, fold_names, parse_parts
 
 PARTS = (0.7, 0.15, 0.15)
@@ -113,6 +114,18 @@ def test_every_fold_has_every_class_if_it_can_be_had(seed: int) -> None:
     filled = [((dealings == f) @ holds).sum(axis=1) for f in range(folds)]
     fold, _, _ = assign(recordings, folds, None, seed)
     assert len({(r.label, f) for r, f in zip(recordings, fold, strict=True)}) == np.max(sum(filled))
+
+
+def test_a_fold_without_a_class_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    # Two groups hold a and b, two hold a alone: three folds cannot all have b.
+    recordings = [recording(f"a/{g}.wav", "a", g) for g in "pqrs"]
+    recordings += [recording(f"b/{g}{n}.wav", "b", g) for g in "pq" for n in range(2)]
+    folds = [replace(r, fold=str("pqrs".index(r.group) % 3)) for r in recordings]
+    assign(folds, None, None, 0)
+    assert "fold 2 has nothing of 'b'; scores of such a fold" in caplog.text
+    caplog.clear()
+    assign(recordings, 2, None, 0)
+    assert not caplog.text
 
 
 def test_seeds_differ() -> None:

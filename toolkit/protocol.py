@@ -10,7 +10,12 @@ Masks = dict[str, np.ndarray]
 
 
 def check_fits(shard_set: ShardSet, config: DataConfig) -> None:
-    """Raise a UserError where the config states a mel setting that the shard set does not have."""
+    """Raise a UserError where the shard set is not what the config or the trainer is made for."""
+    if shard_set.is_multi_label:
+        raise UserError(
+            f"{shard_set.path}: samples have several classes, and training takes one class a "
+            "sample; build it with one label a recording"
+        )
     there = {**shard_set.info["mel"], "segment_seconds": shard_set.info["segment"]["seconds"]}
     names = ("sample_rate", "n_mels", "n_fft", "hop_length", "fmin", "fmax", "segment_seconds")
     wrong = [

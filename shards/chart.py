@@ -1,0 +1,104 @@
+"""balance.png: stacked bars, recordings and time of each class in each fold and part.
+
+Shapes: `K` classes, `C` bars.
+"""
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shards.balance import Balance
+from shards.index import display_names
+from shards.labels import shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN = 50  # classes with a colour of their own; the rest is grey together
+ROWS = 25  # of a column of the legend
+HEIGHT, LEGEND, BAR = 4.6, 1.9, 0.32  # inches: of all, of a column of the legend, of a bar
+
+
+def balance_png(balance: Balance) -> bytes:
+    """The picture of a balance; the same bytes for the same numbers and version of matplotlib."""
+    from matplotlib.figure import Figure  # and not pyplot: no global state, no window
+
+    columns = balance.columns()
+    amounts = [
+        [balance.total(name, **column) for column in columns.values()] for name in balance.classes
+    ]
+    recordings = np.array([[a.recordings for a in row] for row in amounts], float)
+    seconds = np.array([[a.seconds for a in row] for row in amounts])
+    unit, scale = ("hours", 3600) if seconds.sum() > 7200 else ("seconds", 1)
+    classes, colours = display_names(balance.classes), palette(len(balance.classes))
+    if len(classes) > SHOWN:
+        kept = np.sort(np.argsort(-seconds.sum(axis=1), kind="stable")[: SHOWN - 1])
+        recordings, seconds = merged(recordings, kept), merged(seconds, kept)
+        classes = [*(classes[n] for n in kept), f"{len(classes) - len(kept)} more"]
+
+    legend = LEGEND * -(-len(classes) // ROWS)
+    panel = 1.0 + max(2.4, BAR * len(columns))
+    figure = Figure(figsize=(2 * panel + legend, HEIGHT))
+    left, right = figure.subplots(1, 2)
+    width = 2 * panel + legend
+    figure.subplots_adjust(
+        left=0.7 / width, right=1 - (legend + 0.1) / width, bottom=0.17, top=0.92, wspace=0.28
+    )
+    bars = draw_bars(left, recordings, list(columns), colours, "recordings")
+    draw_bars(right, seconds / scale, list(columns), colours, unit)
+    figure.legend(
+        bars[::-1],
+        [shorten(name, 22).replace("$", r"\$") for name in classes[::-1]],
+        loc="center left",
+        bbox_to_anchor=(1 - legend / width, 0.5),
+        ncols=-(-len(classes) // ROWS),
+        fontsize=7,
+        frameon=False,
+        handlelength=1.0,
+        columnspacing=1.0,
+    )
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return png.getvalue()
+
+
+def draw_bars(
+    axes: "Axes", values: np.ndarray, titles: list[str], colours: np.ndarray, unit: str
+) -> list:
+    """Stack (K, C) values into C bars; the handle of each class for the legend."""
+    titles = [title.replace("$", r"\$") for title in titles]
+    foot, bars = np.zeros(values.shape[1]), []
+    edge = 0.3 if len(values) <= 20 else 0.0
+    for row, colour in zip(values, colours, strict=False):
+        bars.append(
+            axes.bar(titles, row, 0.8, foot, color=colour, edgecolor="white", linewidth=edge)
+        )
+        foot = foot + row
+    axes.set_title(unit, fontsize=9, loc="left")
+    axes.tick_params(labelsize=7)
+    axes.tick_params(axis="x", rotation=45 if len(titles) > 4 else 0)
+    axes.spines[["top", "right"]].set_visible(False)
+    return bars
+
+
+def merged(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """(K, C) with the rows that are not kept added up in the last one."""
+    return np.concatenate([values[kept], np.delete(values, kept, axis=0).sum(axis=0)[None]])
+
+
+def palette(classes: int) -> np.ndarray:
+    """(K, 4) colours, neighbours unlike; grey at the end if there are too many to tell apart."""
+    from matplotlib import colormaps
+
+    names = (
+        ["tab10"]
+        if classes <= 10
+        else ["tab20"]
+        if classes <= 20
+        else ["tab20", "tab20b", "tab20c"]
+    )
+    colours = np.concatenate([colormaps[name](np.arange(colormaps[name].N)) for name in names])
+    if classes > SHOWN:
+        return np.concatenate([colours[: SHOWN - 1], [[0.6, 0.6, 0.6, 1.0]]])
+    return colours[:classes]

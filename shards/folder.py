@@ -1,0 +1,87 @@
+"""The audio files below a folder, and what their headers say."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from shards.audio import AudioError, Probe, piece_frames, probe
+from shards.errors import UserError
+from shards.labels import nfc
+from shards.progress import Progress
+from shards.recording import Piece
+
+#: What libsndfile and FFmpeg read, by the suffixes that people give it.
+SUFFIXES = {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
+SUFFIXES |= {".rf64", ".snd", ".w64", ".wav", ".wave"}
+SUFFIXES |= {".aac", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma"}
+PROBES = 8  # headers on network storage wait, they do not compute
+
+
+def list_folder(audio: Path, loose: bool) -> tuple[list[str], list[str]]:
+    """The audio files below a folder, in class folders unless `loose`; and what is passed by."""
+    if not audio.is_dir():
+        raise UserError(f"{audio}: no such folder; give the folder that holds one folder a class")
+    found = sorted((str(f) for f in files_below(audio, audio)), key=lambda p: (nfc(p), p))
+    taken = [is_audio(path) and (loose or "/" in path) for path in found]
+    passed_by = [path for path, take in zip(found, taken, strict=True) if not take]
+    return [path for path, take in zip(found, taken, strict=True) if take], passed_by
+
+
+def files_below(
+    folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[PurePosixPath]:
+    """Every file that is not hidden, as a path below `root`; links to folders are followed."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a link to a folder above itself
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                continue
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():  # a link may be a circle
+                yield from files_below(path, root, above | {here})
+            else:  # also a dangling link or a FIFO: it will say that it is no recording
+                yield PurePosixPath(path.relative_to(root).as_posix())
+
+
+def is_audio(path: str) -> bool:
+    """Whether `path` ends like audio."""
+    return PurePosixPath(path).suffix.lower() in SUFFIXES
+
+
+def headers(
+    audio: Path, pieces: Sequence[Piece], missing: Mapping[int, str]
+) -> Iterator[Probe | AudioError]:
+    """The header of each piece, or why there is none; a file is opened once."""
+
+    def read(path: str) -> Probe | AudioError:
+        try:
+            str(audio / path).encode()  # what is no text breaks libsndfile and readers of JSON
+            return probe(audio / path)
+        except UnicodeEncodeError:
+            return AudioError("its name is not valid UTF-8; rename it")
+        except AudioError as error:
+            return error
+
+    paths = dict.fromkeys(piece.path for n, piece in enumerate(pieces) if n not in missing)
+    with ThreadPoolExecutor(PROBES) as pool, Progress("headers", len(paths)) as progress:
+        found = {}
+        for path, header in zip(paths, pool.map(read, paths), strict=True):
+            found[path] = header
+            progress.update()
+    for n, piece in enumerate(pieces):
+        yield AudioError(missing[n]) if n in missing else clipped(found[piece.path], piece)
+
+
+def clipped(header: Probe | AudioError, piece: Piece) -> Probe | AudioError:
+    """The header that a piece of a file would have as a file."""
+    if isinstance(header, AudioError) or piece.is_whole:
+        return header
+    first, last = piece_frames(piece.start, piece.end, header.sample_rate)
+    if first >= header.frames:
+        return AudioError(f"starts at {piece.start:g} s, the file ends at {header.seconds:g} s")
+    return replace(header, frames=min(last or header.frames, header.frames) - first)

@@ -1,0 +1,129 @@
+"""A recording into spectrograms: decode, condition, cut, transform.
+
+Shapes: `S` segments, `M` mel bands, `T` frames.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from shards.audio import SILENT_PEAK, AudioError, Levels, decode, is_silent
+from shards.condition import Conditioning
+from shards.container import unreadable
+from shards.index import sha256
+from shards.mel import MelSettings, log_mel
+from shards.recording import Piece, Reject
+from shards.segment import fill_up, segment_starts
+
+RUN = 1 << 20  # values of the spectrograms that are made at once, in float32
+
+
+class Features(NamedTuple):
+    """What a recording becomes."""
+
+    values: np.ndarray  # (S, M, T) float16, dB
+    starts: list[float]  # (S,) seconds
+    xxh3: list[int]  # (S,) of each segment's bytes
+    sums: np.ndarray  # (3, M) float64 over `values`: count, sum, sum of squares
+    sha256: str  # of the audio file
+    seconds: float  # decoded
+    clipped: float  # share of its samples at or above full scale
+    dc: float  # mean of the wave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How audio becomes samples; lengths in samples at `mel.sample_rate`."""
+
+    audio: Path
+    mel: MelSettings
+    conditioning: Conditioning
+    length: int
+    hop: int
+    pad: str = "silence"
+    tail: str = "pad"
+    min_seconds: float = 0.0
+    device: str = "cpu"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(M, T) of every sample."""
+        return self.mel.n_mels, self.mel.frames(self.length)
+
+    def extract(self, piece: Piece) -> Features | Reject:
+        """Decode, cut and transform one recording, or tell why it cannot be used."""
+        try:
+            return self.features(piece)
+        except AudioError as error:
+            return Reject(piece.path, str(error))
+        except OSError as error:  # gone, or no longer to be read
+            return Reject(piece.path, str(unreadable(self.audio / piece.path, error)))
+        except MemoryError:
+            return Reject(piece.path, "needs more memory than there is")
+
+    def features(self, piece: Piece) -> Features:
+        """What a recording becomes; an AudioError if it becomes nothing."""
+        import xxhash
+
+        file, levels = self.audio / piece.path, Levels()
+        wave = decode(file, self.mel.sample_rate, piece.start, piece.end, levels)
+        dc = round(float(wave.mean(dtype=np.float64)), 6)
+        wave, offset = self.conditioning.trimmed(wave)
+        check_useful(wave, levels, len(wave) / self.mel.sample_rate, self.min_seconds)
+        self.conditioning.level(wave)
+        starts = segment_starts(len(wave), self.length, self.hop, self.tail)
+        values, sums = self.spectrograms(wave, starts)
+        return Features(
+            values,
+            (piece.start + (offset + starts) / self.mel.sample_rate).tolist(),
+            [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
+            sums,
+            file_hash(file, file.stat().st_mtime_ns),
+            levels.seconds,
+            levels.clipped,
+            dc,
+        )
+
+    def spectrograms(self, wave: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(S, M, T) float16 of the segments at `starts` (S,), and their sums (3, M).
+
+        A run of them at a time: only one is ever held in float32.
+        """
+        values = np.empty((len(starts), *self.shape), "<f2")
+        sums = np.zeros((3, self.mel.n_mels))
+        step = max(1, RUN // values[0].size)
+        for first in range(0, len(starts), step):
+            run = starts[first : first + step]
+            places = run - run[0]
+            piece = wave[run[0] : run[-1] + self.length]
+            piece = fill_up(piece, int(places[-1]), self.length, self.pad)
+            values[first : first + step] = log_mel(
+                piece, places, self.length, self.mel, self.device
+            )
+            sums += band_sums(values[first : first + step])
+        return values, sums
+
+
+@lru_cache(maxsize=1)
+def file_hash(file: Path, changed: int) -> str:
+    """The SHA-256 of an audio file; its pieces follow each other, and all want the same one."""
+    return sha256(file)
+
+
+def check_useful(wave: np.ndarray, levels: Levels, seconds: float, least: float) -> None:
+    """Raise an AudioError about a wave that is too short or nothing but silence."""
+    if seconds < least:
+        raise AudioError(f"too short: {seconds:.2f} s")
+    if is_silent(wave):
+        cancel = levels.peak >= SILENT_PEAK
+        raise AudioError("silent: its channels cancel each other" if cancel else "silent")
+
+
+def band_sums(values: np.ndarray) -> np.ndarray:
+    """(3, M) float64 of (S, M, T): count, sum and sum of squares per mel band."""
+    exact = values.astype(np.float64)
+    count = np.full(values.shape[1], values.shape[0] * values.shape[2], np.float64)
+    return np.stack([count, exact.sum(axis=(0, 2)), np.square(exact).sum(axis=(0, 2))])

@@ -1,0 +1,75 @@
+"""A recording: one audio file, or a piece of one, as everything after the manifest knows it."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from shards.labels import nfc
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """One audio file, or a piece of one: what its place, its table and its header say."""
+
+    path: str  # below the audio folder, with "/", as the file system spells it
+    label: str  # as given: a class, or several as in "dog;rain"
+    group: str  # never on both sides of a split; `path` itself if no groups are named
+    fold: str | None = None
+    split: str | None = None  # "train", "val" or "test"
+    frames: int
+    sample_rate: int  # Hz
+    channels: int
+    start: float = 0.0  # seconds in the file
+    end: float | None = None  # seconds; None: to the end of the file
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds."""
+        return self.frames / self.sample_rate
+
+    @property
+    def piece(self) -> "Piece":
+        """What of which file it is."""
+        return Piece(self.path, self.start, self.end)
+
+
+class Piece(NamedTuple):
+    """A file from `start` to `end` (None: as far as it goes), in seconds."""
+
+    path: str
+    start: float = 0.0
+    end: float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the whole file."""
+        return self.start == 0.0 and self.end is None
+
+
+class Reject(NamedTuple):
+    """A recording that cannot be used; path and reason are a line of rejected.csv."""
+
+    path: str
+    reason: str
+    label: str = ""
+
+
+def place(path: str, seed: int) -> tuple[bytes, str]:
+    """A sort key: where the seed puts `path`, whatever other files there are."""
+    text = f"{seed}\0{nfc(path)}".encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(text, digest_size=16).digest(), path
+
+
+def digest(recordings: Iterable[Recording], rejected: Iterable[Reject]) -> str:
+    """SHA-256 over the recordings as understood, and over the names of the files left out."""
+    total = hashlib.sha256()
+    names = [field.name for field in fields(Recording)]
+    for recording in recordings:
+        known = names if not recording.piece.is_whole else names[:-2]
+        about = {name: getattr(recording, name) for name in known}
+        total.update(json.dumps(about, sort_keys=True).encode() + b"\n")
+    for reject in rejected:
+        total.update(json.dumps(reject.path).encode() + b"\n")
+    return total.hexdigest()

@@ -1,0 +1,48 @@
+"""Where the segments of a recording lie, and what fills the last one.
+
+Shapes: `n` samples of a recording, `S` segments. Lengths are in samples.
+"""
+
+import numpy as np
+
+PADS = ("silence", "repeat", "reflect")
+TAILS = ("pad", "drop")
+
+
+def segment_starts(n: int, length: int, hop: int, tail: str = "pad") -> np.ndarray:
+    """Where the segments of a recording of `n` samples start: 0, hop, 2 * hop, ...
+
+    Every full window counts. With tail "pad" one more follows, to be filled up, where it would add
+    at least 10 % of `length` in audio that no full window holds: a resampler's odd sample makes no
+    nearly empty segment. With "drop" none does. A recording that fits into one window is that
+    window, however short.
+
+    Returns:
+        (S,) int64, S >= 1.
+    """
+    if length < 1 or hop < 1:
+        raise ValueError(f"length {length} and hop {hop} have to be at least 1 sample")
+    full = max(0, n - length) // hop + 1
+    added = n - ((full - 1) * hop + max(length, hop))
+    return np.arange(full + (tail == "pad" and 10 * added >= length), dtype=np.int64) * hop
+
+
+def fill_up(wave: np.ndarray, start: int, length: int, pad: str) -> np.ndarray:
+    """`wave` (n,) such that the window of `length` that begins at `start` < n is whole.
+
+    What is missing is silence, or the audio of that window again ("repeat"), or to and fro
+    ("reflect").
+    """
+    have = len(wave) - start
+    if have >= length:
+        return wave
+    if pad == "silence":
+        return np.concatenate([wave, np.zeros(length - have, wave.dtype)])
+    beyond = np.arange(have, length)
+    if pad == "repeat":
+        places = beyond % have
+    else:
+        period = max(1, 2 * have - 2)
+        places = beyond % period
+        places = np.minimum(places, (period - places) % period)
+    return np.concatenate([wave, wave[start + places]])

@@ -1,0 +1,102 @@
+"""What people read: what a scan found before any work starts, and what a shard set holds."""
+
+import csv
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from shards import shortcuts
+from shards.index import ShardSet, display_name
+from shards.labels import names, natural
+from shards.manifest import Scan
+
+CLASSES_SHOWN = 20
+
+
+def describe(found: Scan) -> str:
+    """What was understood, for people, before any work starts."""
+    recordings = found.recordings
+    hours = sum(r.seconds for r in recordings) / 3600
+    classes = Counter(name for r in recordings for name in names(r.label))
+    lines = [f"recordings   {len(recordings)} ({hours:.2f} h) in {len(classes)} classes"]
+    for label in sorted(classes, key=natural)[:CLASSES_SHOWN]:
+        lines.append(f"  {classes[label]:>8}   {display_name(label)}")
+    if len(classes) > CLASSES_SHOWN:
+        lines.append(f"  {'...':>8}   and {len(classes) - CLASSES_SHOWN} more")
+    files = len({r.path for r in recordings})
+    if files < len(recordings):
+        lines.append(f"files        {files}, cut into pieces by the table")
+    lines.append(f"groups       {len({r.group for r in recordings})}")
+    lines.append(f"sample rate  {counted(f'{r.sample_rate} Hz' for r in recordings)}")
+    lines.append(f"channels     {counted(str(r.channels) for r in recordings)}")
+    for name in ("fold", "split"):
+        told = [getattr(r, name) for r in recordings if getattr(r, name) is not None]
+        if told:
+            lines.append(f"{name:<13}{counted(told)}")
+    if found.rejected:
+        lines.append(f"unusable     {len(found.rejected)}, such as {found.rejected[0].path}")
+    if found.passed_by:
+        kinds = counted(PurePosixPath(p).suffix or "no suffix" for p in found.passed_by)
+        lines.append(f"passed by    {kinds}: no audio in a class folder")
+    return "\n".join(lines)
+
+
+def counted(things: Iterable[str]) -> str:
+    """`1 (20), 2 (19)`: what there is and how often."""
+    counts = Counter(things)
+    return ", ".join(f"{thing} ({counts[thing]})" for thing in sorted(counts, key=natural))
+
+
+def summary(built: ShardSet) -> str:
+    """What a shard set holds, in a few lines, and the sentences that a paper needs of it."""
+    info, out = built.info, built.path
+    size = sum(shard["bytes"] for shard in info["shards"])
+    lines = [
+        f"shard set   {out}",
+        f"recordings  {info['recordings']} ({info['hours']:.2f} h), {len(info['classes'])} classes",
+        f"segments    {info['samples']} of {info['shape'][0]} x {info['shape'][1]}",
+        f"shards      {len(info['shards'])}, {size / 1e6:.1f} MB",
+    ]
+    if info["faults"]["clipped"]:
+        clipped = info["faults"]["clipped"]
+        lines.append(f"clipped     {clipped} recordings, over 0.1 % of their samples")
+    if info["faults"]["dc"]:
+        lines.append(f"DC offset   {info['faults']['dc']} recordings, over 1 % of full scale")
+    if info["rejected"]:
+        lines.append(f"rejected    {info['rejected']}, listed in {out / 'rejected.csv'}")
+    lines += shortcuts.describe(info.get("shortcuts", ()))
+    return "\n".join([*lines, "", textwrap.fill(in_words(built), 100)])
+
+
+def rejections(built: ShardSet) -> str:
+    """Why files were rejected: `silent (2)`, without what is said of a file alone."""
+    with open(built.path / "rejected.csv", encoding="utf-8", newline="") as file:
+        return counted(kind(row["reason"]) for row in csv.DictReader(file))
+
+
+def kind(reason: str) -> str:
+    """`not finite: 3 NaN or Inf samples` as `not finite`."""
+    return re.split(r"[:;]| \(| at \d", reason)[0]
+
+
+def in_words(built: ShardSet) -> str:
+    """The set and how it was made, as a paper tells it."""
+    info = built.info
+    mel, cut, split = info["mel"], info["segment"], info["split"]
+    overlap = f"an overlap of {100 * cut['overlap']:g} %" if cut["overlap"] else "no overlap"
+    several = ", several a recording," if built.is_multi_label else ""
+    sentences = [
+        f"{info['recordings']} recordings ({info['hours']:.2f} h) of {len(info['classes'])} "
+        f"classes{several} in {info['groups']} groups.",
+        f"Mono at {mel['sample_rate']} Hz, cut into {info['samples']} segments of "
+        f"{cut['seconds']:g} s with {overlap}.",
+        f"Log-mel spectrograms in dB: {mel['n_mels']} bands from {mel['fmin']:g} to "
+        f"{mel['fmax']:g} Hz, Hann window of {mel['n_fft']} samples, hop of {mel['hop_length']}.",
+        f"Dealt out in whole groups: {split['method']} (seed {split['seed']}).",
+        f"Made with Wavefold {info['wavefold']}.",
+    ]
+    if info["rejected"]:
+        sentences.insert(1, f"{info['rejected']} were rejected: {rejections(built)}.")
+    return " ".join(sentences)

@@ -1,0 +1,93 @@
+"""`reset OUT`: what a build wrote goes, and nothing else, ever."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import build_tones, hashes
+
+from shards import output
+from shards.__main__ import main
+from shards.errors import UserError
+
+
+@pytest.fixture
+def copy(tone_set: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tone_set, tmp_path / "set"))
+
+
+def test_only_what_build_wrote_goes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = {"show.png", "samples-notes.txt", "recording.wav", "samples-000000.tar.bak"}
+    for name in mine:
+        (copy / name).write_text("mine")
+    (copy / "audio").mkdir()
+    (copy / "audio" / "a.wav").write_text("audio")
+    assert main(["reset", str(copy), "--yes"]) == 0
+    assert {f.name for f in copy.iterdir()} == {*mine, "audio"}
+    assert (copy / "audio" / "a.wav").read_text() == "audio"
+    assert capsys.readouterr().out == f"removed: the shard set {copy}\n"
+
+
+def test_a_folder_of_nothing_else_goes_too(copy: Path) -> None:
+    output.reset(copy)
+    assert not copy.exists()
+
+
+def test_an_unfinished_build_can_be_reset(tmp_path: Path, small: Path) -> None:
+    out = tmp_path / "set"
+    build_tones(small, out, folds=2)
+    (out / "dataset.json").unlink()
+    (out / ".build").mkdir()
+    output.reset(out)
+    assert not out.exists()
+
+
+def test_a_reset_that_was_killed_can_be_started_again(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(output.os, "unlink", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            output.reset(copy)
+    assert len(list(copy.glob("*.tar"))) > 1
+    output.reset(copy)
+    assert not copy.exists()
+
+
+@pytest.mark.parametrize("name", [None, "dataset.json"])
+def test_other_folders_are_refused(
+    tmp_path: Path, name: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "index.npy").write_text("somebody's")
+    if name:
+        (tmp_path / name).write_text(json.dumps({"format": 1}))
+    before = hashes(tmp_path)
+    assert main(["reset", str(tmp_path), "--yes"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert hashes(tmp_path) == before
+
+
+def test_it_asks_first(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = hashes(copy)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert main(["reset", str(copy)]) == 2  # nobody is there to be asked
+    assert "--yes" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer in ("", "n", "maybe"):
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        assert main(["reset", str(copy)]) == 0
+        assert hashes(copy) == before
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    assert main(["reset", str(copy)]) == 0
+    assert not copy.exists()
+
+
+def test_not_under_a_build(copy: Path) -> None:
+    before = hashes(copy)
+    with output.locked(copy), pytest.raises(UserError, match="another build"):
+        output.reset(copy)
+    assert hashes(copy) == before

@@ -1,0 +1,120 @@
+"""shards.workers: results in order, and an item that kills or holds up its process costs itself."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import build_tones, hashes
+
+from shards import plan as plan_module
+from shards.errors import UserError
+from shards.manifest import Reject
+from shards.recipe import Features, Recipe
+from shards.recording import Piece
+from shards.workers import TRIES, ordered
+
+
+def pair(item: object, reason: str) -> tuple[object, str]:
+    return item, reason
+
+
+def fate(word: str) -> tuple[object, str]:
+    """Do what the word says."""
+    name, _, rest = word.partition(" ")
+    if name == "die":
+        with open(rest, "a") as tally:
+            tally.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "die-once" and not Path(rest).exists():
+        Path(rest).touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "hang":
+        time.sleep(60)
+    if name == "fail":
+        raise LookupError(rest)
+    return word, "x" * (1 << 20 if name == "large" else 1)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_an_item_does_to_its_process_costs_that_item(tmp_path: Path, workers: int) -> None:
+    die, once = f"die {tmp_path / 'tally'}", f"die-once {tmp_path / 'once'}"
+    words = ["a", "large", die, "b", "hang", once, "c", "large", "d"]
+    results = list(ordered(fate, words, workers, timeout=1.5, lost=pair))
+    assert [word for word, _ in results] == words
+    said = dict(results)
+    assert said[die].startswith("killed its decoder") and said["hang"] == "timed out after 1.5 s"
+    assert said[once] == "x" and len(said["large"]) == 1 << 20
+    assert (tmp_path / "tally").read_text() == "x" * TRIES
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_many_items_come_in_order(workers: int) -> None:
+    assert list(ordered(abs, range(0, -500, -1), workers, timeout=9, lost=max)) == [*range(500)]
+    assert list(ordered(abs, [], workers, timeout=9, lost=max)) == []
+
+
+def test_an_error_comes_back_as_it_was_raised() -> None:
+    for timeout in (0, 9):
+        with pytest.raises(LookupError, match="this"):
+            list(ordered(fate, ["a", "fail this", "b"], 1, timeout=timeout, lost=pair))
+
+
+def test_results_may_be_left_to_wait() -> None:
+    """The time that the reader takes is not the worker's."""
+    results = ordered(fate, ["large", "large", "a"], 1, timeout=1, lost=pair)
+    for _ in range(3):
+        assert not next(results)[1].startswith("timed out")
+        time.sleep(1.1)
+
+
+class StillBorn:
+    """Comes apart where it arrives."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (3,)
+
+    def __call__(self, item: int) -> int:
+        return item
+
+
+def test_processes_that_do_not_start_are_not_started_for_ever() -> None:
+    with pytest.raises(UserError, match="as it started"):
+        list(ordered(StillBorn(), [1, 2], 2, timeout=9, lost=max))
+
+
+class Fragile(Recipe):
+    """Cannot bear two of the files."""
+
+    def extract(self, piece: Piece) -> Features | Reject:
+        if piece.path == "low/low-g0-0.wav":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if piece.path == "high/high-g1-2.wav":
+            time.sleep(60)
+        return super().extract(piece)
+
+
+class Careful(Recipe):
+    """Rejects those two."""
+
+    def extract(self, piece: Piece) -> Features | Reject:
+        if piece.path == "low/low-g0-0.wav":
+            return Reject(piece.path, "killed its decoder (or memory ran out)")
+        if piece.path == "high/high-g1-2.wav":
+            return Reject(piece.path, "timed out after 2 s")
+        return super().extract(piece)
+
+
+def test_a_file_that_kills_its_decoder_changes_no_byte_of_the_others(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "Recipe", Careful)
+    build_tones(small, tmp_path / "careful", folds=2, file_timeout=0)
+    monkeypatch.setattr(plan_module, "Recipe", Fragile)
+    for workers in (1, 2):
+        out = tmp_path / f"fragile-{workers}"
+        said = build_tones(small, out, folds=2, workers=workers, file_timeout=2)
+        assert "rejected    2" in said
+        assert hashes(out) == hashes(tmp_path / "careful")
+    assert len((out / "rejected.csv").read_text().splitlines()) == 3
