@@ -71,12 +71,14 @@ def build(audio: str, out: str, **words: Any) -> None:
 
 def merge(out: str) -> None:
     """Join what `build --part=I/N` made into a finished shard set."""
+    from shards.duplicates import warn
     from shards.index import open_set
     from shards.merge import merge
     from shards.summary import summary
 
     merge(out)
-    print(summary(open_set(Path(out))))
+    built = open_set(Path(out))
+    print("\n".join([summary(built), *warn(built)]))
 
 
 def verify(out: str, *, audio: str | None = None) -> None:
@@ -124,6 +126,25 @@ def reset(out: str, *, yes: bool = False) -> None:
         print("nothing was removed")
 
 
+def duplicates(
+    out: str, *, all: bool = False, strict: bool = False, output: str | None = None
+) -> None:
+    """Find recordings that are copies of each other, the same audio or re-encoded, across folds.
+
+    Copies across folds or parts make scores flatter; --all lists those inside one, too. --output
+    writes all into a CSV file; --strict makes copies across folds or parts exit code 1.
+    """
+    from shards.duplicates import as_csv, find, summary, table
+    from shards.index import open_set, write_atomic
+
+    found = find(open_set(out))
+    print("\n".join([*table(x for x in found if x.leaks or all), summary(found)]))
+    if output is not None:
+        write_atomic(Path(output), as_csv(found))
+    if strict and any(x.leaks for x in found):
+        sys.exit(1)
+
+
 def show(out: str, *, output: str | None = None, per_class: int = 4) -> None:
     """Draw spectrograms of every class into a PNG (OUT/show.png)."""
     from shards.index import open_set
@@ -147,6 +168,7 @@ COMMANDS: command.Commands = {
     "merge": merge,
     "verify": verify,
     "info": info,
+    "duplicates": duplicates,
     "show": show,
     "reset": reset,
 }

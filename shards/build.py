@@ -5,11 +5,14 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from time import monotonic
 from typing import Any
 
+from shards.copies import without_leaks
+from shards.duplicates import warn
 from shards.errors import UserError
 from shards.index import BESIDE, READY, open_set, shard_name
 from shards.merge import finish
@@ -73,6 +76,7 @@ def build(
     audio_root: str | None = None,
     protocol_columns: str | None = None,
     strict: bool = False,
+    on_duplicate: str = "warn",
     seed: int = 0,
     shard_size: str = "256MB",
     workers: int | None = None,
@@ -89,6 +93,9 @@ def build(
     file name (in the path below AUDIO if they have a "/"): what names a recording's label, its
     group (speaker, source clip), fold or part. --device=cuda computes the spectrograms on a GPU. A
     build that was stopped goes on where it was: start it again.
+
+    --on_duplicate=group puts recordings that are copies of each other into one group, drop keeps
+    the first of them, warn says afterwards where copies stand on two sides.
 
     A recording shorter than a segment is filled up by --pad=silence|repeat|reflect, or rejected
     below min_seconds. So is the last, partial segment of any other, if it adds 10 % of one
@@ -129,6 +136,11 @@ def build(
         raise UserError(f"--file_timeout={file_timeout:g}: has to be 0 (no limit) or more seconds")
     if overwrite and (part is not None or append):
         raise UserError(f"--overwrite and --{'append' if append else 'part'} exclude each other")
+    if append and on_duplicate != "warn":
+        raise UserError(
+            f"--append with --on_duplicate={on_duplicate}: copies of what is there would move it; "
+            "build the whole set anew, with --overwrite or into another folder"
+        )
     share = parse_part(part) if part is not None else None
     folder = Path(out)
     root, file = locate(audio, audio_root)
@@ -146,7 +158,16 @@ def build(
     check_contents(folder)
     if append and not (folder / "dataset.json").exists():
         raise UserError(f"{out}: no finished shard set to append to; build it without --append")
-    plan = make_plan(recipe, folder, settings, table, strict, open_set(folder) if append else None)
+    hear = partial(without_leaks, recipe=recipe, rule=on_duplicate, workers=workers or available())
+    plan = make_plan(
+        recipe,
+        folder,
+        settings,
+        table,
+        strict,
+        open_set(folder) if append else None,
+        partial(hear, timeout=file_timeout) if on_duplicate != "warn" else None,
+    )
     plan = replace(plan, command=typed(audio, out, asked))
     if not overwrite and is_complete(plan):
         if (folder / BESIDE).exists():
@@ -162,9 +183,10 @@ def build(
             return part_done(plan, share)
         finish(plan)
     built = open_set(folder)
+    warned = warn(built)
     took = monotonic() - began
     rate = f"{made} segments in {took:.1f} s, {made / took:.0f} a second"
-    return f"{summary(built)}\ntime        {rate}"
+    return "\n".join([summary(built), f"time        {rate}", *warned])
 
 
 def write_shards(plan: Plan, share: Part | None, workers: int, file_timeout: float) -> int:

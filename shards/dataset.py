@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from shards.index import (
     FORMAT,
     ROW,
     SPLITS,
+    ShardSet,
     file_entry,
     seal,
     shard_name,
@@ -28,6 +30,7 @@ from shards.index import (
 from shards.notes import Notes
 from shards.plan import Plan
 from shards.recording import Reject, place
+from shards.shortcuts import find_shortcuts
 from shards.write import npy_header
 
 #: From where on a recording counts as clipped, in samples at full scale, or as off zero.
@@ -68,8 +71,8 @@ class Totals:
         return {name for name, *_ in self.balance.amounts if name is not None}
 
 
-def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
-    """Write everything but the tars; dataset.json last: a folder that has one is whole."""
+def write_dataset(plan: Plan, totals: Totals, notes: AllNotes, tars: Path) -> None:
+    """Write everything but the tars, which are in `tars`; dataset.json last: then all is there."""
     samples = sum(entry["samples"] for entry in totals.shards)
     write_atomic(plan.out / "index.npy", index_npy(samples, notes()))
     stats = npy_header(totals.stats.dtype, totals.stats.shape) + totals.stats.tobytes()
@@ -80,7 +83,9 @@ def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
     write_atomic(plan.out / "rejected.csv", rejected)
     write_atomic(plan.out / "balance.json", pretty(totals.balance.records()))
     write_atomic(plan.out / "balance.png", balance_png(totals.balance))
-    write_atomic(plan.out / "dataset.json", seal(dataset(plan, totals, samples)))
+    info = dataset(plan, totals, samples)
+    info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info), tars)
+    write_atomic(plan.out / "dataset.json", seal(info))
 
 
 def index_npy(samples: int, shards: Iterable[Notes]) -> Iterator[bytes]:

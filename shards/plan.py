@@ -4,13 +4,14 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shards.append import only_new
 from shards.condition import Conditioning
+from shards.copies import RULES
 from shards.errors import UserError
 from shards.index import SPLITS, ShardSet
 from shards.labels import classes_of, label_sets, names, numbers
@@ -113,7 +114,7 @@ def settle(words: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--segment_seconds={words['segment_seconds']}: has to be above 0")
     if not 0 <= words["min_seconds"] < math.inf:
         raise UserError(f"--min_seconds={words['min_seconds']}: has to be 0 or more")
-    for name, known in (("pad", PADS), ("tail", TAILS)):
+    for name, known in (("pad", PADS), ("tail", TAILS), ("on_duplicate", RULES)):
         if words[name] not in known:
             raise UserError(f"--{name}={words[name]}: has to be one of {', '.join(known)}")
     return settings
@@ -152,11 +153,12 @@ def make_plan(
     table: Table | None = None,
     strict: bool = False,
     base: ShardSet | None = None,
+    settle_copies: Callable[[Scan], Scan] | None = None,
 ) -> Plan:
     """Scan the audio, deal out folds and parts, and tell what was understood.
 
     A `table` names the recordings, or they are what is below the audio folder; see `scan`. With
-    `base` it is a plan for what is not in that set yet.
+    `base` it is a plan for what is not in that set yet. `settle_copies` groups or drops copies.
 
     Raises:
         UserError: nothing to build from, or not as asked; see `scan`, `assign`, `only_new`.
@@ -166,6 +168,8 @@ def make_plan(
     found = scan(recipe.audio, table, strict=strict, seed=seed, **columns)
     if base is not None:
         return extension(recipe, base, only_new(base, found, settings), settings)
+    if settle_copies:
+        found = settle_copies(found)
     classes = classes_of(r.label for r in found.recordings)
     check_left(set(classes), found.rejected)
     parts = tuple(settings["split"]) if settings["split"] else None

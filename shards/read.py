@@ -2,6 +2,7 @@
 
 import os
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ class Reader:
     kills the process by SIGBUS, a short read is an exception that names the shard.
     """
 
-    def __init__(self, shard_set: ShardSet):
+    def __init__(self, shard_set: ShardSet, tars: Path | None = None):
         self.shard_set = shard_set
-        self._paths = shard_set.shard_paths
+        folder = shard_set.path if tars is None else tars  # not yet together while a set is made
+        self._paths = [folder / path.name for path in shard_set.shard_paths]
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def __enter__(self) -> "Reader":

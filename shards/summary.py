@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from shards import shortcuts
 from shards.index import ShardSet, display_name
 from shards.labels import names, natural
 from shards.manifest import Scan
@@ -65,6 +66,7 @@ def summary(built: ShardSet) -> str:
         lines.append(f"DC offset   {info['faults']['dc']} recordings, over 1 % of full scale")
     if info["rejected"]:
         lines.append(f"rejected    {info['rejected']}, listed in {out / 'rejected.csv'}")
+    lines += shortcuts.describe(info.get("shortcuts", ()))
     return "\n".join([*lines, "", textwrap.fill(in_words(built), 100)])
 
 

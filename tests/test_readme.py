@@ -29,7 +29,7 @@ def shown(start: str) -> list[list[str]]:
 def test_command_lines(package):
     commands = shown(f"python -m {package} ")
     made = {"download", "convert", "build", "merge"}
-    shown_of_shards = made | {"verify", "info", "show", "reset"}
+    shown_of_shards = made | {"verify", "info", "show", "duplicates", "reset"}
     expected = {"shards": shown_of_shards, "toolkit": {"collect"}}
     assert {name for name, *_ in commands} == expected[package]
     for name, *words in commands:

@@ -1,0 +1,142 @@
+"""How well copies are found, on a folder of audio, and how fast, on 10^5 made-up segments.
+
+python bench/duplicates.py AUDIO [--group_from=REGEX]
+
+Each recording is changed in ten ways; its first five seconds are compared with those of the
+recording it was made from (recall), and all recordings with each other. Pairs of one group, and
+those whose waveforms correlate by 0.5 or more, are not counted as false.
+"""
+
+import argparse
+import io
+import platform
+import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import soundfile
+
+from shards.audio import cut, decode, resample
+from shards.duplicates import Prints, find_copies
+from shards.fingerprint import grain
+from shards.manifest import SUFFIXES
+from shards.mel import MelSettings, log_mel
+
+SECONDS, SHIFT = 5.0, 0.3
+MEL = MelSettings()
+SEGMENTS = 100_000
+
+
+def mp3(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Through MP3 at 64 kb/s and back; libsndfile spaces its levels evenly from 320 to 32 kb/s
+    (from 160 to 8 below 32 kHz)."""
+    level = (320 - 64) / (320 - 32) if rate >= 32000 else (160 - 64) / (160 - 8)
+    file = io.BytesIO()
+    words = {"bitrate_mode": "CONSTANT", "compression_level": level}
+    soundfile.write(file, np.clip(wave, -1, 1), rate, format="MP3", **words)
+    assert abs(file.tell() * 8 * rate / len(wave) / 64_000 - 1) < 0.1
+    file.seek(0)
+    return soundfile.read(file, dtype="float32")[0]
+
+
+def gain(wave: np.ndarray, rate: int, factor: float) -> np.ndarray:
+    """Louder or quieter, at 16 bit: what is over full scale is clipped."""
+    return np.clip(np.round(wave * factor * 2**15), -(2**15), 2**15 - 1).astype("f4") / 2**15
+
+
+def early(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Without its beginning."""
+    return np.concatenate([wave[round(SHIFT * rate) :], np.zeros(round(SHIFT * rate), "f4")])
+
+
+def late(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Behind a silence."""
+    return np.concatenate([np.zeros(round(SHIFT * rate), "f4"), wave])
+
+
+CHANGES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "none": lambda w, r: w,
+    "mp3 64 kb/s": mp3,
+    "-12 dB": lambda w, r: gain(w, r, 0.25),
+    "+12 dB, clipped": lambda w, r: gain(w, r, 4.0),
+    "0.3 s earlier": early,
+    "0.3 s later": late,
+    "mp3, -12 dB": lambda w, r: mp3(w / 4, r),
+    "mp3, 0.3 s earlier": lambda w, r: mp3(early(w, r), r),
+    "mp3, -12 dB, 0.3 s earlier": lambda w, r: mp3(early(w, r) / 4, r),
+    "mp3 twice, -12 dB, 0.3 s later": lambda w, r: mp3(late(mp3(w, r), r) / 4, r),
+    "mp3, +12 dB clipped, 0.3 s later": lambda w, r: mp3(late(w, r) * 4, r),
+}
+
+
+def changed(path: Path) -> np.ndarray:
+    """(changes, G, B): the grain of the first five seconds after each change."""
+    frames, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    wave, length = frames.mean(axis=1), round(SECONDS * MEL.sample_rate)
+    made = [resample(change(wave, rate), rate, MEL.sample_rate) for change in CHANGES.values()]
+    segments = np.concatenate([cut(x[:length], length, length)[0] for x in made])
+    return grain(log_mel(segments, MEL).astype("f2"), MEL.hop_length / MEL.sample_rate)
+
+
+def correlation(a: Path, b: Path) -> float:
+    """The highest correlation of two waveforms over all shifts."""
+    from scipy.signal import fftconvolve
+
+    x, y = (decode(path, MEL.sample_rate) for path in (a, b))
+    product = np.abs(fftconvolve(x, y[::-1])).max()
+    return float(product / np.sqrt(np.square(x).sum() * np.square(y).sum()))
+
+
+def pairs_of(grains: np.ndarray) -> set[tuple[int, int]]:
+    """The copies among segments that are a recording each."""
+    n = len(grains)
+    xxh3 = np.arange(n, dtype=np.uint64)  # none is exact: the grain alone has to tell
+    return {(x.first, x.second) for x in find_copies(Prints(np.arange(n), xxh3, grains, SECONDS))}
+
+
+def accuracy(audio: Path, group_from: str | None) -> None:
+    paths = sorted(p for p in audio.rglob("*") if p.suffix.lower() in SUFFIXES)
+    with ProcessPoolExecutor() as pool:
+        grains = np.stack(list(pool.map(changed, paths, chunksize=4)), axis=1)
+    n = len(paths)
+    print(f"| change of {n} recordings | recall |\n|---|---|")
+    for name, copies in zip(list(CHANGES)[1:], grains[1:], strict=True):
+        found = pairs_of(np.concatenate([grains[0], copies]))
+        print(f"| {name} | {sum((k, k + n) in found for k in range(n)) / n:.1%} |")
+    groups = [re.search(group_from, p.name)[0] if group_from else str(p) for p in paths]
+    found = pairs_of(grains[0])
+    other = [(a, b) for a, b in found if groups[a] != groups[b]]
+    false = [(a, b) for a, b in other if correlation(paths[a], paths[b]) < 0.5]
+    print(
+        f"\npairs among the originals: {len(found)} of {n * (n - 1) // 2}; {len(other)} of them of"
+    )
+    print(f"two groups; {len(false)} of these false, their waveforms do not correlate either")
+
+
+def speed() -> None:
+    random, planted = np.random.default_rng(0), SEGMENTS // 100
+    grains = np.empty((SEGMENTS, 157, 32), np.int8)
+    for first in range(0, SEGMENTS, 5000):
+        noise = random.standard_normal((5000, 157, 32), np.float32)
+        grains[first : first + 5000] = np.rint(20 * noise).clip(-100, 100)
+    grains[-planted:, 9:] = grains[:planted, :-9] // 2 + grains[-planted:, 9:] // 3
+    began = perf_counter()
+    found = pairs_of(grains)
+    took = perf_counter() - began
+    right = sum((k, SEGMENTS - planted + k) in found for k in range(planted))
+    print(f"\n| made-up segments | copies planted | found | others | seconds |\n{'|---' * 5}|")
+    print(f"| {SEGMENTS} | {planted} | {right} | {len(found) - right} | {took:.0f} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("audio", type=Path)
+    parser.add_argument("--group_from")
+    words = parser.parse_args()
+    accuracy(words.audio, words.group_from)
+    speed()
+    print(f"\nnumpy {np.__version__}, Python {sys.version.split()[0]}, {platform.machine()}")

@@ -1,0 +1,112 @@
+"""What tells one recording from all others: the fine grain of its spectrogram.
+
+Level, colour and envelope are taken away, because a class shares them; what is left is as good as
+random between two recordings, rain and other noise included, and survives an MP3, a gain and a
+shift: the less so, in steady noise, the less the frames overlap (hop_length should be a quarter of
+n_fft, as by default). Measured by bench/duplicates.py.
+
+Shapes: `S` segments, `M` mel bands, `T` frames, `G` steps of about 32 ms, `B` bands (at most 32),
+`P` pairs, `D` numbers of a vector.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+BANDS, STEP = 32, 0.032  # seconds
+RANGE = 60.0  # dB below the loudest value that are looked at: a codec drops what is fainter
+ENVELOPE = 8  # steps to both sides over which the envelope is taken
+LEAST, RMS = 1.0, 3.0  # dB: each band is brought to this RMS, so that a chirp is not all
+LIMIT, SCALE = 6.0, 10.0  # dB at which a click is cut off; counts a dB
+LOWEST_RMS = 0.5  # dB over the bands of a step; what is smoother, as silence is, has no grain
+DIMENSIONS, MODULATION = 512, 10.0  # Hz
+LENGTH = 1000.0
+SHIFT = 0.5  # seconds, or a quarter of a segment if that is less
+
+
+def grain(values: np.ndarray, frame_seconds: float) -> np.ndarray:
+    """(S, M, T) dB to (S, G, B) int8, tenths of a dB."""
+    mels, frames = values.shape[1:]
+    bands, pool = min(BANDS, mels), min(frames, max(1, round(STEP / frame_seconds)))
+    edges = np.arange(bands) * mels // bands
+    x = values.astype(np.float32)
+    np.maximum(x, x.max(axis=(1, 2), keepdims=True) - RANGE, out=x)
+    x = np.add.reduceat(x, edges, axis=1) / np.diff(edges, append=mels)[:, None]
+    x = x[:, :, : frames // pool * pool].reshape(len(x), bands, -1, pool).mean(axis=3)
+    x = np.ascontiguousarray(x.transpose(0, 2, 1))
+    sounds = (np.ptp(x, axis=2, keepdims=True) > 1e-3).astype(np.float32)  # and is no padding
+    x -= x.mean(axis=2, keepdims=True)
+    x = sounds * (x - moving_sum(x * sounds) / np.maximum(1, moving_sum(sounds)))
+    rms = np.sqrt(
+        np.square(x).sum(axis=1, keepdims=True) / np.maximum(1, sounds.sum(axis=1))[:, None]
+    )
+    x = (x * (RMS / np.maximum(LEAST, rms))).clip(-LIMIT, LIMIT)
+    return np.rint(x * SCALE).astype(np.int8)
+
+
+def busy_seconds(grains: np.ndarray, seconds: float) -> np.ndarray:
+    """(S, G, B) grains of `seconds` to (S,): how much of each segment has any grain."""
+    rms = np.sqrt(np.square(grains, dtype=np.float32).mean(axis=2))
+    return (rms > LOWEST_RMS * SCALE).mean(axis=1) * seconds
+
+
+def moving_sum(x: np.ndarray) -> np.ndarray:
+    """The sum of (S, G, B) over 17 steps around each, as far as there are any."""
+    padded = np.pad(x, ((0, 0), (ENVELOPE + 1, ENVELOPE), (0, 0)))
+    sums = np.cumsum(padded, axis=1)
+    return sums[:, 2 * ENVELOPE + 1 :] - sums[:, : -2 * ENVELOPE - 1]
+
+
+def vectors(grains: np.ndarray, seconds: float) -> np.ndarray:
+    """(S, G, B) grains of `seconds` to (S, D), alike for copies up to a shift; of length `LENGTH`.
+
+    The magnitudes of the Fourier transform over time, which a shift hardly touches, without the
+    means over bands and over frequencies, which related sounds share; projected at random. Whole
+    numbers, so that products of two are exact in float32: whatever the threads that add them up.
+    """
+    from threadpoolctl import threadpool_limits
+
+    top = min(grains.shape[1] // 2, round(MODULATION * seconds))
+    x = np.sqrt(np.abs(np.fft.rfft(grains, axis=1)[:, 1 : top + 1])).astype(np.float32)
+    x -= x.mean(axis=1, keepdims=True)
+    x -= x.mean(axis=2, keepdims=True)
+    flat = x.reshape(len(x), -1)
+    if flat.shape[1] > DIMENSIONS:
+        with threadpool_limits(1):
+            flat = flat @ projection(flat.shape[1])
+    return np.rint(flat * (LENGTH / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)))
+
+
+@lru_cache(maxsize=2)
+def projection(size: int) -> np.ndarray:
+    """(size, D) float32: keeps angles (Johnson and Lindenstrauss, 1984); always the same."""
+    return np.random.default_rng(0).standard_normal((size, DIMENSIONS), np.float32)
+
+
+def agreement(a: np.ndarray, b: np.ndarray, seconds: float) -> np.ndarray:
+    """(P, G, B) and (P, G, B) grains to (P,): their correlation at the shift where it is highest.
+
+    Where the overlap holds less than half of a grain's energy, it is counted as half.
+    """
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    steps = a.shape[1]
+    most = int(min(SHIFT * steps / seconds, steps / 4))
+    energy_a, energy_b = energies(a), energies(b)
+    best = np.zeros(len(a), np.float32)
+    for shift in range(-most, most + 1):
+        of_a = slice(max(0, shift), steps + min(0, shift))
+        of_b = slice(of_a.start - shift, of_a.stop - shift)
+        dot = np.einsum("pgb,pgb->p", a[:, of_a], b[:, of_b])
+        norm = overlap_energy(energy_a, of_a) * overlap_energy(energy_b, of_b)
+        np.maximum(best, dot / np.sqrt(np.maximum(norm, 1)), out=best)
+    return best
+
+
+def energies(x: np.ndarray) -> np.ndarray:
+    """(P, G, B) to (P, G + 1): the energy before each step."""
+    return np.pad(np.cumsum(np.square(x).sum(axis=2), axis=1), ((0, 0), (1, 0)))
+
+
+def overlap_energy(energy: np.ndarray, steps: slice) -> np.ndarray:
+    """(P,) the energy inside `steps`, or half of all if that is more."""
+    return np.maximum(energy[:, steps.stop] - energy[:, steps.start], energy[:, -1] / 2)

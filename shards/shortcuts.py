@@ -1,0 +1,167 @@
+"""Properties of recordings that give their class away: how it was recorded, not what is heard.
+
+Shapes: `R` recordings, `S` segments, `M` mel bands, `T` frames, `C` columns of a property.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from shards.index import ShardSet
+from shards.mel import FLOOR_DB
+from shards.read import Reader
+
+RECORDINGS, SEGMENTS = 5000, 8  # looked at, evenly over the set; segments of each, from its start
+QUIET, FAINT = 40.0, 60.0  # dB below the loudest frame; below the loudest band
+FOLDS, PERMUTATIONS = 5, 20
+#: A property is a shortcut if it beats chance by more than this, or tells one class from all others
+#: that well, and lies so many standard deviations above what it gets for permuted labels.
+GAIN, ONE_CLASS, DEVIATIONS = 0.2, 0.9, 3.0
+HEARD = ("level", "leading_silence", "band_limit", "seconds")  # may belong to what a class is
+
+
+def find_shortcuts(shard_set: ShardSet, tars: Path | None = None) -> list[dict[str, Any]]:
+    """The properties that tell classes apart by themselves, as dataset.json keeps them.
+
+    A decision tree of one property, as deep as the number of classes asks for, at least 2, is
+    cross-validated over groups. Nothing is said of a class of a single group, nor of a set whose
+    recordings may have several. The tars are in `tars`, if not beside dataset.json.
+    """
+    if shard_set.is_multi_label:
+        return []
+    lines = list(shard_set.recordings())
+    chosen = np.unique(np.linspace(0, len(lines) - 1, min(RECORDINGS, len(lines))).astype(int))
+    lines = [lines[n] for n in chosen]
+    columns = said(lines) | heard(segments(shard_set, chosen, tars), shard_set)
+    groups_of: dict[str, set[str]] = {}
+    for line in lines:
+        groups_of.setdefault(line["label"], set()).add(line["group"])
+    kept = np.array([len(groups_of[line["label"]]) > 1 for line in lines])
+    names = sorted(name for name, groups in groups_of.items() if len(groups) > 1)
+    if len(names) < 2:
+        return []
+    labels = np.array([names.index(x["label"]) for x, k in zip(lines, kept, strict=True) if k])
+    groups = np.unique([x["group"] for x in lines], return_inverse=True)[1][kept]
+    found = (judge(values[kept], labels, groups) for values in columns.values())
+    return [
+        {"property": name, **verdict, "class": None if one is None else names[one]}
+        for name, (verdict, one) in zip(columns, found, strict=True)
+        if verdict
+    ]
+
+
+def said(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """(R, C) of each property that recordings.jsonl gives; a container is a column each."""
+    columns = {
+        name: np.array([[line[name]] for line in lines], float)
+        for name in ("sample_rate", "channels", "seconds")
+    }
+    suffixes = [PurePosixPath(line["path"]).suffix.lower() for line in lines]
+    kinds = np.unique(suffixes)
+    return columns | {"container": np.array(suffixes)[:, None] == kinds[None]}
+
+
+def heard(recordings: Iterable[np.ndarray], shard_set: ShardSet) -> dict[str, np.ndarray]:
+    """(R, 1) of each property that the spectrograms give."""
+    hop = shard_set.info["mel"]["hop_length"] / shard_set.info["mel"]["sample_rate"]
+    rows = [acoustics(values, hop) for values in recordings]
+    level, silence, limit = np.array(rows).T[:, :, None]
+    return {"level": level, "leading_silence": silence, "band_limit": limit}
+
+
+def segments(shard_set: ShardSet, chosen: np.ndarray, tars: Path | None) -> Iterator[np.ndarray]:
+    """(S, M, T) dB, the first segments of each chosen recording."""
+    owner = shard_set.index["recording"]  # in ascending order
+    first, last = (np.searchsorted(owner, chosen, side) for side in ("left", "right"))
+    with Reader(shard_set, tars) as reader:
+        for begin, end in zip(first.tolist(), last.tolist(), strict=True):
+            yield reader.read(np.arange(begin, min(end, begin + SEGMENTS)))
+
+
+def acoustics(values: np.ndarray, hop_seconds: float) -> tuple[float, float, int]:
+    """Level in dB, leading silence in seconds, highest band with energy, of (S, M, T) dB."""
+    power = 10 ** (values.astype(np.float64) / 10)
+    frames = power.sum(axis=1)  # (S, T)
+    audible = frames > 2 * values.shape[1] * 10 ** (FLOOR_DB / 10)  # and not padding
+    level = 10 * math.log10(frames[audible].mean()) if audible.any() else FLOOR_DB
+    loud = frames[0] > frames.max() * 10 ** (-QUIET / 10)
+    silence = float(loud.argmax() if loud.any() else loud.size) * hop_seconds
+    # Not the mean: the cut edges of a segment alone fill every band.
+    bands = (
+        np.percentile(power.transpose(1, 0, 2)[:, audible], 75, axis=1) if audible.any() else [1]
+    )
+    limit = np.flatnonzero(bands > np.max(bands) * 10 ** (-FAINT / 10))[-1]
+    return level, silence, int(limit)
+
+
+def judge(
+    values: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> tuple[dict[str, float], int | None]:
+    """How well (R, C) values tell the labels, if suspiciously well, and the class if it is one."""
+    if np.ptp(values.astype(float), axis=0).max() == 0:
+        return {}, None
+    folds = deal(labels, groups)
+    hits, chance = recalls(values, labels, folds), 1 / (labels.max() + 1)
+    one = int(hits.mean(axis=0).argmax())
+    if hits[0].mean() - chance > GAIN:
+        which, measure = None, lambda hits: float(hits[0].mean())
+    elif hits[:, one].mean() > ONE_CLASS:
+        which, chance, measure = one, 0.5, lambda hits: float(hits.mean(axis=0).max())
+    else:
+        return {}, None
+    permuted = (recalls(values, other, folds) for other in permutations(labels, groups))
+    by_chance = [measure(hits) for hits in permuted]
+    accuracy = measure(hits)
+    if accuracy <= np.mean(by_chance) + DEVIATIONS * np.std(by_chance):
+        return {}, None
+    return {"balanced_accuracy": round(accuracy, 4), "chance": round(chance, 4)}, which
+
+
+def deal(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The numbers to train on and to test on, fold by fold; a group is in one fold."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fewest = min(len(np.unique(groups[labels == k])) for k in range(labels.max() + 1))
+    folds = StratifiedGroupKFold(max(2, min(FOLDS, fewest)), shuffle=True, random_state=0)
+    return list(folds.split(labels, labels, groups))
+
+
+def recalls(
+    values: np.ndarray, labels: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """(2, K): out of fold, the share of each class that is told, and of the others that is not."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    classes = int(labels.max()) + 1
+    depth = max(2, math.ceil(math.log2(classes)))
+    tree = DecisionTreeClassifier(max_depth=depth, class_weight="balanced", random_state=0)
+    told = np.full(len(labels), -1)
+    for train, test in folds:
+        told[test] = tree.fit(values[train], labels[train]).predict(values[test])
+    hit = [(told[labels == k] == k).mean() for k in range(classes)]
+    missed = [(told[labels != k] != k).mean() for k in range(classes)]
+    return np.array([hit, missed])
+
+
+def permutations(labels: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
+    """Labels dealt anew: to whole groups where each has one class, or else to recordings."""
+    random = np.random.default_rng(0)
+    _, first, of = np.unique(groups, return_index=True, return_inverse=True)
+    pure = bool((labels[first][of] == labels).all())
+    for _ in range(PERMUTATIONS):
+        yield random.permutation(labels[first])[of] if pure else random.permutation(labels)
+
+
+def describe(shortcuts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line a shortcut, for people."""
+    return [
+        f"shortcut    {x['property']} alone tells "
+        + (f"class {x['class']!r} from the others" if x["class"] else "the classes apart")
+        + f" with balanced accuracy {x['balanced_accuracy']:.2f} (chance {x['chance']:.2f}): a "
+        + "detector trained on this may listen to that"
+        + (", unless the classes are so by nature" if x["property"] in HEARD else "")
+        for x in shortcuts
+    ]
