@@ -35,7 +35,7 @@ def find_shortcuts(shard_set: ShardSet, tars: Path | None = None) -> list[dict[s
     lines = list(shard_set.recordings())
     chosen = np.unique(np.linspace(0, len(lines) - 1, min(RECORDINGS, len(lines))).astype(int))
     lines = [lines[n] for n in chosen]
-    columns = said(lines) | heard(segments(shard_set, chosen, tars), shard_set)
+    columns = said(lines) | heard(segments(shard_set, chosen, tars))
     groups_of: dict[str, set[str]] = {}
     for line in lines:
         groups_of.setdefault(line["label"], set()).add(line["group"])
@@ -58,16 +58,16 @@ def said(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     columns = {
         name: np.array([[line[name]] for line in lines], float)
         for name in ("sample_rate", "channels", "seconds")
+        if all(line[name] is not None for line in lines)  # a converted set may not know
     }
     suffixes = [PurePosixPath(line["path"]).suffix.lower() for line in lines]
     kinds = np.unique(suffixes)
     return columns | {"container": np.array(suffixes)[:, None] == kinds[None]}
 
 
-def heard(recordings: Iterable[np.ndarray], shard_set: ShardSet) -> dict[str, np.ndarray]:
+def heard(recordings: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """(R, 1) of each property that the spectrograms give."""
-    hop = shard_set.info["mel"]["hop_length"] / shard_set.info["mel"]["sample_rate"]
-    rows = [acoustics(values, hop) for values in recordings]
+    rows = [acoustics(values) for values in recordings]
     level, silence, limit = np.array(rows).T[:, :, None]
     return {"level": level, "leading_silence": silence, "band_limit": limit}
 
@@ -81,14 +81,14 @@ def segments(shard_set: ShardSet, chosen: np.ndarray, tars: Path | None) -> Iter
             yield reader.read(np.arange(begin, min(end, begin + SEGMENTS)))
 
 
-def acoustics(values: np.ndarray, hop_seconds: float) -> tuple[float, float, int]:
-    """Level in dB, leading silence in seconds, highest band with energy, of (S, M, T) dB."""
+def acoustics(values: np.ndarray) -> tuple[float, float, int]:
+    """Level in dB, leading silence in frames, highest band with energy, of (S, M, T) dB."""
     power = 10 ** (values.astype(np.float64) / 10)
     frames = power.sum(axis=1)  # (S, T)
     audible = frames > 2 * values.shape[1] * 10 ** (FLOOR_DB / 10)  # and not padding
     level = 10 * math.log10(frames[audible].mean()) if audible.any() else FLOOR_DB
     loud = frames[0] > frames.max() * 10 ** (-QUIET / 10)
-    silence = float(loud.argmax() if loud.any() else loud.size) * hop_seconds
+    silence = float(loud.argmax() if loud.any() else loud.size)
     # Not the mean: the cut edges of a segment alone fill every band.
     bands = (
         np.percentile(power.transpose(1, 0, 2)[:, audible], 75, axis=1) if audible.any() else [1]
