@@ -19,11 +19,12 @@ from time import perf_counter
 
 import numpy as np
 import soundfile
+import soxr
 
-from shards.audio import cut, decode, resample
+from shards.audio import decode
 from shards.duplicates import Prints, find_copies
 from shards.fingerprint import grain
-from shards.manifest import SUFFIXES
+from shards.folder import is_audio
 from shards.mel import MelSettings, log_mel
 
 SECONDS, SHIFT = 5.0, 0.3
@@ -77,9 +78,10 @@ def changed(path: Path) -> np.ndarray:
     """(changes, G, B): the grain of the first five seconds after each change."""
     frames, rate = soundfile.read(path, dtype="float32", always_2d=True)
     wave, length = frames.mean(axis=1), round(SECONDS * MEL.sample_rate)
-    made = [resample(change(wave, rate), rate, MEL.sample_rate) for change in CHANGES.values()]
-    segments = np.concatenate([cut(x[:length], length, length)[0] for x in made])
-    return grain(log_mel(segments, MEL).astype("f2"), MEL.hop_length / MEL.sample_rate)
+    made = [soxr.resample(change(wave, rate), rate, MEL.sample_rate) for change in CHANGES.values()]
+    cut = np.stack([np.pad(x[:length], (0, max(0, length - len(x)))) for x in made])
+    values = [log_mel(x, np.zeros(1, np.int64), length, MEL)[0] for x in cut]
+    return grain(np.stack(values).astype("f2"), MEL.hop_length / MEL.sample_rate)
 
 
 def correlation(a: Path, b: Path) -> float:
@@ -99,7 +101,7 @@ def pairs_of(grains: np.ndarray) -> set[tuple[int, int]]:
 
 
 def accuracy(audio: Path, group_from: str | None) -> None:
-    paths = sorted(p for p in audio.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = sorted(p for p in audio.rglob("*") if is_audio(str(p)))
     with ProcessPoolExecutor() as pool:
         grains = np.stack(list(pool.map(changed, paths, chunksize=4)), axis=1)
     n = len(paths)
