@@ -12,13 +12,13 @@ from toolkit import __main__ as toolkit_line
 from toolkit.config import load
 
 LINES = {"shards": shards_line.COMMANDS, "toolkit": toolkit_line.COMMANDS}
-README = (ROOT / "README.md").read_text()
+PAGES = [file.read_text() for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
 HEADS = [file.read_text().partition("\nrun:")[0] for file in (ROOT / "configs").glob("*.yaml")]
 
 
 def shown(start: str) -> list[list[str]]:
     """The words after `start` of each command in the README's blocks and the heads of configs."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    blocks = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page, re.S)]
     lines = [line.partition("  #")[0] for text in blocks for line in text.splitlines()]
     lines += [line.lstrip("# ") for text in HEADS for line in text.splitlines()]
     found = [line.partition(start)[2].partition(";")[0] for line in lines if start in line]
