@@ -265,6 +265,7 @@ def hugging_face(monkeypatch, tmp_path):
         template = site.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the caller's is
         monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", site.url)
         yield site
 
