@@ -113,7 +113,7 @@ class ShardSet:
 
     def targets(self, numbers: np.ndarray) -> np.ndarray:
         """(P, K) bool: which classes each of the samples with these numbers has."""
-        return self.label_table[self.index["label"][numbers]]
+        return self.label_table[self.rows(numbers)["label"]]
 
     @property
     def folds(self) -> list[str]:
@@ -129,6 +129,10 @@ class ShardSet:
     def index(self) -> np.ndarray:
         """(N,) structured array of ROW, opened and not read."""
         return np.load(current(self.path, "index.npy"), mmap_mode="r", allow_pickle=False)
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of the index for these sample numbers. Shape: (P,) integers -> (P,) of ROW."""
+        return self.index[numbers]
 
     @cached_property
     def stats(self) -> np.ndarray:

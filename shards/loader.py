@@ -81,7 +81,7 @@ class Loader:
 def read_batch(reader: Reader, numbers: np.ndarray, places: np.ndarray) -> Batch:
     """Read samples into a batch on the host."""
     x = torch.from_numpy(reader.read(numbers))
-    labels = reader.shard_set.index["label"][numbers].astype(np.int64)
+    labels = reader.shard_set.rows(numbers)["label"].astype(np.int64)
     return Batch(x, torch.from_numpy(labels), numbers, places)
 
 

@@ -50,7 +50,7 @@ class Reader:
         """
         if out is None:
             out = np.empty((len(numbers), *self.shard_set.shape), np.float16)
-        rows = self.shard_set.index[np.asarray(numbers, np.int64)]
+        rows = self.shard_set.rows(np.asarray(numbers, np.int64))
         for target, shard, offset in zip(
             out, rows["shard"].tolist(), rows["offset"].tolist(), strict=True
         ):
