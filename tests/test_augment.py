@@ -162,7 +162,7 @@ def test_cutouts_are_rectangles_of_the_mean():
     assert (bands == bands[:, :, :1]).all() and bands.any()
 
 
-@pytest.mark.parametrize("shape", [(40, 100), (8, 7), (2, 1)])
+@pytest.mark.parametrize("shape", [(128, 250), (40, 100), (8, 7), (2, 1)])
 @pytest.mark.parametrize("mixing", ["mixup", "between_class"])
 def test_the_launch_changes_nothing(shape, mixing):
     """World 1, 2 and 3, each with whole shares and with microbatches of one and two groups."""

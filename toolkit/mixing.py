@@ -68,8 +68,10 @@ def loudness_weight(ratio: torch.Tensor, louder: torch.Tensor) -> torch.Tensor:
     p = 1 / (1 + 10^(louder / 20) (1 - ratio) / ratio), so that `ratio` is what is heard of each,
     and divided by sqrt(p^2 + (1 - p)^2). Shape: (B,), (B,) -> (B,).
     """
-    p = 1 / (1 + 10 ** (louder / 20) * (1 - ratio) / ratio)
-    return p**2 / (p**2 + (1 - p) ** 2)
+    # Powers of few numbers and of many end in other last digits: in float64 these are rounded away.
+    odds = 10 ** (louder.double() / 20) * (1 - ratio) / ratio
+    p = 1 / (1 + odds)
+    return (p**2 / (p**2 + (1 - p) ** 2)).float()
 
 
 def hearing_weights(mel: Mapping[str, Any], n_mels: int) -> np.ndarray:
