@@ -115,7 +115,7 @@ def usage(program: str, commands: Commands) -> str:
     """What `--help` prints: a line a command, from the first line of its docstring."""
     lines = [f"Usage: {program} COMMAND [ARGUMENT ...] [--flag=value ...]", ""]
     for name, function in commands.items():
-        lines.append(f"  {name:<12}{(inspect.getdoc(function) or '').splitlines()[0]}")
+        lines.append(f"  {name:<14}{(inspect.getdoc(function) or '').splitlines()[0]}")
     return "\n".join([*lines, "", f"{program} COMMAND --help tells the flags of a command."])
 
 

@@ -54,7 +54,11 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4, seed: i
     if not len(shard_set.index):
         raise UserError(f"{shard_set.path}: holds no samples, so there is nothing to draw")
     panels = choose_panels(shard_set, per_class, seed)
-    figure = draw(shard_set, panels, per_class)
+    save(draw(shard_set, panels, per_class), output)
+
+
+def save(figure: "Figure", output: Path) -> None:
+    """Write a figure of panels as the PNG `output`, whole or not at all."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=min(110, MAX_PIXELS / max(figure.get_size_inches())))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +100,10 @@ def title(shard_set: ShardSet, path: str, row: np.void) -> str:
 
 
 def draw(shard_set: ShardSet, panels: list[Panel], per_class: int) -> "Figure":
-    """The figure: a header with the colour bar, then K rows of P panels."""
+    """The figure: a header with the colour bar, then rows of P panels."""
     from matplotlib.figure import Figure  # and not pyplot: no global state, no window
 
-    rows = len(shard_set.class_names)
+    rows = 1 + max(panel.row for panel in panels)
     width = LEFT + RIGHT + per_class * PANEL_WIDTH + (per_class - 1) * GAP_X
     height = TOP + BOTTOM + rows * PANEL_HEIGHT + (rows - 1) * GAP_Y
     figure = Figure(figsize=(width, height))

@@ -92,7 +92,7 @@ def test_mistakes_run_nothing(
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
-    assert "work        Do the work." in capsys.readouterr().out
+    assert "work          Do the work." in capsys.readouterr().out
     assert run("work", "--help") == 0
     said = capsys.readouterr().out
     assert "SOURCE" in said and "--folds=5" in said and "--pattern=\n" in said

@@ -16,13 +16,18 @@ from processes import environment, on_ranks, train, train_command
 from shards.index import ROW, ShardSet
 from shards.loader import Loader
 from shards.order import Order, plan_batch
-from toolkit.augment import Transform
+from toolkit.augment import Augment, Transform
 from toolkit.checkpoint import checkpoints, damage
-from toolkit.config import ModelConfig
+from toolkit.config import AugmentConfig, ModelConfig
 from toolkit.evaluate import log_probabilities
 from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.world import start
+
+AUGMENT = [
+    "--augment.time_roll=99", "--augment.mix=between_class", "--augment.gain_db=3",
+    "--augment.eq_db=3", "--augment.noise_db=2", "--augment.cutouts=1", "--data.normalize=sample",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -80,7 +85,7 @@ def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
 @pytest.mark.parametrize("microbatch", [[], ["--train.microbatch=4"]])
 def test_two_processes_train_as_one(config, tmp_path, microbatch):
     """20 steps in float32; with microbatch 4 one process takes four micro-steps, two take two."""
-    words = [config, "--train.max_steps=20", "--train.batch_size=16", *microbatch]
+    words = [config, "--train.max_steps=20", "--train.batch_size=16", *microbatch, *AUGMENT]
     ok(train(1, *words, "--run.name=one"))
     ok(train(2, *words, "--run.name=two"))
     one, two = (losses(tmp_path / "runs" / name / "fold-0") for name in ("one", "two"))
@@ -209,22 +214,31 @@ def test_evaluation_on_1_2_and_3_processes(tmp_path):
                     assert result[name] == pytest.approx(value, abs=1e-6), name
 
 
-def test_two_and_three_processes_draw_the_same_sequence_of_samples(tmp_path):
+def test_two_and_three_processes_draw_the_same_samples_and_augment_them_alike(tmp_path):
     shard_set = random_set(tmp_path, 101)
+    shard_set.info["mel"] = {"fmin": 0.0, "fmax": 4000.0}
+    words = [word.partition("augment.")[2].partition("=") for word in AUGMENT[:-1]]
+    on = AugmentConfig(**{key: yaml.safe_load(value) for key, _, value in words}, time_masks=1)
 
     def sequence():
         accelerator, world = start("no", 1)
-        plan = plan_batch(24, 4, world.size)
+        plan = plan_batch(24, 4, world.size, 4)
+        transform = Transform(np.zeros(16, np.float32), np.ones(16, np.float32), world.device)
+        augment = Augment(on, shard_set, transform, 5, 4)
         loader = Loader(
             shard_set, np.arange(101), Order(101, 24, 5), plan, world.rank, world.device
         )
-        numbers = [np.concatenate([b.numbers for b in step]) for step in loader.steps(0, 12)]
-        mine = torch.from_numpy(np.stack(numbers))[None].contiguous()
-        assert mine.shape == (1, 12, 24 // world.size)
+        rows = []
+        for step, batches in enumerate(loader.steps(0, 12)):
+            for b in batches:
+                x, y = augment(b, step + 1)
+                number = torch.from_numpy(b.numbers)[:, None]
+                rows.append(torch.cat([number, x.flatten(1), y], dim=1).double())
+        mine = torch.cat(rows).view(1, 12, 24 // world.size, -1)
         return torch.cat(list(accelerator.gather(mine)), dim=1).numpy()
 
     expected = on_ranks(1, sequence)[0]
-    assert expected.shape == (12, 24)
+    assert expected.shape == (12, 24, 1 + 16 * 20 + 3)
     for world_size in (2, 3):
         ranks = on_ranks(world_size, sequence)
         assert len(ranks) == world_size

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from processes import ROOT, environment, train
+from processes import ROOT, environment, on_ranks, train
 from safetensors.torch import load_file
 
 from shards.command import guard
 from shards.errors import UserError
+from shards.order import plan_batch
 from toolkit import world
 from toolkit.checkpoint import checkpoints
+from toolkit.strategy import Strategy
 
 SHAPES = ["cpu", "cpu_2", "gpu_1", "gpu_n", "multinode", "fsdp"]
 SHAPES += [f"deepspeed_zero{stage}" for stage in (1, 2, 3)]
@@ -136,6 +139,23 @@ def test_a_training_goes_on_under_any_strategy(config, one):
     for stop, shape in zip((3, 6, 10, 13, 16, 20), chain, strict=True):
         launch(shape, *words, f"--train.max_steps={stop}")
     assert_same_training(config.parent / "runs/chain/fold-0", one)
+
+
+def test_a_state_of_another_optimiser_is_said_to_start_anew():
+    def load_foreign() -> tuple[list[str], int]:
+        accelerator, here = world.start("no", 1)
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        strategy = Strategy(accelerator, here, model, optimizer, plan_batch(4, None, 1), 1.0)
+        said: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("toolkit.strategy").addHandler(handler)
+        strategy.load_moments({"0.exp_avg": torch.zeros(2, 3)})
+        return said, len(optimizer.state)
+
+    [(said, entries)] = on_ranks(1, load_foreign)
+    assert entries == 0 and len(said) == 1 and "starts anew" in said[0]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.command import Commands
 from shards.command import main as run_command
 
 
@@ -30,7 +31,21 @@ def report(run: str) -> None:
     print(rebuild(Path(run)))
 
 
-COMMANDS = {"collect": collect, "report": report}
+def show_augment(config: str, *overrides: str, out: str = "", samples: int = 4) -> None:
+    """Draw what the augmentation of a config does to its first batch, before and after: a PNG.
+
+    A row for each augmentation that is on, alone, and one for all together; --out=PNG says where,
+    by default beside the run. Other values: show_augment CONFIG -- --augment.gain_db=12
+    """
+    from toolkit.config import load
+    from toolkit.gallery import draw_augmentation
+
+    values = load([config, *overrides])
+    beside = Path(values.run.dir) / f"{values.run.name}-augment.png"
+    print(draw_augmentation(values, Path(out) if out else beside, samples))
+
+
+COMMANDS: Commands = {"collect": collect, "report": report, "show_augment": show_augment}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ class DataConfig:
     protocol: str = "split"  #: split | kfold | kfold_nested
     fold: int = 0  #: which fold tests, counted from 0; k-fold protocols only
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
-    normalize: str = "band"  #: band | global | none: standardise by the training part's statistics
+    normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
     n_mels: int | None = None  #: bands
     n_fft: int | None = None  #: samples
@@ -60,6 +60,23 @@ class AugmentConfig:
     freq_masks: int = 0  #: SpecAugment masks along frequency
     freq_width: int = 25  #: widest frequency mask, mel bands
     mask_db: float = -80.0  #: what masked cells are set to, dB
+    time_roll: int = (
+        0  #: furthest circular shift either way, frames; from half of them on: anywhere
+    )
+    time_shift: int = 0  #: furthest shift either way, a random crop of the padded sample, frames
+    shift_padding: str = "silence"  #: silence (-100 dB) | reflect
+    mix: str = "none"  #: none | mixup | between_class: with another of the batch, added in power
+    mix_share: float = 1.0  #: share of the samples that are mixed
+    mix_alpha: float = 1.0  #: the ratio is drawn from Beta(alpha, alpha); 1: uniform
+    gain_db: float = 0.0  #: largest gain either way, dB
+    eq_db: float = 0.0  #: largest gain of a band either way, dB: FilterAugment
+    eq_kind: str = "linear"  #: linear | step: between the bands
+    eq_bands: int = 5  #: most bands; drawn from 2 up
+    eq_width: int = 6  #: narrowest band, mel bands
+    noise_db: float = 0.0  #: Gaussian noise on each cell: a sample's largest standard deviation, dB
+    cutouts: int = 0  #: rectangles that are set to the sample's mean
+    cutout_bands: int = 16  #: tallest, mel bands
+    cutout_frames: int = 0  #: longest, frames; 0: the whole segment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +121,10 @@ class Config:
 CHOICES = {
     "data.protocol": PROTOCOLS,
     "data.last_batch": ("wrap", "drop"),
-    "data.normalize": ("band", "global", "none"),
+    "data.normalize": ("band", "global", "sample", "none"),
+    "augment.mix": ("none", "mixup", "between_class"),
+    "augment.shift_padding": ("silence", "reflect"),
+    "augment.eq_kind": ("linear", "step"),
     "train.precision": ("no", "bf16", "fp16", "auto"),
     "train.best_metric": ("macro_f1", "accuracy", "balanced_accuracy", "loss"),
     "train.resume": ("auto", "never", "must"),
@@ -113,7 +133,11 @@ AT_LEAST = {
     "data.fold": 0, "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
-    "augment.freq_masks": 0, "augment.freq_width": 0, "train.epochs": 1, "train.batch_size": 1,
+    "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
+    "augment.time_shift": 0, "augment.mix_share": 0, "augment.mix_alpha": 0.01,
+    "augment.gain_db": 0, "augment.eq_db": 0, "augment.eq_bands": 2, "augment.eq_width": 1,
+    "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
+    "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
     "train.max_steps": 1, "train.threads": 1,
 }  # fmt: skip
@@ -175,6 +199,13 @@ def parse(values: Mapping[str, Mapping[str, Any]]) -> Config:
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
             raise UserError(f"{name}={get(config, name)}: one of {', '.join(choices)}")
+    if config.augment.mix_share > 1:
+        raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
+    if config.augment.mix != "none" and config.model.norm_batch < 2:
+        raise UserError(
+            f"augment.mix={config.augment.mix} mixes within groups of model.norm_batch=1 sample; "
+            "raise model.norm_batch to 2 or more"
+        )
     return config
 
 

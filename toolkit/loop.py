@@ -16,7 +16,7 @@ from shards.index import open_set
 from shards.loader import Batch, Loader
 from shards.order import Order, key, plan_batch
 from toolkit import checkpoint, track
-from toolkit.augment import Transform, spec_augment
+from toolkit.augment import Augment, Transform
 from toolkit.config import Config
 from toolkit.evaluate import log_probabilities
 from toolkit.metrics import scores
@@ -50,7 +50,8 @@ def fit(config: Config) -> dict[str, Any]:
     target = min(total, train.max_steps or total)
     loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device)
     mean, std = normalisation(shard_set, masks["train"], config.data.normalize)
-    transform = Transform(mean, std, world.device)
+    transform = Transform(mean, std, world.device, config.data.normalize)
+    augment = Augment(config.augment, shard_set, transform, train.seed, config.model.norm_batch)
 
     # Model and optimiser.
     torch.manual_seed(train.seed)
@@ -73,7 +74,7 @@ def fit(config: Config) -> dict[str, Any]:
     if world.is_main:
         (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
-        track.write_model(folder, config.model, shard_set, mean, std)
+        track.write_model(folder, config, shard_set, mean, std)
     loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=world.device)
     begun = time.perf_counter() - state["seconds"]
     quiet = not (world.is_main and sys.stderr.isatty())
@@ -84,7 +85,7 @@ def fit(config: Config) -> dict[str, Any]:
         rate = learning_rate(config.optim, step - 1, total, per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = train_step(accelerator, model, transform, batches, config, step)
+        loss = train_step(accelerator, model, augment, batches, config, step)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or torch.inf)
         optimizer.step()
         optimizer.zero_grad()
@@ -149,7 +150,7 @@ def fit(config: Config) -> dict[str, Any]:
 def train_step(
     accelerator: Accelerator,
     model: nn.Module,
-    transform: Transform,
+    augment: Augment,
     batches: list[Batch],
     config: Config,
     step: int,
@@ -164,11 +165,9 @@ def train_step(
         with micro_step(accelerator, model, last=batch is batches[-1]):
             # Dropout is a function of the place in the global batch, whoever computes it.
             torch.manual_seed(int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1))
-            hidden = spec_augment(config.augment, batch, (config.train.seed, step))
-            logits = model(transform(batch.x, hidden, config.augment.mask_db))
-            loss = F.cross_entropy(
-                logits.float(), batch.y, label_smoothing=config.optim.label_smoothing
-            )
+            x, y = augment(batch, step)
+            logits = model(x)
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
             accelerator.backward(loss / len(batches))
         total += loss.detach().double() / len(batches)
     return total

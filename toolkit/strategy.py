@@ -39,6 +39,7 @@ class Strategy:
     ):
         self.accelerator = accelerator
         self.zero = accelerator.distributed_type == DistributedType.DEEPSPEED
+        accelerator.gradient_accumulation_steps = 1  # micro-steps are the plan's, not a launcher's
         if sharding() and world.precision == "bf16":
             # As DDP does it: weights, gradients and buffers stay float32, whatever holds them.
             autocast = torch.autocast(world.device.type, torch.bfloat16)

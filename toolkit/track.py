@@ -20,7 +20,7 @@ import shards
 from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from shards.order import BatchPlan
-from toolkit.config import Config, ModelConfig, get
+from toolkit.config import Config, get
 from toolkit.world import World
 
 log = logging.getLogger(__name__)
@@ -182,17 +182,17 @@ def announce(
 
 
 def write_model(
-    folder: Path, model: ModelConfig, shard_set: ShardSet, mean: np.ndarray, std: np.ndarray
+    folder: Path, config: Config, shard_set: ShardSet, mean: np.ndarray, std: np.ndarray
 ) -> None:
     """model.json: all that inference needs beside best.safetensors."""
     info = {
         "wavefold": shards.__version__,
-        "model": dataclasses.asdict(model),
+        "model": dataclasses.asdict(config.model),
         "classes": shard_set.class_names,
         "shape": list(shard_set.shape),
         "mel": shard_set.info["mel"],
         "segment": shard_set.info["segment"],
-        "normalisation": {"mean": mean.tolist(), "std": std.tolist()},
+        "normalisation": {"by": config.data.normalize, "mean": mean.tolist(), "std": std.tolist()},
     }
     write_atomic(folder / "model.json", (json.dumps(info, indent=2) + "\n").encode())
 
