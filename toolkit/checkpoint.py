@@ -3,6 +3,7 @@
     checkpoints/step-00001200/model.safetensors optimizer.safetensors state.json
     checkpoints/latest
 
+Both hold whole tensors by name, whoever wrote them (toolkit.strategy).
 Every random draw of the training is a function of (seed, step, place): no generator is saved.
 """
 
@@ -14,29 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-from torch import nn
 
 from shards.index import file_entry, sync_folder, write_atomic
+from toolkit.strategy import Strategy, Tensors
 
 log = logging.getLogger(__name__)
 
 
-def save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    keep: int,
+def save(folder: Path, strategy: Strategy, state: dict[str, Any], keep: int) -> None:
+    """Gather a checkpoint of `state["step"]` on every rank and write it on one."""
+    weights, moments = strategy.weights(), strategy.moments()
+    if strategy.accelerator.is_main_process:
+        write(folder, weights, moments, state, keep)
+
+
+def write(
+    folder: Path, weights: Tensors, moments: Tensors, state: dict[str, Any], keep: int
 ) -> None:
-    """Write a checkpoint of `state["step"]` aside, fsync, rename; then delete all but `keep`."""
+    """Write a checkpoint aside, fsync, rename; then delete all but `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{state['step']:08d}"
     aside = folder / f".{name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    save_weights(model, aside / "model.safetensors")
-    moments = flatten(optimizer.state_dict()["state"])
+    write_atomic(aside / "model.safetensors", safetensors.torch.save(weights))
     write_atomic(aside / "optimizer.safetensors", safetensors.torch.save(moments))
     files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
     write_atomic(aside / "state.json", json.dumps({**state, "files": files}).encode())
@@ -49,19 +51,15 @@ def save(
         shutil.rmtree(old)
 
 
-def restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any] | None:
+def restore(folder: Path, strategy: Strategy) -> dict[str, Any] | None:
     """Load the newest sound checkpoint into model and optimiser; its state, or None."""
     for path in reversed(checkpoints(folder)):
         fault = damage(path)
         if fault:
             log.warning("%s is damaged (%s); trying the one before it", path, fault)
             continue
-        model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
-        tensors = safetensors.torch.load_file(path / "optimizer.safetensors")
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": unflatten(tensors), "param_groups": groups})
+        strategy.load_weights(safetensors.torch.load_file(path / "model.safetensors"))
+        strategy.load_moments(safetensors.torch.load_file(path / "optimizer.safetensors"))
         return json.loads((path / "state.json").read_text())
     return None
 
@@ -83,20 +81,8 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def flatten(state: dict[int, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The optimiser's state as named tensors: `12.exp_avg`."""
-    return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-
-
-def unflatten(tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
-    """The inverse of `flatten`."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        number, key = name.split(".")
-        state.setdefault(int(number), {})[key] = tensor
-    return state
-
-
-def save_weights(model: nn.Module, file: Path) -> None:
-    """Write the weights under their name whole or not at all."""
-    write_atomic(file, safetensors.torch.save(model.state_dict()))
+def save_weights(strategy: Strategy, file: Path) -> None:
+    """Gather the weights on every rank and write them on one, whole or not at all."""
+    weights = strategy.weights()
+    if strategy.accelerator.is_main_process:
+        write_atomic(file, safetensors.torch.save(weights))

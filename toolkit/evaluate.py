@@ -11,6 +11,7 @@ from shards.index import ShardSet
 from shards.loader import evaluation_batches
 from shards.order import share
 from toolkit.augment import Transform
+from toolkit.strategy import bare
 from toolkit.world import World
 
 
@@ -29,16 +30,17 @@ def log_probabilities(
     Each rank computes a contiguous share; shares are padded to one length, gathered, and cut again,
     so that uneven parts can hang nothing and no sample counts twice. Shape: (N,) -> (N, K) float64.
     """
-    module = accelerator.unwrap_model(
-        model
-    )  # its forward keeps the autocast; DDP would synchronise
+    module = bare(model)  # its forward keeps the autocast; DDP would synchronise
     module.eval()
     batches = evaluation_batches(
         shard_set, numbers, batch_size, world.rank, world.size, world.device
     )
     rows = [F.log_softmax(module(transform(batch.x)).double(), dim=1) for batch in batches]
-    module.train()
     shares = [len(share(len(numbers), rank, world.size)) for rank in range(world.size)]
+    for _ in range(-(-max(shares) // batch_size) - len(rows)):
+        # Each forward of ZeRO-3 and FSDP gathers weights: all ranks have to do equally many.
+        module(torch.zeros(1, 1, *shard_set.shape, device=world.device))
+    module.train()
     mine = torch.zeros(
         max(shares), len(shard_set.class_names), dtype=torch.float64, device=world.device
     )

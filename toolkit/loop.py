@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from toolkit.models.batchnorm import merge_running_stats
 from toolkit.optim import learning_rate, make_optimizer
 from toolkit.protocol import check_fits, normalisation, part_masks, select
 from toolkit.report import write_fold
+from toolkit.strategy import Strategy, micro_step
 from toolkit.world import start
 
 log = logging.getLogger(__name__)
@@ -57,14 +57,14 @@ def fit(config: Config) -> dict[str, Any]:
     torch.manual_seed(train.seed)
     model = build(config.model, len(shard_set.class_names), shard_set.shape)
     optimizer = make_optimizer(model, config.optim)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    module = accelerator.unwrap_model(model)
+    strategy = Strategy(accelerator, world, model, optimizer, plan, config.optim.grad_clip)
+    model, module, optimizer = strategy.model, strategy.module, strategy.optimizer
 
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
     accelerator.wait_for_everyone()
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "best": None}
-    state |= checkpoint.restore(folder / "checkpoints", module, optimizer) or {}
+    state |= checkpoint.restore(folder / "checkpoints", strategy) or {}
     finished = track.finished(folder, target)
     if finished:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
@@ -115,8 +115,7 @@ def fit(config: Config) -> dict[str, Any]:
                 score = result[train.best_metric]
                 if better(score, state["best"], train.best_metric):
                     state["best"] = {"step": step, "epoch": epoch, "score": score}
-                    if world.is_main:
-                        checkpoint.save_weights(module, folder / "best.safetensors")
+                    checkpoint.save_weights(strategy, folder / "best.safetensors")
                 line += f"  val {train.best_metric} {score:.4f}"
             if world.is_main:
                 bar.clear()
@@ -126,16 +125,15 @@ def fit(config: Config) -> dict[str, Any]:
         if ends or (train.save_every and step % train.save_every == 0):
             unfinished = accelerator.reduce(loss_sum, "mean").item()
             state |= {"step": step, "seconds": seconds, "loss_sum": unfinished}
-            if world.is_main:
-                checkpoint.save(folder / "checkpoints", module, optimizer, state, train.keep_last)
+            checkpoint.save(folder / "checkpoints", strategy, state, train.keep_last)
 
     # Score: the test part, once, by the chosen weights or, where nothing is chosen, the last ones.
     bar.close()
     chosen: dict[str, Any] = state["best"] or {"step": target, "epoch": -(-target // per_epoch)}
-    if world.is_main and state["best"] is None:
-        checkpoint.save_weights(module, folder / "best.safetensors")
+    if state["best"] is None:
+        checkpoint.save_weights(strategy, folder / "best.safetensors")
     accelerator.wait_for_everyone()
-    module.load_state_dict(load_file(folder / "best.safetensors"))
+    strategy.load_weights(load_file(folder / "best.safetensors"))
     found = log_probabilities(
         model, transform, shard_set, parts["test"], world, accelerator, plan.microbatch
     )
@@ -160,11 +158,11 @@ def train_step(
     """Forward and backward over this rank's microbatches of one global batch; the mean loss here.
 
     Microbatches are of one size, so the mean of their means is the mean over the global batch, once
-    DDP has averaged over ranks; gradients travel with the last of them.
+    DDP, ZeRO or FSDP has averaged over ranks; gradients travel with the last of them.
     """
     total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     for batch in batches:
-        with nullcontext() if batch is batches[-1] else accelerator.no_sync(model):
+        with micro_step(accelerator, model, last=batch is batches[-1]):
             # Dropout is a function of the place in the global batch, whoever computes it.
             torch.manual_seed(int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1))
             x, y = augment(batch, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    precision: str = "no"  #: no | bf16 | fp16
 
     @property
     def is_main(self) -> bool:
@@ -42,6 +44,42 @@ def yield_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def sharding() -> str | None:
+    """`DeepSpeed` or `FSDP` where `accelerate launch` asks for one of them."""
+    for name in ("DeepSpeed", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
+            return name
+    return None
+
+
+def mixed_precision(precision: str) -> str:
+    """`train.precision` with `auto` replaced by what the launcher says: no | bf16 | fp16."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if precision == "auto" else precision
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a device other than the processor."""
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def check_sharding(name: str, precision: str) -> None:
+    """Raise a UserError where DeepSpeed or FSDP would fail later, or train as something else."""
+    missing = [m for m in ("deepspeed", "transformers") if not importlib.util.find_spec(m)]
+    if name == "DeepSpeed" and missing:
+        raise UserError(
+            f"this launch asks for DeepSpeed, and {missing[0]} is not installed; "
+            "pip install .[deepspeed]"
+        )
+    if name == "FSDP" and os.environ.get("FSDP_VERSION") != "2":
+        raise UserError("FSDP needs fsdp_version: 2, as in launch/fsdp.yaml")
+    if not has_gpu():
+        raise UserError(f"{name} needs a GPU; without one, launch with launch/cpu_2.yaml")
+    if precision == "fp16":
+        raise UserError(f"train.precision=fp16 does not go with {name}; use bf16 or no")
+
+
 def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
     """Join the other processes of the launch.
 
@@ -49,20 +87,24 @@ def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
     broadcast buffers at each forward.
 
     Raises:
-        UserError: a precision that this device lacks.
+        UserError: a precision that this device lacks, or a launch that cannot work.
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    precision = mixed_precision(precision)
+    asked = sharding()
+    if asked:
+        check_sharding(asked, precision)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; use bf16 or no on a CPU")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     # torch renames the switch in 2.13; accelerate has the old name only.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-    mixed = None if precision == "auto" else precision
+    mixed = "no" if asked else precision  # for the others toolkit.strategy sees to it
     # Without cpu=True accelerate takes the processes of a launch on a machine without a GPU for one
     # training each, all of them rank 0.
-    cpu = not torch.accelerator.is_available()
+    cpu = not has_gpu()
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
@@ -75,5 +117,5 @@ def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator, World(
-        accelerator.process_index, accelerator.num_processes, accelerator.device
+        accelerator.process_index, accelerator.num_processes, accelerator.device, precision
     )

@@ -1,0 +1,1 @@
+"""accelerate configurations, one a hardware shape."""

@@ -1,0 +1,210 @@
+"""Every launch shape loads and runs, and trains the same: one process, DDP, ZeRO 1 to 3, FSDP."""
+
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from processes import ROOT, environment, on_ranks, train
+from safetensors.torch import load_file
+
+from shards.command import guard
+from shards.errors import UserError
+from shards.order import plan_batch
+from toolkit import world
+from toolkit.checkpoint import checkpoints
+from toolkit.strategy import Strategy
+
+SHAPES = ["cpu", "cpu_2", "gpu_1", "gpu_n", "multinode", "fsdp"]
+SHAPES += [f"deepspeed_zero{stage}" for stage in (1, 2, 3)]
+SHARDED = [shape for shape in SHAPES if shape.startswith(("deepspeed", "fsdp"))]
+
+
+def needs_deepspeed(shape):
+    if shape.startswith("deepspeed") and not importlib.util.find_spec("deepspeed"):
+        pytest.skip("DeepSpeed is not installed: pip install .[deepspeed]")
+
+
+def launch(shape: str, *words: str) -> None:
+    """`accelerate launch` with a file of ours; those that shard the model on two CPU processes."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"]
+    command += [f"--config_file={ROOT / 'launch' / shape}.yaml"]
+    script = ROOT / "train.py"
+    if shape in SHARDED:
+        needs_deepspeed(shape)
+        script = ROOT / "tests/sharded.py"
+        command += ["--num_processes=2"]
+    result = subprocess.run(
+        [*command, str(script), *words], env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def config(tone_set, tmp_path_factory):
+    """Batch norm, dropout, augmentation, clipping, and two or four micro-steps."""
+    folder = tmp_path_factory.mktemp("launch")
+    values = {
+        "run": {"name": "one", "dir": str(folder / "runs")},
+        "data": {"shards": str(tone_set), "protocol": "kfold", "fold": 0},
+        "model": {"name": "cnn_small", "norm_batch": 4, "dropout": 0.2},
+        "optim": {"lr": 2e-4},
+        "augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
+        "train": {"epochs": 8, "batch_size": 16, "microbatch": 4, "log_every": 1, "threads": 1},
+    }
+    values["train"] |= {"max_steps": 20, "precision": "no"}
+    file = folder / "launch.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+@pytest.fixture(scope="module")
+def one(config):
+    """The run of one process."""
+    result = train(1, str(config))
+    assert result.returncode == 0, result.stderr[-2000:]
+    return config.parent / "runs/one/fold-0"
+
+
+def losses(run: Path) -> np.ndarray:
+    """Loss and gradient norm of each step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    return np.array([[line["loss"], line["grad_norm"]] for line in steps])
+
+
+def stored(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a run's last checkpoint."""
+    last = checkpoints(run / "checkpoints")[-1]
+    return load_file(last / "model.safetensors") | load_file(last / "optimizer.safetensors")
+
+
+def assert_same_training(run: Path, one: Path) -> None:
+    np.testing.assert_allclose(losses(run), losses(one), rtol=1e-4)
+    mine, theirs = stored(run), stored(one)
+    assert mine.keys() == theirs.keys()
+    assert any(name.endswith(".exp_avg_sq") for name in mine)
+    for name, value in theirs.items():
+        scale = value.abs().max().item() + 1e-12
+        torch.testing.assert_close(mine[name], value, rtol=0, atol=2e-3 * scale, msg=name)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_file_is_known_to_accelerate_and_opens_with_its_command(shape):
+    file = ROOT / "launch" / f"{shape}.yaml"
+    loaded = load_config_from_file(str(file))
+    assert loaded.mixed_precision in ("no", "bf16")
+    assert (loaded.deepspeed_config or {}).get("zero_stage", 0) == int("0" + shape[14:])
+    opening = f"# accelerate launch --config_file launch/{shape}.yaml "
+    assert file.read_text().startswith(opening) and "train.py CONFIG" in file.read_text()
+    assert f"launch/{shape}.yaml" in (ROOT / "README.md").read_text()
+
+
+def test_there_is_no_other_file():
+    assert {file.stem for file in (ROOT / "launch").glob("*.yaml")} == set(SHAPES)
+
+
+@pytest.mark.parametrize("shape, processes", [("cpu", 1), ("cpu_2", 2)])
+def test_a_shape_for_the_cpu_runs_that_many_processes(config, shape, processes):
+    words = [str(config), "--model.name=cnn_tiny", "--train.max_steps=2"]
+    launch(shape, *words, f"--run.name={shape}")
+    run = config.parent / f"runs/{shape}/fold-0"
+    assert json.loads((run / "scores.json").read_text())["world_size"] == processes
+    assert json.loads((run / "environment.json").read_text())["device"] == "cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("shape", SHARDED)
+def test_sharded_over_two_processes_it_trains_as_one(config, one, shape):
+    """20 steps in float32, two micro-steps on each process, four on one."""
+    launch(shape, str(config), f"--run.name={shape}")
+    assert_same_training(config.parent / f"runs/{shape}/fold-0", one)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_training_goes_on_under_any_strategy(config, one):
+    needs_deepspeed("deepspeed")
+    words = [str(config), "--run.name=chain"]
+    chain = ["cpu_2", "deepspeed_zero1", "fsdp", "deepspeed_zero3", "deepspeed_zero2", "cpu"]
+    for stop, shape in zip((3, 6, 10, 13, 16, 20), chain, strict=True):
+        launch(shape, *words, f"--train.max_steps={stop}")
+    assert_same_training(config.parent / "runs/chain/fold-0", one)
+
+
+def test_a_state_of_another_optimiser_is_said_to_start_anew():
+    def load_foreign() -> tuple[list[str], int]:
+        accelerator, here = world.start("no", 1)
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        strategy = Strategy(accelerator, here, model, optimizer, plan_batch(4, None, 1), 1.0)
+        said: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("toolkit.strategy").addHandler(handler)
+        strategy.load_moments({"0.exp_avg": torch.zeros(2, 3)})
+        return said, len(optimizer.state)
+
+    [(said, entries)] = on_ranks(1, load_foreign)
+    assert entries == 0 and len(said) == 1 and "starts anew" in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("shape", ["fsdp", "deepspeed_zero3"])
+def test_bf16_is_what_one_process_does(config, shape):
+    """Weights and moments stay float32; only the arithmetic of a forward is rounded."""
+    words = [str(config), "--train.precision=bf16", "--train.max_steps=5"]
+    launch("cpu", *words, "--run.name=bf16")
+    launch(shape, *words, f"--run.name=bf16_{shape}")
+    run, plain = (config.parent / f"runs/{n}/fold-0" for n in (f"bf16_{shape}", "bf16"))
+    np.testing.assert_allclose(losses(run), losses(plain), rtol=0.01)
+    assert {value.dtype for value in stored(run).values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_evaluation_of_uneven_shares_counts_each_sample_once(config):
+    """15 samples, one at a time: 7 forwards on one rank and 8 on the other, each a collective."""
+    words = [str(config), "--train.max_steps=1", "--model.norm_batch=1", "--train.microbatch=1"]
+    found = {}
+    for shape in ("cpu", "fsdp"):
+        launch(shape, *words, f"--run.name=uneven_{shape}")
+        file = config.parent / f"runs/uneven_{shape}/fold-0/scores.json"
+        found[shape] = json.loads(file.read_text())["recording"]
+    assert found["fsdp"]["n"] == found["cpu"]["n"]
+    assert found["fsdp"]["loss"] == pytest.approx(found["cpu"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "variables, has_gpu, message",
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, True, "pip install .[deepspeed]"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, True, "fsdp_version: 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, False, "FSDP needs a GPU"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_code_2(monkeypatch, capsys, variables, has_gpu, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(world, "has_gpu", lambda: has_gpu)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    assert guard(lambda: world.start("no", 1)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_fp16_does_not_go_with_a_sharded_model(monkeypatch):
+    monkeypatch.setattr(world, "has_gpu", lambda: True)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match="use bf16"):
+        world.check_sharding("FSDP", "fp16")

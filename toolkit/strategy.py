@@ -1,0 +1,213 @@
+"""How weights and the optimiser's state lie on the processes: whole on each (plain, DDP), or in
+parts (DeepSpeed's ZeRO 1 to 3, FSDP).
+
+Everybody else sees whole tensors by the name of their parameter, so that what one strategy saves
+every other one loads, exactly.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from shards.order import BatchPlan
+from toolkit.world import World, sharding
+
+log = logging.getLogger(__name__)
+
+Tensors = dict[str, Any]  #: tensors by name
+
+
+class Strategy:
+    """A model and its optimiser as this launch spreads them; every rank calls every method."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        world: World,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plan: BatchPlan,
+        grad_clip: float,
+    ):
+        self.accelerator = accelerator
+        self.zero = accelerator.distributed_type == DistributedType.DEEPSPEED
+        accelerator.gradient_accumulation_steps = 1  # micro-steps are the plan's, not a launcher's
+        if sharding() and world.precision == "bf16":
+            # As DDP does it: weights, gradients and buffers stay float32, whatever holds them.
+            autocast = torch.autocast(world.device.type, torch.bfloat16)
+            model.forward = autocast(model.forward)
+        if self.zero:
+            # DeepSpeed calls what torch has renamed, and torch says so at every step.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+            accelerator.gradient_accumulation_steps = plan.accumulation
+            fill(accelerator.deepspeed_plugin.deepspeed_config, plan, grad_clip)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.module = bare(self.model)
+        if self.zero:
+            backward = self.model.backward  # the loop has divided by the micro-steps already
+            self.model.backward = lambda loss: backward(loss, scale_wrt_gas=False)
+
+    def weights(self) -> Tensors:
+        """The whole weights and buffers; only rank 0 can count on having them."""
+        if sharding():
+            return self.accelerator.get_state_dict(self.model) or {}
+        return self.module.state_dict()
+
+    def load_weights(self, tensors: Tensors) -> None:
+        """Take over whole weights and buffers."""
+        if self.accelerator.is_fsdp2:
+            from torch.distributed.checkpoint.state_dict import (
+                StateDictOptions,
+                set_model_state_dict,
+            )
+
+            options = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(self.model, tensors, options=options)
+        elif self.zero:
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters(list(self.module.parameters()), modifier_rank=0):
+                self.module.load_state_dict(tensors)
+            self.model.optimizer.refresh_fp32_params()
+        else:
+            self.module.load_state_dict(tensors)
+
+    def moments(self) -> Tensors:
+        """The optimiser's whole state, as `features.0.weight.exp_avg`, on every rank."""
+        if self.zero:
+            return zero_moments(self.module, self.model.optimizer)
+        return {
+            f"{name}.{key}": (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+            for name, p in sharded_parameters(self.module)
+            for key, value in self.optimizer.state.get(p, {}).items()
+        }
+
+    def load_moments(self, tensors: Tensors) -> None:
+        """Take over the optimiser's whole state; says so where it does not fit and starts anew."""
+        state: dict[str, Tensors] = {}
+        for title, value in tensors.items():
+            name, _, key = title.rpartition(".")
+            state.setdefault(name, {})[key] = value
+        parameters = dict(sharded_parameters(self.module))
+        if state.keys() != parameters.keys() or (self.zero and offloads(self.model.optimizer)):
+            log.warning("the optimiser's state of this checkpoint does not fit; it starts anew")
+        elif self.zero:
+            load_zero_moments(self.module, self.model.optimizer, state)
+        else:
+            names = {p: name for name, p in parameters.items()}
+            order = [p for group in self.optimizer.param_groups for p in group["params"]]
+            placed = {i: place(state[names[p]], p) for i, p in enumerate(order)}
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": placed, "param_groups": groups})
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model out of DDP's or DeepSpeed's wrapper; `unwrap_model` imports DeepSpeed to look."""
+    return getattr(model, "module", model)
+
+
+@contextmanager
+def micro_step(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
+    """Around forward and backward: gradients travel, and DeepSpeed steps, in the last one only."""
+    accelerator.sync_gradients = last
+    with nullcontext() if last else accelerator.no_sync(model):
+        yield
+
+
+def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters, as the optimiser holds them: FSDP shows whole ones after a forward."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    return module.named_parameters()
+
+
+def place(entry: Tensors, p: nn.Parameter) -> Tensors:
+    """One parameter's state, in parts where the parameter is."""
+    if not isinstance(p, DTensor):
+        return entry
+    return {
+        key: distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
+        if value.shape == p.shape
+        else value
+        for key, value in entry.items()
+    }
+
+
+def fill(config: dict[str, Any], plan: BatchPlan, grad_clip: float) -> None:
+    """Tell DeepSpeed's configuration what the run's says."""
+    config |= {
+        "train_batch_size": plan.batch_size,
+        "train_micro_batch_size_per_gpu": plan.microbatch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": grad_clip,
+    }
+    config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+
+
+def offloads(zero: Any) -> bool:
+    """Whether DeepSpeed's own optimiser on the processor has replaced ours."""
+    return bool(getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False))
+
+
+def zero_moments(module: nn.Module, zero: Any) -> Tensors:
+    """The whole state of an optimiser that ZeRO has flattened and split."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    entry: Tensors = next(iter(zero.optimizer.state.values()), {})
+    if offloads(zero):
+        return {}
+    link(zero)
+    return {
+        f"{name}.{key}": (
+            safe_get_full_optimizer_state(p, key) if value.ndim else value.clone()
+        ).cpu()
+        for name, p in module.named_parameters()
+        for key, value in entry.items()
+    }
+
+
+def link(zero: Any) -> None:
+    """Let ZeRO 1 and 2 find their state: they look once, when only the first group has one."""
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def load_zero_moments(module: nn.Module, zero: Any, state: dict[str, Tensors]) -> None:
+    """The inverse of `zero_moments`, also before the first step, when ZeRO has no state yet."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    third = hasattr(zero, "fp32_partitioned_groups_flat")
+    flat = zero.fp32_partitioned_groups_flat if third else zero.single_partition_of_fp32_groups
+    for part in flat:
+        for key, value in next(iter(state.values())).items():
+            whole = value.ndim == 0  # the number of steps, alike for all
+            zero.optimizer.state[part][key] = (
+                value.to(part.device, copy=True) if whole else torch.zeros_like(part)
+            )
+    link(zero)
+    rank = torch.distributed.get_rank()
+    tensors = (
+        (p, key, value)
+        for name, p in module.named_parameters()
+        for key, value in state[name].items()
+        if value.ndim
+    )
+    p: Any
+    for p, key, value in tensors:
+        if third:  # split evenly over ranks, the last part padded
+            size = p.ds_tensor.numel()
+            mine = value.flatten()[rank * size : (rank + 1) * size]
+            mine = nn.functional.pad(mine, (0, size - len(mine)))
+            safe_set_local_optimizer_state(p, mine, key)
+        else:
+            safe_set_full_optimizer_state(p, value, key)
