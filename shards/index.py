@@ -130,7 +130,10 @@ class ShardSet:
         """(N,) structured array of ROW, opened and not read."""
         return np.load(current(self.path, "index.npy"), mmap_mode="r", allow_pickle=False)
 
-    def rows(self, numbers: np.ndarray) -> np.ndarray:
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
         """The rows of the index for these sample numbers. Shape: (P,) integers -> (P,) of ROW."""
         return self.index[numbers]
 

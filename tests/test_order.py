@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from shards.errors import UserError
-from shards.order import Order, permute, plan_batch, share, uniform
+from shards.order import Order, plan_batch, share
+from shards.randomness import key, permute, uniform
 
 SIZES = [1, 2, 3, 7, 64, 101, 1000]
 
@@ -12,17 +13,17 @@ SIZES = [1, 2, 3, 7, 64, 101, 1000]
 @pytest.mark.parametrize("n", [*SIZES, 65_537])
 def test_permute_is_a_bijection_and_changes_with_its_key(n):
     positions = np.arange(n)
-    images = permute(positions, n, 7, 0)
+    images = permute(positions, n, key(7, 0))
     assert np.array_equal(np.sort(images), positions)
-    assert np.array_equal(permute(positions[::3], n, 7, 0), images[::3])  # position by position
+    assert np.array_equal(permute(positions[::3], n, key(7, 0)), images[::3])
     if n > 7:
-        assert not np.array_equal(images, permute(positions, n, 7, 1))
-        assert not np.array_equal(images, permute(positions, n, 8, 0))
+        assert not np.array_equal(images, permute(positions, n, key(7, 1)))
+        assert not np.array_equal(images, permute(positions, n, key(8, 0)))
 
 
 def test_permute_shuffles_as_well_as_numpy():
     n = 20_000
-    images = permute(np.arange(n), n, 3, 5)
+    images = permute(np.arange(n), n, key(3, 5))
     bound = 4 / np.sqrt(n)  # four standard deviations of the correlation of independent sequences
     assert abs(np.corrcoef(np.arange(n), images)[0, 1]) < bound
     assert abs(np.corrcoef(images[1:], images[:-1])[0, 1]) < bound

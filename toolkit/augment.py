@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from shards.loader import Batch
-from shards.order import uniform
+from shards.randomness import uniform
 from toolkit.config import AugmentConfig
 
 
