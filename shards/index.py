@@ -125,6 +125,10 @@ class ShardSet:
         """The tars, in the order of their numbers."""
         return [self.path / shard["name"] for shard in self.info["shards"]]
 
+    def shard_file(self, shard: int) -> Path:
+        """Where the tar with this number can be opened."""
+        return self.path / self.info["shards"][shard]["name"]
+
     @cached_property
     def index(self) -> np.ndarray:
         """(N,) structured array of ROW, opened and not read."""

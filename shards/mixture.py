@@ -4,9 +4,10 @@ Samples, shards and recordings are numbered through, the first set's first. Clas
 the first set where all have the same names; `classes` may name others, in the order wanted.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,26 @@ class Mixture(ShardSet):
             rows["fold"] = 0
         return rows
 
-    def shard_source(self, shard: int) -> tuple[ShardSet, int]:
+    def shard_source(self, shard: int) -> tuple[Any, int]:
         """The set that a shard is of, and its number there."""
         of = int(np.searchsorted(self._offsets[:, 0], shard, "right")) - 1
         return self.sources[of], shard - int(self._offsets[of, 0])
+
+    def shard_file(self, shard: int) -> Path:
+        """Where the tar with this number can be opened: its own set knows."""
+        source, local = self.shard_source(shard)
+        return source.shard_file(local)
+
+    def open_shard(self, shard: int) -> int:
+        """A descriptor of a shard, from its own set."""
+        source, local = self.shard_source(shard)
+        return source.open_shard(local)
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Tell each set which of its tars come next."""
+        for shard in shards:
+            source, local = self.shard_source(shard)
+            source.prefetch([local])
 
     @cached_property
     def stats(self) -> np.ndarray:

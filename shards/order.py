@@ -41,7 +41,7 @@ class Order:
     @property
     def positions(self) -> int:
         """Positions an epoch."""
-        return self.n if self.length is None else self.length
+        return self.n if self.length is None or not self.n else self.length
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,7 +55,7 @@ class Order:
         Steps are computed a block at a time, and the last blocks are kept.
         Shape: (len(places),) int64, not to be written to.
         """
-        steps = max(1, _BLOCK // max(1, len(places)))
+        steps = min(max(1, _BLOCK // max(1, len(places))), self.steps_per_epoch)
         return self._blocks(step // steps * steps, steps, places)[step % steps]
 
     def batches(self, steps: range, places: range) -> np.ndarray:

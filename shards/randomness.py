@@ -57,6 +57,7 @@ def permute(positions: np.ndarray, n: int | np.ndarray, keys: np.ndarray) -> np.
     Shape: (P,), n and keys () or (P,) -> (P,) int64.
     """
     sizes, keys = np.atleast_1d(n), np.atleast_1d(keys)
+    assert not len(positions) or sizes.min() > 0, "nothing stands in an empty order"
     wide = sizes.max(initial=0) >= 2**32
     images = np.empty(len(positions), np.int64)
     for first in range(0, len(positions), _CHUNK):
@@ -81,8 +82,8 @@ def _encipher(words: np.ndarray, n: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """One pass of the network. The round function is a keyed multiply, xor-shift, multiply."""
     word = words.dtype.type
     half = word(4 * words.dtype.itemsize)  # bits of a word that a part of the domain may take
-    a = np.maximum(np.ceil(np.sqrt(n)), 1).astype(word)
-    b = (n + (a - word(1))) // a if word is np.uint64 else ((n - word(1)) // a + word(1))
+    a = np.ceil(np.sqrt(n)).astype(word)
+    b = (n - word(1)) // a + word(1)
     left = words // b
     right = words - left * b
     turns = ((keys * _MULTIPLIERS[:, None]) >> np.uint64(32)).astype(word)
