@@ -64,7 +64,7 @@ def main() -> None:
     bounds = np.arange(0, n + A_SHARD, A_SHARD).clip(max=n)
     seeds = range(rounds)
     lines = [
-        f"{n:,} samples in shards of {A_SHARD}, windows of {WIDTH} shards, {CLASSES} classes stored "
+        f"{n:,} samples, shards of {A_SHARD}, windows of {WIDTH} shards, {CLASSES} classes, stored "
         "one after the other; medians over seeds. Correlations are of sample number with position, "
         "and of an epoch with the next; repeats are neighbours that are so in both (2 by chance).",
         "",
