@@ -4,7 +4,7 @@ A draw maps global positions, counted through all epochs, to places 0 .. n-1 of 
 sequence knows nothing of batches, ranks or epochs. Shape: (P,) int64 -> (P,) int64.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -170,9 +170,3 @@ class Weighted:
             place = place + step * (flat[place + step - 1] <= left)
             step //= 2
         return place
-
-
-def class_shares(counts: Sequence[int], weights: Sequence[float], balanced: bool) -> np.ndarray:
-    """How large a part of the draws each class takes. Shape: (K,), (K,) -> (K,) float64."""
-    shares = np.asarray(weights, np.float64) * (1 if balanced else np.asarray(counts))
-    return np.where(np.asarray(counts) > 0, shares, 0.0)
