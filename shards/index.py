@@ -125,12 +125,19 @@ class ShardSet:
         """The tars, in the order of their numbers."""
         return [self.path / shard["name"] for shard in self.info["shards"]]
 
+    def shard_file(self, shard: int) -> Path:
+        """Where the tar with this number can be opened."""
+        return self.path / self.info["shards"][shard]["name"]
+
     @cached_property
     def index(self) -> np.ndarray:
         """(N,) structured array of ROW, opened and not read."""
         return np.load(current(self.path, "index.npy"), mmap_mode="r", allow_pickle=False)
 
-    def rows(self, numbers: np.ndarray) -> np.ndarray:
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
         """The rows of the index for these sample numbers. Shape: (P,) integers -> (P,) of ROW."""
         return self.index[numbers]
 

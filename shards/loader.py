@@ -11,6 +11,7 @@ import torch
 from shards.index import ShardSet
 from shards.order import BatchPlan, Order, share
 from shards.read import Reader
+from shards.selection import Selection
 
 
 class Batch(NamedTuple):
@@ -25,14 +26,14 @@ class Batch(NamedTuple):
 class Loader:
     """The training batches of one rank; state is the step alone.
 
-    `selection` holds the numbers of the samples to train on, sorted; `order` permutes its places.
+    `selection` holds the numbers of the samples to train on; `order` permutes its places.
     One background thread reads the next step while this one trains.
     """
 
     def __init__(
         self,
         shard_set: ShardSet,
-        selection: np.ndarray,
+        selection: np.ndarray | Selection,
         order: Order,
         plan: BatchPlan,
         rank: int,
@@ -87,7 +88,7 @@ def read_batch(reader: Reader, numbers: np.ndarray, places: np.ndarray) -> Batch
 
 def evaluation_batches(
     shard_set: ShardSet,
-    selection: np.ndarray,
+    selection: np.ndarray | Selection,
     batch_size: int,
     rank: int,
     world_size: int,

@@ -1,66 +1,20 @@
 """Which sample comes when: pure functions of integers, swept over in the tests.
 
-The order of an epoch is a keyed permutation computed position by position, so it costs no memory,
-resuming at any step costs nothing, and a rank asks for its own slice alone. `P` positions.
+An epoch is a stretch of one endless sequence of global positions, and a draw (draws.py) says which
+sample stands at each of them, position by position. So an order costs no memory, resuming at any
+step costs nothing, and a rank asks for its own slice alone. `P` positions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+from shards.draws import Draw, Full
 from shards.errors import UserError
 
-_ROUNDS = 6
-
-
-def mix(words: np.ndarray) -> np.ndarray:
-    """A 64-bit finaliser that spreads every input bit over all output bits.
-
-    The output function of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
-    generators, OOPSLA 2014). Shape: (P,) uint64 -> (P,) uint64.
-    """
-    z = np.asarray(words, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def key(*words: int) -> np.ndarray:
-    """One 64-bit key from several integers, each of which changes all of it. Shape: (1,) uint64."""
-    state = np.zeros(1, np.uint64)
-    for word in words:
-        state = mix(state ^ np.array([word & 0xFFFFFFFFFFFFFFFF], np.uint64))
-    return state
-
-
-def uniform(words: tuple[int, ...], places: np.ndarray, draws: int) -> np.ndarray:
-    """`draws` numbers in [0, 1) a place, a function of `words`, the place and the draw alone.
-
-    Shape: (P,) -> (P, draws) float64.
-    """
-    rows = mix(key(*words) ^ np.asarray(places).astype(np.uint64))
-    cells = mix(rows[:, None] ^ mix(np.arange(draws, dtype=np.uint64))[None, :])
-    return (cells >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def permute(positions: np.ndarray, n: int, *words: int) -> np.ndarray:
-    """A keyed bijection of 0 .. n-1: the images of `positions` under the permutation of `words`.
-
-    A Feistel network over the next even power of two, walked until it falls inside 0 .. n-1
-    (Black, Rogaway: Ciphers with arbitrary finite domains, CT-RSA 2002). Shape: (P,) -> (P,) int64.
-    """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
-    keys = [key(*words, turn) for turn in range(_ROUNDS)]
-    images = np.array(positions, np.uint64)
-    outside = np.ones(images.shape, bool)
-    while outside.any():
-        left, right = images[outside] >> shift, images[outside] & mask
-        for turn in keys:
-            left, right = right, left ^ (mix(right ^ turn) & mask)
-        images[outside] = (left << shift) | right
-        outside &= images >= np.uint64(n)
-    return images.astype(np.int64)
+_BLOCK = 8192  # positions computed at once: numpy's calls cost as much as thousands of positions
 
 
 def share(n: int, rank: int, world_size: int) -> range:
@@ -68,32 +22,60 @@ def share(n: int, rank: int, world_size: int) -> range:
     return range(n * rank // world_size, n * (rank + 1) // world_size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
-    """The order of training: `n` samples in shuffled epochs of global batches.
+    """The order of training: global batches of `n` samples, in epochs of `length` positions.
 
     An epoch's last batch is made whole by rule: `wrap` fills it from the beginning of the same
-    epoch, `drop` leaves its samples to the next epochs, which shuffle anew.
+    epoch, `drop` leaves its samples out. `draw` says what stands where: by default all n samples
+    anew shuffled in each epoch.
     """
 
     n: int
     batch_size: int
     seed: int
     last: str = "wrap"
+    draw: Draw | None = None
+    length: int | None = None  #: positions an epoch; None: n
+
+    @property
+    def positions(self) -> int:
+        """Positions an epoch."""
+        return self.n if self.length is None or not self.n else self.length
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches an epoch."""
-        return -(-self.n // self.batch_size) if self.last == "wrap" else self.n // self.batch_size
+        more = self.batch_size - 1 if self.last == "wrap" else 0
+        return (self.positions + more) // self.batch_size
 
     def batch(self, step: int, places: range) -> np.ndarray:
         """Which of the n samples stand at `places` of global batch `step` (counted from the start).
 
-        Shape: (len(places),) int64.
+        Steps are computed a block at a time, and the last blocks are kept.
+        Shape: (len(places),) int64, not to be written to.
         """
-        epoch, inner = divmod(step, self.steps_per_epoch)
-        positions = inner * self.batch_size + np.arange(places.start, places.stop)
-        return permute(positions % self.n, self.n, self.seed, epoch)
+        steps = min(max(1, _BLOCK // max(1, len(places))), self.steps_per_epoch)
+        return self._blocks(step // steps * steps, steps, places)[step % steps]
+
+    def batches(self, steps: range, places: range) -> np.ndarray:
+        """`batch` of several steps at once. Shape: (len(steps), len(places)) int64."""
+        epochs, inner = np.divmod(np.arange(steps.start, steps.stop), self.steps_per_epoch)
+        inside = inner[:, None] * self.batch_size + np.arange(places.start, places.stop)
+        if self.last == "wrap":
+            inside %= self.positions
+        inside += epochs[:, None] * self.positions
+        draw = self.draw or Full(self.n, self.seed)
+        return draw(inside.ravel()).reshape(inside.shape)
+
+    @cached_property
+    def _blocks(self) -> Callable[[int, int, range], np.ndarray]:
+        def block(first: int, steps: int, places: range) -> np.ndarray:
+            found = self.batches(range(first, first + steps), places)
+            found.flags.writeable = False
+            return found
+
+        return lru_cache(64)(block)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ class Reader:
 
     def __init__(self, shard_set: ShardSet, tars: Path | None = None):
         self.shard_set = shard_set
-        folder = shard_set.path if tars is None else tars  # not yet together while a set is made
-        self._paths = [folder / path.name for path in shard_set.shard_paths]
+        paths = shard_set.shard_paths  # not yet together with the index while a set is made
+        self._paths = paths if tars is None else [tars / path.name for path in paths]
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def __enter__(self) -> "Reader":

@@ -1,10 +1,14 @@
 """Order as arithmetic, swept over sizes, ranks, microbatches and resumes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
+from shards.draws import Grouped, Stored, Weighted, Window
 from shards.errors import UserError
-from shards.order import Order, permute, plan_batch, share, uniform
+from shards.order import Order, plan_batch, share
+from shards.randomness import key, permute, uniform
 
 SIZES = [1, 2, 3, 7, 64, 101, 1000]
 
@@ -12,49 +16,95 @@ SIZES = [1, 2, 3, 7, 64, 101, 1000]
 @pytest.mark.parametrize("n", [*SIZES, 65_537])
 def test_permute_is_a_bijection_and_changes_with_its_key(n):
     positions = np.arange(n)
-    images = permute(positions, n, 7, 0)
+    images = permute(positions, n, key(7, 0))
     assert np.array_equal(np.sort(images), positions)
-    assert np.array_equal(permute(positions[::3], n, 7, 0), images[::3])  # position by position
+    assert np.array_equal(permute(positions[::3], n, key(7, 0)), images[::3])
     if n > 7:
-        assert not np.array_equal(images, permute(positions, n, 7, 1))
-        assert not np.array_equal(images, permute(positions, n, 8, 0))
+        assert not np.array_equal(images, permute(positions, n, key(7, 1)))
+        assert not np.array_equal(images, permute(positions, n, key(8, 0)))
 
 
-def test_permute_shuffles_as_well_as_numpy():
-    n = 20_000
-    images = permute(np.arange(n), n, 3, 5)
-    bound = 4 / np.sqrt(n)  # four standard deviations of the correlation of independent sequences
-    assert abs(np.corrcoef(np.arange(n), images)[0, 1]) < bound
-    assert abs(np.corrcoef(images[1:], images[:-1])[0, 1]) < bound
-    neighbours = np.mean(np.abs(np.diff(images)) == 1)
-    assert neighbours < 6 / n + 4 * np.sqrt(2 / n) / np.sqrt(n)
+def test_permute_of_more_than_a_word_and_of_a_size_and_key_each():
+    for n in (2**32 - 5, 2**32, 2**40 + 1):
+        images = permute(np.arange(n - 5000, n), n, key(1))
+        assert len(np.unique(images)) == 5000 and images.min() >= 0 and images.max() < n
+        assert images.max() - images.min() > n / 2
+    sizes, keys = np.arange(1, 300), key(4, np.arange(299))
+    images = permute(sizes // 2, sizes, keys)
+    for size, one, image in zip(sizes.tolist(), keys, images, strict=True):
+        assert permute(np.array([size // 2]), size, one)[0] == image
 
 
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("last", ["wrap", "drop"])
-def test_global_batches_are_the_same_on_any_number_of_ranks(n, last):
-    batch_size, epochs = 24, 2
-    order = Order(n, batch_size, seed=11, last=last)
-    steps = order.steps_per_epoch * epochs
-    whole = [order.batch(step, range(batch_size)) for step in range(steps)]
-    for world_size in (1, 2, 3, 4, 6, 8):
-        for microbatch in (1, 2, 3, None):
-            plan = plan_batch(batch_size, microbatch, world_size)
-            for step in range(steps):
-                parts = []
-                for rank in range(world_size):
-                    places = plan.places(rank)
-                    assert len(places) == plan.accumulation * plan.microbatch
-                    parts.append(order.batch(step, places))
-                assert np.array_equal(np.concatenate(parts), whole[step])
-    for epoch in range(epochs):
-        mine = whole[epoch * order.steps_per_epoch : (epoch + 1) * order.steps_per_epoch]
-        seen = np.concatenate(mine)[:n] if mine else np.zeros(0, int)
-        assert len(np.unique(seen)) == len(seen)  # none twice before the wrap
-        if last == "wrap":
-            assert len(seen) == n  # and each once
-    if steps > 2 and n > 7:
-        assert not np.array_equal(whole[0], whole[order.steps_per_epoch])  # epochs differ
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 7, 16])
+def test_small_permutations_are_even(n):
+    """Where the first two of n land, over 20,000 keys: chi-squared against all pairs alike."""
+    keys = key(2, np.arange(20_000))
+    first, second = (permute(np.full(20_000, place), n, keys) for place in (0, n - 1))
+    counts = np.bincount(first * n + second, minlength=n * n).reshape(n, n)
+    assert not counts.diagonal().any()
+    pairs, expected = n * (n - 1), 20_000 / (n * (n - 1))
+    statistic = ((counts[~np.eye(n, dtype=bool)] - expected) ** 2 / expected).sum()
+    assert statistic < pairs - 1 + 5 * np.sqrt(2 * (pairs - 1)) + 5
+
+
+def draws(n, length):
+    """Every kind of draw over n samples in epochs of `length`, by name."""
+    bounds = np.linspace(0, n, 8).astype(int)
+    sizes = np.diff(np.linspace(0, n, 4).astype(int))
+    weights = uniform((3,), np.arange(n), 1)[:, 0]
+    return {
+        "full": None,
+        "window": Window(bounds, 2, 11) if n else None,
+        "none": Stored(n),
+        "class": Grouped(sizes, np.ones(3), 11) if n else None,
+        "weights": Weighted([weights], n, length, 11) if n else None,
+    }
+
+
+@pytest.mark.parametrize("name", ["full", "window", "none", "class", "weights"])
+@pytest.mark.parametrize("n", [0, 1, 101, 1_000_000])
+def test_global_batches_are_the_same_however_they_are_computed(n, name):
+    """World size 1 to 8 x microbatch x threads x epochs x resume x the rule for the last batch."""
+    batch_size, epochs = (840, 3) if n < 1000 else (42_000, 2)
+    for last, length in (("wrap", None), ("drop", None), ("wrap", n // 3 + 1))[
+        : 3 if n < 1000 else 1
+    ]:
+        draw = draws(n, length or n)[name]
+        order = Order(n, batch_size, 11, last, draw, length)
+        per_epoch = order.steps_per_epoch
+        assert per_epoch == (order.positions + (batch_size - 1) * (last == "wrap")) // batch_size
+        steps = range(per_epoch * epochs)
+        whole = order.batches(steps, range(batch_size)) if steps else []
+        looked_at = sorted(
+            {0, per_epoch // 2, per_epoch - 1, per_epoch, steps.stop - 1} & set(steps)
+        )
+        for world_size in range(1, 9):
+            for microbatch, threads in ((batch_size // 8, 3), (None, 1))[: 2 if n < 1000 else 1]:
+                plan = plan_batch(batch_size, microbatch, world_size)
+                parts = [
+                    range(first, first + plan.microbatch)
+                    for rank in range(world_size)
+                    for first in plan.places(rank)[:: plan.microbatch]
+                ]
+                resumed = Order(n, batch_size, 11, last, draw, length)  # knows nothing of before
+                for step in reversed(looked_at):
+                    with ThreadPoolExecutor(threads) as pool:
+                        found = list(pool.map(resumed.batch, [step] * len(parts), parts))
+                    assert np.array_equal(np.concatenate(found), whole[step])
+        once = name in ("full", "window", "none") and length is None
+        for epoch in np.split(whole, epochs) if once and steps else []:
+            seen = epoch.ravel()[:n]
+            assert len(np.unique(seen)) == len(seen) and (last == "drop" or len(seen) == n)
+        if steps and n > 1 and name != "none":
+            assert not np.array_equal(whole[0], whole[per_epoch])  # epochs differ
+
+
+def test_an_epoch_of_another_length_goes_on_where_the_one_before_ended():
+    order = Order(101, 10, 5, length=40)
+    assert order.steps_per_epoch == 4
+    seen = order.batches(range(25), range(10)).ravel()  # 250 positions: two turns and a half
+    for turn in range(2):
+        assert np.array_equal(np.sort(seen[turn * 101 : (turn + 1) * 101]), np.arange(101))
 
 
 def test_shares_cover_everything_once():

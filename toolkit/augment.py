@@ -13,7 +13,7 @@ from scipy.special import betaincinv, ndtri
 from shards.index import ShardSet
 from shards.loader import Batch
 from shards.mel import FLOOR_DB
-from shards.order import uniform
+from shards.randomness import uniform
 from toolkit.config import AugmentConfig
 from toolkit.effects import filter_curves, moved, offsets, spans
 from toolkit.mixing import hearing_weights, mix

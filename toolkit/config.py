@@ -23,9 +23,16 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    shards: str  #: folder of the shard set
+    shards: str | list[Any]  #: folder of the shard set; or several: [{path: A, weight: 2}, ...]
     protocol: str = "split"  #: split | kfold | kfold_nested
     fold: int = 0  #: which fold tests, counted from 0; k-fold protocols only
+    classes: list[str] | None = None  #: only these, numbered in this order; null: all
+    fraction: float = 1.0  #: of the training part's recordings, class by class; 0.1 is inside 0.2
+    shuffle: str = "full"  #: full | window (of shards) | none
+    window: int = 8  #: shards that samples are shuffled among; shuffle: window
+    balance: str = "none"  #: none | class: each class is drawn equally often
+    weights: dict[str, float] | str | None = None  #: {class: times}, or an .npy: one a sample
+    samples_per_epoch: int | None = None  #: null: as many as the training part has
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
     normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
@@ -125,12 +132,15 @@ CHOICES = {
     "augment.mix": ("none", "mixup", "between_class"),
     "augment.shift_padding": ("silence", "reflect"),
     "augment.eq_kind": ("linear", "step"),
+    "data.shuffle": ("full", "window", "none"),
+    "data.balance": ("none", "class"),
     "train.precision": ("no", "bf16", "fp16", "auto"),
     "train.best_metric": ("macro_f1", "accuracy", "balanced_accuracy", "loss"),
     "train.resume": ("auto", "never", "must"),
 }
 AT_LEAST = {
-    "data.fold": 0, "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
+    "data.fold": 0, "data.fraction": 0, "data.window": 1, "data.samples_per_epoch": 1,
+    "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
     "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
@@ -141,6 +151,7 @@ AT_LEAST = {
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
     "train.max_steps": 1, "train.threads": 1,
 }  # fmt: skip
+AT_MOST = {"data.fraction": 1}
 
 
 def load(words: Sequence[str]) -> Config:
@@ -196,6 +207,9 @@ def parse(values: Mapping[str, Mapping[str, Any]]) -> Config:
         value = get(config, name)
         if value is not None and value < minimum:
             raise UserError(f"{name}={value}: at least {minimum}")
+    for name, maximum in AT_MOST.items():
+        if get(config, name) > maximum:
+            raise UserError(f"{name}={get(config, name)}: at most {maximum}")
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
             raise UserError(f"{name}={get(config, name)}: one of {', '.join(choices)}")
@@ -235,22 +249,38 @@ def parse_section(section: str, kind: type, values: Mapping[str, Any]) -> Any:
 
 def cast(name: str, hint: Any, value: Any) -> Any:
     """`value` as the type of the field, where that loses nothing: 3 is a float, 3.5 no int."""
-    optional = get_origin(hint) in (Union, types.UnionType)
-    kind = next(k for k in get_args(hint) if k is not type(None)) if optional else hint
-    if value is None and optional:
+    union = get_origin(hint) in (Union, types.UnionType)
+    kinds = get_args(hint) if union else (hint,)
+    if value is None and type(None) in kinds:
         return None
-    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # a run named 2024
-    if kind is str and value is False:
-        return "no"  # YAML 1.1 reads a bare `no` as false, and precision: no is a word here
-    if kind is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML 1.1 reads 3e-4 as a string
-        except (TypeError, ValueError):
-            pass
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[
-        kind
-    ]
-    raise UserError(f"{name}={value!r}: expected {expected}")
+    for kind in kinds:
+        base = get_origin(kind) or kind
+        if base is str and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)  # a run named 2024
+        if base is str and value is False:
+            return "no"  # YAML 1.1 reads a bare `no` as false, and precision: no is a word here
+        if base is float and not isinstance(value, bool):
+            try:
+                return float(value)  # YAML 1.1 reads 3e-4 as a string
+            except (TypeError, ValueError):
+                continue
+        if isinstance(value, base) and not (base is int and isinstance(value, bool)):
+            return cast_inside(name, kind, value)
+    expected = [WORDS[get_origin(kind) or kind] for kind in kinds if kind is not type(None)]
+    raise UserError(f"{name}={value!r}: expected {' or '.join(expected)}")
+
+
+WORDS = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a word",
+    list: "a list", dict: "a mapping",
+}  # fmt: skip
+
+
+def cast_inside(name: str, kind: Any, value: Any) -> Any:
+    """The values in a list or a mapping as their types; any other value as it is."""
+    inner = get_args(kind)
+    if isinstance(value, list) and inner != (Any,):
+        return [cast(name, inner[0], one) for one in value]
+    if isinstance(value, dict):
+        return {cast(name, inner[0], k): cast(f"{name}.{k}", inner[1], v) for k, v in value.items()}
+    return value

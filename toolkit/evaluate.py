@@ -10,6 +10,7 @@ from torch import nn
 from shards.index import ShardSet
 from shards.loader import evaluation_batches
 from shards.order import share
+from shards.selection import Selection
 from toolkit.augment import Transform
 from toolkit.strategy import bare
 from toolkit.world import World
@@ -20,7 +21,7 @@ def log_probabilities(
     model: nn.Module,
     transform: Transform,
     shard_set: ShardSet,
-    numbers: np.ndarray,
+    numbers: np.ndarray | Selection,
     world: World,
     accelerator: Accelerator,
     batch_size: int,

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 from shards.errors import UserError
-from shards.index import ShardSet, display_names, open_set
+from shards.index import ShardSet, display_names
 from shards.labels import shorten
 from shards.loader import Loader
-from shards.order import Order, plan_batch
+from shards.order import plan_batch
 from shards.picture import Panel, draw, save
 from toolkit.augment import SWITCHES, Augment, Sound, Transform
 from toolkit.config import AugmentConfig, Config
-from toolkit.protocol import check_fits, normalisation, part_masks, select
+from toolkit.data import open_parts
 
 LIMIT = 64  # samples that are read and augmented for it, or one group where that is more
 
@@ -37,8 +37,7 @@ def draw_augmentation(config: Config, output: Path, samples: int) -> Path:
         )
     if len(stages) > 1:
         stages["all"] = config.augment
-    shard_set = open_set(config.data.shards)
-    columns, sounds = first_batch(config, shard_set, samples, stages)
+    shard_set, columns, sounds = first_batch(config, samples, stages)
     panels = [
         Panel(row, column, title(shard_set, stage, column, sound.y[b]), sound.seen[b].numpy())
         for row, (stage, sound) in enumerate(sounds.items())
@@ -61,17 +60,13 @@ def alone(config: AugmentConfig) -> dict[str, AugmentConfig]:
 
 
 def first_batch(
-    config: Config, shard_set: ShardSet, samples: int, stages: dict[str, AugmentConfig]
-) -> tuple[list[int], dict[str, Sound]]:
+    config: Config, samples: int, stages: dict[str, AugmentConfig]
+) -> tuple[ShardSet, list[int], dict[str, Sound]]:
     """The first samples of training before and after each stage, and which of them to show."""
     train, group, cpu = config.train, config.model.norm_batch, torch.device("cpu")
-    check_fits(shard_set, config.data)
-    masks = part_masks(shard_set, config.data.protocol, config.data.fold)
-    numbers = select(shard_set, masks)["train"]
+    shard_set, parts, order, mean, std = open_parts(config)
     plan = plan_batch(train.batch_size, max(group, LIMIT), 1, group)
-    order = Order(len(numbers), train.batch_size, train.seed, config.data.last_batch)
-    batch = next(Loader(shard_set, numbers, order, plan, 0, cpu).steps(0, 1))[0]
-    mean, std = normalisation(shard_set, masks["train"], config.data.normalize)
+    batch = next(Loader(shard_set, parts["train"], order, plan, 0, cpu).steps(0, 1))[0]
     transform = Transform(mean, std, cpu, config.data.normalize)
     sounds = {
         stage: Augment(augment, shard_set, transform, train.seed, group).decibels(batch, 1)
@@ -79,7 +74,7 @@ def first_batch(
     }
     first = np.sort(np.unique(batch.y.numpy(), return_index=True)[1])
     columns = np.concatenate([first, np.delete(np.arange(len(batch.y)), first)])
-    return columns[:samples].tolist(), sounds
+    return shard_set, columns[:samples].tolist(), sounds
 
 
 def title(shard_set: ShardSet, stage: str, column: int, y: torch.Tensor) -> str:

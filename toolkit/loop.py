@@ -12,18 +12,18 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from shards.index import open_set
 from shards.loader import Batch, Loader
-from shards.order import Order, key, plan_batch
+from shards.order import plan_batch
+from shards.randomness import key
 from toolkit import checkpoint, track
 from toolkit.augment import Augment, Transform
 from toolkit.config import Config
+from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
 from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.models.batchnorm import merge_running_stats
 from toolkit.optim import learning_rate, make_optimizer
-from toolkit.protocol import check_fits, normalisation, part_masks, select
 from toolkit.report import write_fold
 from toolkit.strategy import Strategy, micro_step
 from toolkit.world import start
@@ -39,17 +39,12 @@ def fit(config: Config) -> dict[str, Any]:
     accelerator, world = start(train.precision, train.threads)
 
     # Data: which samples, in which order, spread over ranks and micro-steps.
-    shard_set = open_set(config.data.shards)
-    check_fits(shard_set, config.data)
-    masks = part_masks(shard_set, config.data.protocol, config.data.fold)
-    parts = select(shard_set, masks)
+    shard_set, parts, order, mean, std = open_parts(config)
     plan = plan_batch(train.batch_size, train.microbatch, world.size, config.model.norm_batch)
-    order = Order(len(parts["train"]), train.batch_size, train.seed, config.data.last_batch)
     per_epoch = order.steps_per_epoch
     total = per_epoch * train.epochs
     target = min(total, train.max_steps or total)
     loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device)
-    mean, std = normalisation(shard_set, masks["train"], config.data.normalize)
     transform = Transform(mean, std, world.device, config.data.normalize)
     augment = Augment(config.augment, shard_set, transform, train.seed, config.model.norm_batch)
 
@@ -110,7 +105,7 @@ def fit(config: Config) -> dict[str, Any]:
                 found = log_probabilities(
                     model, transform, shard_set, parts["val"], world, accelerator, plan.microbatch
                 )
-                result = scores(shard_set.index["label"][parts["val"]], found)
+                result = scores(shard_set.rows(parts["val"][:])["label"], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
                 score = result[train.best_metric]
                 if better(score, state["best"], train.best_metric):
@@ -140,7 +135,7 @@ def fit(config: Config) -> dict[str, Any]:
     result = {}
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, target, state["seconds"])
-        result = write_fold(folder, shard_set, parts["test"], found, header)
+        result = write_fold(folder, shard_set, parts["test"][:], found, header)
         log.info("%s", track.closing(folder, result))
     accelerator.wait_for_everyone()  # a rank that leaves while another writes takes it along
     accelerator.end_training()

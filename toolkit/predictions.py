@@ -55,7 +55,7 @@ def of_samples(
     A recording's log-probabilities are the mean of its segments', renormalised.
     """
     order = np.argsort(numbers, kind="stable")
-    rows, log_probs = shard_set.index[numbers[order]], log_probs[order]
+    rows, log_probs = shard_set.rows(numbers[order]), log_probs[order]
     pooled, recordings = pool(log_probs, rows["recording"])
     first = np.unique(rows["recording"], return_index=True)[1]
     both = np.concatenate([log_probs, pooled])

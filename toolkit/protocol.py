@@ -1,9 +1,14 @@
 """Which samples train, validate and test."""
 
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from shards.errors import UserError
 from shards.index import SPLITS, ShardSet
+from shards.selection import CHUNK, Selection, deal
 from toolkit.config import DataConfig
 
 Masks = dict[str, np.ndarray]
@@ -68,22 +73,85 @@ def part_masks(shard_set: ShardSet, protocol: str, fold: int) -> Masks:
     return {"train": ~test & ~val, "val": val, "test": test}
 
 
-def select(shard_set: ShardSet, masks: Masks) -> dict[str, np.ndarray]:
-    """The sample numbers of each part, sorted. Shape: {part: (N_part,) int64}.
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """How the samples of the training part are told apart, so that each group has its share."""
+
+    count: int = 1
+    of: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None  #: (numbers, rows) -> (P,)
+
+
+def select(
+    shard_set: ShardSet,
+    masks: Masks,
+    groups: Groups | None = None,
+    fraction: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Selection]:
+    """The samples of each part, from one pass over the index; those of no class take no part.
+
+    The training part is sorted by `groups`, and only a `fraction` of it taken; see `subset`.
 
     Raises:
         UserError: nothing to train on or nothing to test on.
     """
-    index = shard_set.index
-    parts = {
-        name: np.flatnonzero(mask[index["split"], index["fold"]]) for name, mask in masks.items()
-    }
+    groups = groups or Groups()
+    part_of = np.full(masks["train"].shape, -1)
+    for part, mask in enumerate(masks.values()):
+        part_of[mask] = part
+    kept = subset(shard_set, masks["train"], fraction, seed) if fraction < 1 else None
+
+    def group_of(first: int, stop: int) -> np.ndarray:
+        rows = shard_set.rows(slice(first, stop))
+        part = part_of[rows["split"], rows["fold"]]
+        train = part == 0
+        found = np.where(train, 0, part + groups.count - 1)  # val and test come behind
+        found[(part < 0) | (rows["label"] < 0)] = -1
+        if kept is not None:
+            found[train & ~kept[rows["recording"]]] = -1
+        if groups.of is not None:
+            found[found == 0] = groups.of(np.arange(first, stop), rows)[found == 0]
+        return found
+
+    parts = dict(zip(masks, deal(len(shard_set), group_of, [groups.count, 1, 1]), strict=True))
     for name in ("train", "test"):
         if not len(parts[name]):
             raise UserError(
                 f"{shard_set.path}: the {name} part is empty; build it with another split"
             )
     return parts
+
+
+def subset(shard_set: ShardSet, mask: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which recordings make `fraction` of the training part: (recordings,) bool, for `select`.
+
+    In each class the groups of recordings stand in an order that the seed decides and the first of
+    them are taken, at least one: so 10 % is inside 20 %, a recording is taken whole, and classes
+    keep their shares. Raises a UserError unless 0 < fraction.
+    """
+    if fraction <= 0:
+        raise UserError(f"data.fraction={fraction:g}: above 0, up to 1")
+    label = np.full(shard_set.info["recordings"], -1)
+    for first in range(0, len(shard_set), CHUNK):
+        rows = shard_set.rows(slice(first, first + CHUNK))
+        rows = rows[mask[rows["split"], rows["fold"]]]
+        label[rows["recording"]] = rows["label"]
+    place = np.zeros(len(label), np.uint64)
+    for i, line in enumerate(shard_set.recordings()):
+        if label[i] >= 0:
+            text = f"{seed}\0{line.get('group') or line['path']}"
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8)
+            place[i] = int.from_bytes(digest.digest(), "little")
+    order = np.lexsort((place, label))
+    begins = np.diff(label[order], prepend=-2) != 0  # a class
+    changes = begins | (np.diff(place[order], prepend=np.uint64(0)) != 0)  # a group in it
+    nth = np.cumsum(changes)
+    nth -= np.maximum.accumulate(np.where(begins, nth, 0))
+    most = np.zeros(len(shard_set.info["classes"]) + 1, np.int64)
+    np.maximum.at(most, label[order], nth + 1)
+    kept = np.zeros(len(label), bool)
+    kept[order] = (nth < np.ceil(fraction * most[label[order]])) & (label[order] >= 0)
+    return kept
 
 
 def normalisation(shard_set: ShardSet, mask: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ def write_fold(
 
     result = {**header, "shard_set": set_identity(shard_set)}
     # Before the predictions are made of them: NaN has to be told, not written.
-    scores(shard_set.index["label"][numbers], log_probs)
+    scores(shard_set.rows(numbers)["label"], log_probs)
     predictions = of_samples(shard_set, numbers, log_probs, header["fold"])
     for level in LEVELS:
         rows = predictions.at(level)

@@ -20,14 +20,16 @@ import shards
 from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from shards.order import BatchPlan
+from shards.selection import Selection
 from toolkit.config import Config, get
+from toolkit.data import sources
 from toolkit.world import World
 
 log = logging.getLogger(__name__)
 
 #: What a second start may change of a run without changing its training.
 FREE = {
-    "data.shards", "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
+    "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
     "train.resume", "train.threads", "train.max_steps", "run.dir",
 }  # fmt: skip
 
@@ -139,6 +141,8 @@ def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) 
     for name in names:
         section, key = name.split(".")
         there, asked = stored.get(section, {}).get(key), get(config, name)
+        if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
+            there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))
         if name not in FREE and there != asked:
             differing.append(f"{name}: {there} there, {asked} asked")
     if differing:
@@ -166,7 +170,7 @@ def announce(
     config: Config,
     world: World,
     shard_set: ShardSet,
-    parts: dict[str, np.ndarray],
+    parts: dict[str, Selection],
     plan: BatchPlan,
     step: int,
     target: int,
