@@ -24,7 +24,7 @@ from shards.errors import UserError
 AHEAD = 4  # items begun per worker: enough that one long recording does not idle the others
 GIVEN = 3  # items a worker has at once, so that it need not wait for this process
 TRIES = 2  # a process that dies may have been the victim of another one's memory
-PRELOAD = ["shards.recipe", "librosa.filters", "soundfile", "soxr", "torch"]
+PRELOAD = ["shards.recipe", "shards.frames", "soundfile", "soxr", "xxhash"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
