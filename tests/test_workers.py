@@ -154,7 +154,7 @@ def test_a_worker_takes_less_than_500_mb_for_an_hour(tmp_path: Path) -> None:
 
 
 def test_a_worker_loads_no_library_that_it_does_not_need() -> None:
-    heavy = "torch librosa sklearn matplotlib scipy.signal av pyloudnorm".split()
+    heavy = ["torch", "librosa", "sklearn", "matplotlib", "scipy.signal", "av", "pyloudnorm"]
     script = f"import {', '.join(PRELOAD)}, sys; sys.exit(str(sys.modules.keys() & set({heavy})))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
