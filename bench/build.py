@@ -2,20 +2,16 @@
 
 WAV files of 5 s at 44.1 kHz, mono, 16 bits, to 128 bands at 16 kHz, n_fft 2048, hop 512; with
 --esc10=DIR and --fsdd=DIR also ESC-10 (Ogg, a folder a class) and the Free Spoken Digit Dataset
-(FLAC, `7_lucas_3.flac`).
+(FLAC, `7_lucas_3.flac`). What this file imports is imported by every worker of a build, too.
 """
 
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
 from typing import Any
 
-import librosa
 import numpy as np
-import soundfile
-import soxr
 from side_by_side import (
     MARKS,
     arguments,
@@ -30,6 +26,7 @@ from side_by_side import (
 
 from shards.build import build
 from shards.mel import MelSettings, log_mel
+from shards.workers import fresh_context
 
 RATE, SECONDS, SETTINGS = 44100, 5, MelSettings()
 Lines = list[str]
@@ -37,6 +34,8 @@ Lines = list[str]
 
 def write_audio(folder: Path, count: int) -> None:
     """Two classes of recordings: noise whose band and level change from file to file."""
+    import soundfile
+
     random = np.random.default_rng(0)
     for n in range(count):
         noise = random.standard_normal(RATE * SECONDS)
@@ -48,6 +47,8 @@ def write_audio(folder: Path, count: int) -> None:
 
 def by_loop(files: list[Path], out: Path) -> None:
     """One compressed file a clip."""
+    import librosa
+
     for file in files:
         wave, _ = librosa.load(file, sr=16000)
         mel = librosa.feature.melspectrogram(
@@ -64,6 +65,9 @@ def by_build(audio: Path, out: Path, workers: int, words: dict[str, Any]) -> Non
 
 def by_parts(files: list[Path]) -> float:
     """The floor: decode, resample and log-mel, with nothing around them; CPU seconds."""
+    import soundfile
+    import soxr
+
     began, start = process_time(), np.zeros(1, np.int64)
     for file in files:
         wave, rate = soundfile.read(file, dtype="float32")
@@ -115,7 +119,7 @@ def main() -> None:
     lines: Lines = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(2, get_context("forkserver"), one_thread) as pool,
+        ProcessPoolExecutor(2, fresh_context(), one_thread) as pool,
     ):
         write_audio(Path(folder), words.files)
         corpora: dict[str, tuple[str, dict[str, Any]]] = {
