@@ -1,18 +1,17 @@
 """Audio files to a finished shard set: `shards build` beside the loop that people write.
 
-WAV files of 5 s at 44.1 kHz, mono, 16 bits, to 128 bands at 16 kHz, n_fft 2048, hop 512.
+WAV files of 5 s at 44.1 kHz, mono, 16 bits, to 128 bands at 16 kHz, n_fft 2048, hop 512; with
+--esc10=DIR and --fsdd=DIR also ESC-10 (Ogg, a folder a class) and the Free Spoken Digit Dataset
+(FLAC, `7_lucas_3.flac`). What this file imports is imported by every worker of a build, too.
 """
 
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
+from typing import Any
 
-import librosa
 import numpy as np
-import soundfile
-import soxr
 from side_by_side import (
     MARKS,
     arguments,
@@ -27,24 +26,29 @@ from side_by_side import (
 
 from shards.build import build
 from shards.mel import MelSettings, log_mel
+from shards.workers import fresh_context
 
 RATE, SECONDS, SETTINGS = 44100, 5, MelSettings()
+Lines = list[str]
 
 
-def write_audio(folder: Path, count: int) -> list[Path]:
+def write_audio(folder: Path, count: int) -> None:
     """Two classes of recordings: noise whose band and level change from file to file."""
-    random, files = np.random.default_rng(0), []
+    import soundfile
+
+    random = np.random.default_rng(0)
     for n in range(count):
         noise = random.standard_normal(RATE * SECONDS)
         wave = np.convolve(noise, np.hanning(3 + n % 30), mode="same")
-        files.append(folder / "ab"[n % 2] / f"{n:05}.wav")
-        files[-1].parent.mkdir(exist_ok=True)
-        soundfile.write(files[-1], 0.3 * wave / np.abs(wave).max(), RATE)
-    return files
+        file = folder / "ab"[n % 2] / f"{n:05}.wav"
+        file.parent.mkdir(exist_ok=True)
+        soundfile.write(file, 0.3 * wave / np.abs(wave).max(), RATE)
 
 
 def by_loop(files: list[Path], out: Path) -> None:
     """One compressed file a clip."""
+    import librosa
+
     for file in files:
         wave, _ = librosa.load(file, sr=16000)
         mel = librosa.feature.melspectrogram(
@@ -53,14 +57,17 @@ def by_loop(files: list[Path], out: Path) -> None:
         np.savez_compressed(out / file.stem, mel=librosa.power_to_db(mel))
 
 
-def by_build(audio: Path, out: Path, workers: int) -> None:
+def by_build(audio: Path, out: Path, workers: int, words: dict[str, Any]) -> None:
     """Into a new folder each time: removing an old one is no part of it."""
     new = Path(tempfile.mkdtemp(dir=out))
-    build(str(audio), str(new), segment_seconds=SECONDS, folds=2, workers=workers)
+    build(str(audio), str(new), folds=2, workers=workers, **words)
 
 
 def by_parts(files: list[Path]) -> float:
     """The floor: decode, resample and log-mel, with nothing around them; CPU seconds."""
+    import soundfile
+    import soxr
+
     began, start = process_time(), np.zeros(1, np.int64)
     for file in files:
         wave, rate = soundfile.read(file, dtype="float32")
@@ -69,33 +76,26 @@ def by_parts(files: list[Path]) -> float:
     return process_time() - began
 
 
-def main() -> None:
-    """Measure, print, and put into RESULTS.md what was asked."""
-    words = arguments(__doc__ or "", rounds=5, files=600)
-    one_thread()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(2, get_context("forkserver"), one_thread) as pool,
-    ):
-        audio, loop, out = (Path(folder) / name for name in ("audio", "loop", "set"))
-        for place in (audio, loop, out):
-            place.mkdir()
-        files = write_audio(audio, words.files)
+def measure(name: str, audio: Path, rounds: int, pool: ProcessPoolExecutor, **words: Any) -> Lines:
+    """The tables of times and of marks of one folder of audio."""
+    files = sorted(x for x in audio.rglob("*") if x.suffix in (".wav", ".ogg", ".flac"))
+    with tempfile.TemporaryDirectory() as folder:
+        loop, out = Path(folder) / "loop", Path(folder) / "set"
+        loop.mkdir()
+        out.mkdir()
         turns = take_turns(
             {
                 "loop": lambda: by_loop(files, loop),
-                "build, two workers": lambda: by_build(audio, out, 2),
+                "build, two workers": lambda: by_build(audio, out, 2, words),
                 "parts, two processes": lambda: sum(pool.map(by_parts, [files[::2], files[1::2]])),
-                "build, one worker": lambda: by_build(audio, out, 1),
+                "build, one worker": lambda: by_build(audio, out, 1, words),
                 "parts, one process": lambda: by_parts(files) * 0,
             },
-            words.rounds,
+            rounds,
         )
-    lines = [
-        conditions(words.rounds, ["numpy", "librosa", "soundfile", "soxr", "torch"]),
-        f"{len(files)} files. The loop, in one process: librosa.load(sr=16000), melspectrogram, "
-        "power_to_db, np.savez_compressed. Parts: decode, resample and log-mel alone. Imports are "
-        "not counted; a build with two workers starts them, and their CPU seconds are not counted.",
+    return [
+        "",
+        f"### {name}: {len(files)} files",
         "",
         *times(turns, dict.fromkeys(turns, len(files)), "file"),
         *MARKS,
@@ -110,7 +110,35 @@ def main() -> None:
             for n, p in (("two workers", "two processes"), ("one worker", "one process"))
         ),
     ]
-    publish("build", "Audio files to a shard set", lines, words.write)
+
+
+def main() -> None:
+    """Measure, print, and put into RESULTS.md what was asked."""
+    words = arguments(__doc__ or "", rounds=5, files=600, esc10="", fsdd="")
+    one_thread()
+    lines: Lines = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(2, fresh_context(), one_thread) as pool,
+    ):
+        write_audio(Path(folder), words.files)
+        corpora: dict[str, tuple[str, dict[str, Any]]] = {
+            "WAV": (folder, {"segment_seconds": SECONDS}),
+            "ESC-10": (words.esc10, {"segment_seconds": SECONDS}),
+            "FSDD": (words.fsdd, {"segment_seconds": 1.0, "label_from": "^([0-9])"}),
+        }
+        for name, (audio, more) in corpora.items():
+            if audio:
+                lines += measure(name, Path(audio), words.rounds, pool, **more)
+            else:
+                lines += ["", f"### {name}: not measured, no folder given"]
+    about = [
+        conditions(words.rounds, ["numpy", "numba", "mkl_fft", "librosa", "soundfile", "soxr"]),
+        "The loop, in one process: librosa.load(sr=16000), melspectrogram, power_to_db, "
+        "np.savez_compressed. Parts: decode, resample and log-mel alone. Imports are not counted; "
+        "a build starts its workers, and their CPU seconds are not counted.",
+    ]
+    publish("build", "Audio files to a shard set", [*about, *lines], words.write)
 
 
 if __name__ == "__main__":

@@ -100,18 +100,19 @@ def conditions(rounds: int, packages: list[str]) -> str:
     )
 
 
-def arguments(about: str, **defaults: int) -> argparse.Namespace:
-    """--write, and whole numbers by name."""
+def arguments(about: str, **defaults: int | str) -> argparse.Namespace:
+    """--write, and whole numbers and words by name."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser.parse_args()
 
 
 def publish(name: str, title: str, lines: list[str], write: bool) -> None:
     """Print a section; with `write`, put it between its marks in RESULTS.md."""
-    words = " ".join(word for word in sys.argv[1:] if word != "--write")
+    given = (re.sub("=.*/.*", "=DIR", word) for word in sys.argv[1:])  # whose folders: no matter
+    words = " ".join(word for word in given if word != "--write")
     command = f"`python bench/{name}.py{' ' + words if words else ''}`"
     section = "\n".join([f"## {title}", "", command, "", *lines])
     print(section)

@@ -1,20 +1,17 @@
-"""Log-mel spectrograms: librosa's definition, several times its speed on a CPU; or on a device.
+"""Log-mel spectrograms: librosa's definition, many times its speed on a CPU; or on a device.
 
 Shapes: `n` samples of a recording, `N` of a segment, `S` segments, `T` frames, `F` FFT bins, `M`
 mel bands.
 """
 
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from shards.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 FLOOR, FLOOR_DB = 1e-10, -100.0
 
@@ -30,13 +27,6 @@ CONSTANTS = {
     "floor": FLOOR,
     "unit": "dB",
 }
-
-#: Frames a pass. Fewer cost more calls a frame, more leave the cache: bench/mel.py.
-CHUNK = 160
-
-#: Mel bands a matrix product. Neighbours share bins, and a product over their bins alone does
-#: without nearly all of the filterbank's zeros.
-BLOCK = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +63,26 @@ class MelSettings:
             raise UserError(f"fmin {self.fmin:g} Hz: has to lie between 0 and fmax {self.fmax:g}")
         check_bands(self)
 
+    @cached_property
+    def filterbank(self) -> np.ndarray:
+        """(M, F) float32 triangles, Slaney scale and norm (librosa.filters.mel).
+
+        Made with the settings, and goes with them to other processes: librosa stays in this one.
+        """
+        import warnings
+
+        import librosa.filters
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # check_bands says it, and stops
+            return librosa.filters.mel(
+                sr=self.sample_rate,
+                n_fft=self.n_fft,
+                n_mels=self.n_mels,
+                fmin=self.fmin,
+                fmax=self.fmax,
+            )
+
     def frames(self, n_samples: int) -> int:
         """T of a segment of `n_samples`: one frame for every started hop."""
         return -(-n_samples // self.hop_length)
@@ -84,7 +94,7 @@ class MelSettings:
 
 def check_bands(settings: MelSettings) -> None:
     """Raise a UserError if a mel band lies between two FFT bins: it would be silent for ever."""
-    empty = int(np.count_nonzero(~filterbank(settings).any(axis=1)))
+    empty = int(np.count_nonzero(~settings.filterbank.any(axis=1)))
     if empty:
         raise UserError(
             f"n_mels {settings.n_mels} with n_fft {settings.n_fft}: {empty} mel bands contain no "
@@ -93,41 +103,6 @@ def check_bands(settings: MelSettings) -> None:
         )
 
 
-@lru_cache(maxsize=8)
-def filterbank(settings: MelSettings) -> np.ndarray:
-    """(M, F) float32 triangles, Slaney scale and norm (librosa.filters.mel)."""
-    import warnings
-
-    import librosa.filters
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # check_bands says it, and stops
-        return librosa.filters.mel(
-            sr=settings.sample_rate,
-            n_fft=settings.n_fft,
-            n_mels=settings.n_mels,
-            fmin=settings.fmin,
-            fmax=settings.fmax,
-        )
-
-
-@lru_cache(maxsize=8)
-def blocks(settings: MelSettings) -> list[tuple[slice, slice, np.ndarray]]:
-    """The filterbank in pieces: bands, columns and weights (columns, bands); see `mel_power`.
-
-    Columns are re^2, im^2, re^2, ...: adding up the two of a bin first would take longer than the
-    multiplications that it saves.
-    """
-    weights, found = np.repeat(filterbank(settings), 2, axis=1), []
-    for first in range(0, settings.n_mels, BLOCK):
-        bands = slice(first, min(first + BLOCK, settings.n_mels))
-        used = np.flatnonzero(weights[bands].any(axis=0))
-        columns = slice(used[0], used[-1] + 1)
-        found.append((bands, columns, np.ascontiguousarray(weights[bands, columns].T)))
-    return found
-
-
-@lru_cache(maxsize=8)
 def hann(n_fft: int) -> np.ndarray:
     """(n_fft,) float32, periodic."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
@@ -149,7 +124,7 @@ def log_mel(
     Args:
         wave: (n,) float32.
         starts: (S,) int64, where the segments start, in samples, ascending; start + length <= n.
-        device: "cpu" for the code below, else one of torch's; the values differ by rounding.
+        device: "cpu" for shards.frames, else one of torch's; the values differ by rounding.
 
     Returns:
         (S, M, T) float32.
@@ -162,82 +137,39 @@ def log_mel(
         from shards.mel_device import log_mel_on
 
         return log_mel_on(device, wave, starts, length, settings)
-    import torch
+    from shards.frames import decibels
 
-    samples = torch.from_numpy(np.require(wave, np.float32, ["C", "W"]))
+    wave, starts = np.require(wave, np.float32, ["C", "W"]), np.asarray(starts, np.int64)
     steps = set(np.diff(starts).tolist())
     step = steps.pop() if len(steps) == 1 else length
     if step < length >= 2 * settings.n_fft and step % settings.hop_length == 0:
-        return overlapping(samples[starts[0] :], len(starts), step, length, settings)
-    mel = np.empty((len(starts), settings.n_mels, settings.frames(length)), np.float32)
-    for start, out in zip(starts.tolist(), mel, strict=True):
-        segment = samples[None, start : start + length]
-        out[:] = decibels(cut_frames(segment, 0, out.shape[1], settings)[0], settings).T
-    return mel
+        return overlapping(wave, starts, step, length, settings)
+    frames = settings.frames(length)
+    mel = decibels(wave, starts, length, range(frames), settings)
+    return mel.reshape(settings.n_mels, len(starts), frames).transpose(1, 0, 2)
 
 
 def overlapping(
-    samples: "torch.Tensor", count: int, step: int, length: int, settings: MelSettings
+    wave: np.ndarray, starts: np.ndarray, step: int, length: int, settings: MelSettings
 ) -> np.ndarray:
-    """`log_mel` of S = count segments that start every `step` samples, a multiple of hop_length.
+    """`log_mel` of segments that start every `step` samples, a multiple of hop_length.
 
     Their frames lie on one grid; those at the edges of a segment, which reach into the zeros around
     it, are its own.
     """
+    from shards.frames import decibels
+
     n_fft, hop, total = settings.n_fft, settings.hop_length, settings.frames(length)
     head = -(-(n_fft // 2) // hop)
     tail = min((length - n_fft + n_fft // 2) // hop + 1, total)
-    mel = np.empty((count, settings.n_mels, total), np.float32)
-    segments = samples.unfold(0, length, step)[:count]
-    for first, last in ((0, head), (tail, total)):
-        if first < last:
-            edges = cut_frames(segments, first, last, settings).reshape(-1, n_fft)
-            found = decibels(edges, settings).reshape(count, last - first, settings.n_mels)
-            mel[:, :, first:last] = found.transpose(0, 2, 1)
-    every = step // hop
-    inner = cut_frames(samples[None], head, (count - 1) * every + tail, settings)[0]
-    shared = sliding_window_view(decibels(inner, settings), tail - head, axis=0)
-    mel[:, :, head:tail] = shared[::every]
+    mel = np.empty((len(starts), settings.n_mels, total), np.float32)
+    for edge in (range(head), range(tail, total)):
+        found = decibels(wave, starts, length, edge, settings)
+        found = found.reshape(settings.n_mels, len(starts), len(edge))
+        mel[:, :, edge.start : edge.stop] = found.transpose(1, 0, 2)
+    every, span = step // hop, (len(starts) - 1) * step + length
+    inner = range(head, (len(starts) - 1) * every + tail)
+    shared = decibels(wave, starts[:1], span, inner, settings)
+    windows = sliding_window_view(shared, tail - head, axis=1)[:, ::every]
+    mel[:, :, head:tail] = windows.transpose(1, 0, 2)
     return mel
-
-
-def cut_frames(
-    segments: "torch.Tensor", first: int, last: int, settings: MelSettings
-) -> "torch.Tensor":
-    """Centred frames `first` to `last` - 1 of segments (S, N), zeros around: (S, T, n_fft)."""
-    from torch.nn.functional import pad
-
-    begin = first * settings.hop_length - settings.n_fft // 2
-    end = (last - 1) * settings.hop_length - settings.n_fft // 2 + settings.n_fft
-    before, behind = max(-begin, 0), max(end - segments.shape[1], 0)
-    inside = segments[:, max(begin, 0) : max(end, 0)]
-    padded = pad(inside, (before, behind)) if before or behind else inside
-    return padded.unfold(1, settings.n_fft, settings.hop_length)
-
-
-def decibels(frames: "torch.Tensor", settings: MelSettings) -> np.ndarray:
-    """(T, n_fft) float32 frames to (T, M) float32 mel power in dB."""
-    import torch
-
-    mel = np.empty((len(frames), settings.n_mels), np.float32)
-    size = -(-len(frames) // max(1, -(-len(frames) // CHUNK)))  # of equal passes
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # processes are the parallelism here, and one thread has one rounding
-    for first in range(0, len(frames), size):
-        mel_power(frames[first : first + size], mel[first : first + size], settings)
-    torch.set_num_threads(threads)
-    np.maximum(mel, FLOOR, out=mel)
-    np.log10(mel, out=mel)
-    mel *= 10
-    return np.maximum(mel, FLOOR_DB, out=mel)  # log10 of the floor is -10.000001 in float32
-
-
-def mel_power(frames: "torch.Tensor", mel: np.ndarray, settings: MelSettings) -> None:
-    """Write the power of (T, n_fft) float32 frames into `mel`, (T, M) float32."""
-    import torch  # MKL's real FFT takes 0.6 of the time of scipy's
-
-    spectrum = torch.fft.rfft(frames * torch.from_numpy(hann(settings.n_fft)))
-    squares = torch.view_as_real(spectrum).numpy().reshape(len(frames), -1)
-    np.square(squares, out=squares)
-    for bands, columns, weights in blocks(settings):
-        np.matmul(squares[:, columns], weights, out=mel[:, bands])

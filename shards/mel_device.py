@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shards.errors import UserError
-from shards.mel import FLOOR, FLOOR_DB, MelSettings, filterbank, hann
+from shards.mel import FLOOR, FLOOR_DB, MelSettings, hann
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def log_mel_on(
     mel = np.empty((len(starts), settings.n_mels, settings.frames(length)), np.float32)
     samples = torch.tensor(wave, device=device)
     window = torch.tensor(hann(settings.n_fft), device=device)
-    triangles = torch.tensor(filterbank(settings), device=device)
+    triangles = torch.tensor(settings.filterbank, device=device)
     for first in range(0, len(starts), BATCH):
         run = starts[first : first + BATCH].tolist()
         segments = torch.stack([samples[start : start + length] for start in run])

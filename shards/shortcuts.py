@@ -20,6 +20,7 @@ FOLDS, PERMUTATIONS = 5, 20
 #: A property is a shortcut if it beats chance by more than this, or tells one class from all others
 #: that well, and lies so many standard deviations above what it gets for permuted labels.
 GAIN, ONE_CLASS, DEVIATIONS = 0.2, 0.9, 3.0
+Fold = tuple[np.ndarray, np.ndarray]  # the numbers to train on and to test on
 HEARD = ("level", "leading_silence", "band_limit", "seconds")  # may belong to what a class is
 
 
@@ -45,7 +46,8 @@ def find_shortcuts(shard_set: ShardSet, tars: Path | None = None) -> list[dict[s
         return []
     labels = np.array([names.index(x["label"]) for x, k in zip(lines, kept, strict=True) if k])
     groups = np.unique([x["group"] for x in lines], return_inverse=True)[1][kept]
-    found = (judge(values[kept], labels, groups) for values in columns.values())
+    folds = deal(labels, groups)
+    found = (judge(values[kept], labels, groups, folds) for values in columns.values())
     return [
         {"property": name, **verdict, "class": None if one is None else names[one]}
         for name, (verdict, one) in zip(columns, found, strict=True)
@@ -83,27 +85,25 @@ def segments(shard_set: ShardSet, chosen: np.ndarray, tars: Path | None) -> Iter
 
 def acoustics(values: np.ndarray) -> tuple[float, float, int]:
     """Level in dB, leading silence in frames, highest band with energy, of (S, M, T) dB."""
-    power = 10 ** (values.astype(np.float64) / 10)
+    power = np.exp(values.astype(np.float32) * np.float32(math.log(10) / 10))
     frames = power.sum(axis=1)  # (S, T)
     audible = frames > 2 * values.shape[1] * 10 ** (FLOOR_DB / 10)  # and not padding
     level = 10 * math.log10(frames[audible].mean()) if audible.any() else FLOOR_DB
     loud = frames[0] > frames.max() * 10 ** (-QUIET / 10)
     silence = float(loud.argmax() if loud.any() else loud.size)
     # Not the mean: the cut edges of a segment alone fill every band.
-    bands = (
-        np.percentile(power.transpose(1, 0, 2)[:, audible], 75, axis=1) if audible.any() else [1]
-    )
-    limit = np.flatnonzero(bands > np.max(bands) * 10 ** (-FAINT / 10))[-1]
+    heard, at = power.transpose(1, 0, 2)[:, audible], 3 * np.count_nonzero(audible) // 4
+    bands = np.partition(heard, at, axis=1)[:, at] if audible.any() else np.ones(1)
+    limit = np.flatnonzero(bands > bands.max() * 10 ** (-FAINT / 10))[-1]
     return level, silence, int(limit)
 
 
 def judge(
-    values: np.ndarray, labels: np.ndarray, groups: np.ndarray
+    values: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: Sequence[Fold]
 ) -> tuple[dict[str, float], int | None]:
     """How well (R, C) values tell the labels, if suspiciously well, and the class if it is one."""
     if np.ptp(values.astype(float), axis=0).max() == 0:
         return {}, None
-    folds = deal(labels, groups)
     hits, chance = recalls(values, labels, folds), 1 / (labels.max() + 1)
     one = int(hits.mean(axis=0).argmax())
     if hits[0].mean() - chance > GAIN:
@@ -120,8 +120,8 @@ def judge(
     return {"balanced_accuracy": round(accuracy, 4), "chance": round(chance, 4)}, which
 
 
-def deal(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The numbers to train on and to test on, fold by fold; a group is in one fold."""
+def deal(labels: np.ndarray, groups: np.ndarray) -> list[Fold]:
+    """Folds to judge by; a group is in one fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     fewest = min(len(np.unique(groups[labels == k])) for k in range(labels.max() + 1))
@@ -129,9 +129,7 @@ def deal(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.nd
     return list(folds.split(labels, labels, groups))
 
 
-def recalls(
-    values: np.ndarray, labels: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> np.ndarray:
+def recalls(values: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
     """(2, K): out of fold, the share of each class that is told, and of the others that is not."""
     from sklearn.tree import DecisionTreeClassifier
 

@@ -24,7 +24,7 @@ from shards.errors import UserError
 AHEAD = 4  # items begun per worker: enough that one long recording does not idle the others
 GIVEN = 3  # items a worker has at once, so that it need not wait for this process
 TRIES = 2  # a process that dies may have been the victim of another one's memory
-PRELOAD = ["shards.recipe", "librosa.filters", "soundfile", "soxr", "torch"]
+PRELOAD = ["shards.recipe", "shards.frames", "soundfile", "soxr", "xxhash"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,11 +85,11 @@ def alone(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterable
         yield outcome
 
 
-class Task(NamedTuple, Generic[Item]):
+class Task(NamedTuple):
     """An item, its place, and which try this is."""
 
     number: int
-    item: Item
+    item: Any
     tried: int
 
 
@@ -102,11 +102,11 @@ class Worker:
         self.process = context.Process(target=serve, args=(theirs, function), daemon=True)
         self.process.start()
         theirs.close()  # or its end would not be noticed
-        self.tasks: deque[Task[Any]] = deque()
+        self.tasks: deque[Task] = deque()
         self.is_ready = False
         self.since = monotonic()
 
-    def give(self, task: Task[Any]) -> None:
+    def give(self, task: Task) -> None:
         """Hand a task over; a process that has died is noticed when it is listened to."""
         if not self.tasks:
             self.since = monotonic()
@@ -133,8 +133,8 @@ class Crew(Generic[Item, Result]):
         lost: Callable[[Item, str], Result],
     ) -> None:
         self.function, self.timeout, self.lost = function, timeout, lost
-        self.fresh: Iterator[Task[Item]] = (Task(n, item, 0) for n, item in enumerate(items))
-        self.again: deque[Task[Item]] = deque()
+        self.fresh: Iterator[Task] = (Task(n, item, 0) for n, item in enumerate(items))
+        self.again: deque[Task] = deque()
         self.begun = 0
         self.done: dict[int, Result] = {}
         self.workers = [Worker(function) for _ in range(workers)]
@@ -151,7 +151,7 @@ class Crew(Generic[Item, Result]):
                 if len(worker.tasks) < full and (task := self.following(limit)):
                     worker.give(task)
 
-    def following(self, limit: int) -> Task[Item] | None:
+    def following(self, limit: int) -> Task | None:
         """The next task before number `limit`."""
         if self.again:
             return self.again.popleft()

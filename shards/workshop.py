@@ -28,16 +28,25 @@ from shards.output import SHARD, check_manifest, check_settings, clear, promises
 from shards.plan import Plan, make_recipe
 from shards.recording import Reject
 
-#: Libraries of which another version may give other bytes.
-DECIDE_BYTES = ("av", "librosa", "numpy", "pyloudnorm", "scipy", "soundfile", "soxr", "torch")
+#: Libraries of which another version may give other bytes; MKL is not there for every processor.
+DECIDE_BYTES = ["av", "librosa", "mkl", "mkl_fft", "numba", "numpy", "pyloudnorm", "scipy"]
+DECIDE_BYTES += ["soundfile", "soxr", "torch"]
+
+
+def installed(name: str) -> str | None:
+    """The version of a library, None without it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def promise(plan: Plan) -> dict[str, Any]:
     """What plan.json says: all that two parts have to agree on, and all that finishing needs."""
-    from importlib.metadata import version
-
     return {
-        "versions": {"wavefold": __version__} | {name: version(name) for name in DECIDE_BYTES},
+        "versions": {"wavefold": __version__} | {name: installed(name) for name in DECIDE_BYTES},
         "settings": dict(plan.settings),
         "manifest": plan.manifest,
         "base": plan.base.info["manifest"] if plan.base else None,

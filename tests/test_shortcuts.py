@@ -15,7 +15,7 @@ from sklearn.tree import DecisionTreeClassifier
 from shards.__main__ import main
 from shards.build import build
 from shards.index import open_set
-from shards.shortcuts import acoustics, describe, judge, permutations
+from shards.shortcuts import acoustics, deal, describe, judge, permutations
 
 RATE = 16000
 SETTINGS: dict[str, Any] = {"segment_seconds": 1.0, "n_mels": 32, "n_fft": 1024, "folds": 2}
@@ -91,13 +91,13 @@ def test_independent_values_are_not_told(seed: int) -> None:
     random = np.random.default_rng(seed)
     labels, groups = np.repeat([0, 1, 2], 20), np.arange(60) // 2
     for values in (random.integers(0, 3, 60), random.standard_normal(60)):
-        assert judge(values[:, None], labels, groups) == ({}, None)
+        assert judge(values[:, None], labels, groups, deal(labels, groups)) == ({}, None)
 
 
 def test_a_source_that_its_groups_carry_is_not_told() -> None:
     values = np.repeat(np.random.default_rng(0).standard_normal(12), 10)[:, None]
     labels, groups = np.repeat([0, 1] * 6, 10), np.repeat(np.arange(12), 10)
-    assert judge(values, labels, groups) == ({}, None)
+    assert judge(values, labels, groups, deal(labels, groups)) == ({}, None)
 
 
 def test_accuracy_is_that_of_scikit_learn() -> None:
@@ -109,14 +109,14 @@ def test_accuracy_is_that_of_scikit_learn() -> None:
     for train, test in folds.split(values, labels, groups):
         tree = DecisionTreeClassifier(max_depth=2, class_weight="balanced", random_state=0)
         guess[test] = tree.fit(values[train], labels[train]).predict(values[test])
-    verdict, one = judge(values, labels, groups)
+    verdict, one = judge(values, labels, groups, deal(labels, groups))
     assert verdict["balanced_accuracy"] == round(balanced_accuracy_score(labels, guess), 4)
     assert verdict["chance"] == 0.5 and one is None
 
 
 def test_one_class_of_many_can_stand_out() -> None:
     labels, groups = np.repeat(np.arange(10), 10), np.arange(100)
-    verdict, one = judge((labels == 4)[:, None] * 1.0, labels, groups)
+    verdict, one = judge((labels == 4)[:, None] * 1.0, labels, groups, deal(labels, groups))
     assert (verdict, one) == ({"balanced_accuracy": 1.0, "chance": 0.5}, 4)
     line = describe([{"property": "channels", **verdict, "class": "e"}])[0]
     assert "channels alone tells class 'e' from the others with balanced accuracy 1.00" in line

@@ -1,19 +1,26 @@
 """shards.workers: results in order, and an item that kills or holds up its process costs itself."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import build_tones, hashes
+from media import riff
 
 from shards import plan as plan_module
+from shards.condition import Conditioning
 from shards.errors import UserError
 from shards.manifest import Reject
+from shards.mel import MelSettings
 from shards.recipe import Features, Recipe
 from shards.recording import Piece
-from shards.workers import TRIES, ordered
+from shards.workers import PRELOAD, TRIES, Task, Worker, ordered
 
 
 def pair(item: object, reason: str) -> tuple[object, str]:
@@ -118,3 +125,36 @@ def test_a_file_that_kills_its_decoder_changes_no_byte_of_the_others(
         assert "rejected    2" in said
         assert hashes(out) == hashes(tmp_path / "careful")
     assert len((out / "rejected.csv").read_text().splitlines()) == 3
+
+
+def test_a_worker_takes_less_than_500_mb_for_an_hour(tmp_path: Path) -> None:
+    """Of stereo at 44.1 kHz: 635 MB in the file, all but its first second a hole."""
+    if sys.platform != "linux":
+        pytest.skip("VmHWM is Linux's")
+    second = np.random.default_rng(0).integers(-9999, 9999, 2 * 44100).astype("<i2").tobytes()
+    with open(tmp_path / "hour.wav", "wb") as out:
+        out.write(riff(second, rate=44100, channels=2, claimed=3600 * len(second)))
+        out.truncate(44 + 3600 * len(second))
+    recipe = Recipe(
+        audio=tmp_path,
+        mel=MelSettings(),
+        conditioning=Conditioning(sample_rate=16000),
+        length=80000,
+        hop=40000,
+    )
+    worker = Worker(recipe.extract)
+    assert worker.connection.recv() is None
+    worker.give(Task(0, Piece("hour.wav"), 0))
+    features, error, _ = worker.connection.recv()
+    told = Path(f"/proc/{worker.process.pid}/status").read_text()
+    worker.stop()
+    assert error is None and len(features.starts) == 1439
+    peak = re.search(r"VmHWM:\s+(\d+) kB", told)
+    assert peak and int(peak[1]) * 1024 < 500e6
+
+
+def test_a_worker_loads_no_library_that_it_does_not_need() -> None:
+    heavy = ["torch", "librosa", "sklearn", "matplotlib", "scipy.signal", "av", "pyloudnorm"]
+    script = f"import {', '.join(PRELOAD)}, sys; sys.exit(str(sys.modules.keys() & set({heavy})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.strip() == "set()"
