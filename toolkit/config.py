@@ -23,7 +23,8 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    shards: str  #: folder of the shard set
+    shards: str  #: folder of the shard set, or its address: s3://, https://, hf://
+    cache_gb: float = 50.0  #: 10^9 bytes of shards from an address that are kept on this machine
     protocol: str = "split"  #: split | kfold | kfold_nested
     fold: int = 0  #: which fold tests, counted from 0; k-fold protocols only
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
@@ -110,7 +111,7 @@ CHOICES = {
     "train.resume": ("auto", "never", "must"),
 }
 AT_LEAST = {
-    "data.fold": 0, "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
+    "data.fold": 0, "data.cache_gb": 0, "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
     "augment.freq_masks": 0, "augment.freq_width": 0, "train.epochs": 1, "train.batch_size": 1,

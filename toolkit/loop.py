@@ -39,7 +39,7 @@ def fit(config: Config) -> dict[str, Any]:
     accelerator, world = start(train.precision, train.threads)
 
     # Data: which samples, in which order, spread over ranks and micro-steps.
-    shard_set = open_set(config.data.shards)
+    shard_set = open_set(config.data.shards, config.data.cache_gb)
     check_fits(shard_set, config.data)
     masks = part_masks(shard_set, config.data.protocol, config.data.fold)
     parts = select(shard_set, masks)
