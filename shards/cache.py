@@ -44,6 +44,7 @@ class Cache:
         self.folder = folder or cache_folder()
         self.limit = int(gigabytes * 1e9)
         self.hits = self.misses = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
 
     def open(self, url: str, entry: dict[str, Any]) -> int:

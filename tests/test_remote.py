@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import build_tones, hashes, write_tone
+from servers import Page, Site, folder_pages, serving
 
 from shards import remote
 from shards.__main__ import main
@@ -13,8 +15,6 @@ from shards.cache import temporary
 from shards.errors import UserError
 from shards.remote import FetchError, Url, is_url, list_files, read_bytes
 from shards.root import local, read_header, release
-from tests.conftest import build_tones, hashes, write_tone
-from tests.servers import Page, Site, folder_pages, serving
 
 
 @pytest.fixture(autouse=True)
@@ -24,25 +24,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setattr(remote, "PAUSE", 0.01)
     yield tmp_path / "cache"
     release()
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket of an S3 server on the loopback."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    importlib.import_module("boto3").client("s3").create_bucket(Bucket="bucket")
-    importlib.import_module("s3fs").S3FileSystem.clear_instance_cache()
-    yield "s3://bucket"
-    importlib.import_module("s3fs").S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def built(audio: object, out: Path, **words: object) -> dict[str, str]:
