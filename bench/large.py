@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def join(folder: Path, segments: int) -> float:
         with open(folder / f"samples-{shard:06d}.tar", "wb") as tar:
             os.truncate(tar.fileno(), SIZE)
     began = time.perf_counter()
+    plan = replace(plan, recordings=[])  # as a build does when its shards are written
     write_dataset(plan, Totals(plan, notes), notes, folder)
     return time.perf_counter() - began
 

@@ -192,6 +192,7 @@ def build(
         made = write_shards(plan, share, workers or available(), file_timeout)
         if share:
             return part_done(plan, share)
+        plan, table = replace(plan, recordings=[]), None  # room for their notes
         finish(plan)
     built = open_set(folder)
     warned = warn(built)

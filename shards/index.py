@@ -154,7 +154,7 @@ class ShardSet:
         """The tar of a shard, on this machine's disk.
 
         Raises:
-            FetchError: it is elsewhere and cannot be had.
+            ShardError: it is elsewhere and cannot be had.
         """
         return self.path / self.info["shards"][shard]["name"]
 

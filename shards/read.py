@@ -7,12 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from shards.errors import ShardError
 from shards.index import ShardSet, shard_name
-from shards.remote import FetchError
-
-
-class ShardError(RuntimeError):
-    """A shard changed, shrank or vanished under a reader; the message names it."""
 
 
 class Reader:
@@ -75,8 +71,6 @@ class Reader:
             self._open[shard] = self._tars.open_shard(shard)
         except OSError as error:
             raise ShardError(f"{self._name(shard)}: {error.strerror}") from None
-        except FetchError as error:
-            raise ShardError(str(error)) from None
         return self._open[shard]
 
     def _name(self, shard: int) -> str:

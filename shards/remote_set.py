@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.cache import CACHE_GB, Cache
-from shards.errors import UserError
+from shards.errors import ShardError, UserError
 from shards.index import FILES, ShardSet, is_sealed, parse_info
 from shards.remote import FetchError, Url, read_bytes, retried
 
@@ -67,7 +67,10 @@ class RemoteSet(ShardSet):
     def open_shard(self, shard: int) -> int:
         """A descriptor of a shard, which stays in the cache until it is closed."""
         entry = self.info["shards"][shard]
-        return self.cache.open(str(self.url / entry["name"]), entry)
+        try:
+            return self.cache.open(str(self.url / entry["name"]), entry)
+        except FetchError as error:
+            raise ShardError(str(error)) from None
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Have these shards fetched by threads that end when nothing is left to fetch."""
@@ -85,7 +88,7 @@ class RemoteSet(ShardSet):
                     self._fetchers.discard(threading.current_thread())
                     return
                 shard = self._wanted.popleft()
-            with suppress(FetchError, OSError, UserError):  # whoever needs it will hear of it
+            with suppress(ShardError, OSError, UserError):  # whoever needs it will hear of it
                 os.close(self.open_shard(shard))
 
     def _hold(self, name: str, opened: Any) -> None:

@@ -21,9 +21,9 @@ from servers import Page, Site, folder_pages, serving
 from shards import remote
 from shards.__main__ import main
 from shards.cache import Cache, entries
-from shards.errors import UserError
+from shards.errors import ShardError, UserError
 from shards.index import open_set, seal
-from shards.read import Reader, ShardError
+from shards.read import Reader
 
 PATIENCE = "import shards.remote as r; r.STALL, r.PAUSE = 1.0, 0.01; "
 READ = PATIENCE + (
