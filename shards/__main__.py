@@ -9,6 +9,7 @@ from typing import Any
 from shards import command
 from shards.build import build as build_set
 from shards.errors import UserError
+from shards.remote import is_url
 from shards.sources.legacy import convert as convert_set
 
 
@@ -76,6 +77,8 @@ def merge(out: str) -> None:
     from shards.merge import merge
     from shards.summary import summary
 
+    if is_url(out):
+        raise UserError(f"{out}: parts are merged on a disk; `build` without --part can upload")
     merge(out)
     built = open_set(Path(out))
     print("\n".join([summary(built), *warn(built)]))
@@ -86,7 +89,7 @@ def verify(out: str, *, audio: str | None = None) -> None:
 
     --audio=DIR also reads the recordings again, and names those that changed since the build.
     """
-    from shards.index import read_info
+    from shards.index import open_set
     from shards.verify import verify
 
     faults = verify(out, audio)
@@ -94,7 +97,7 @@ def verify(out: str, *, audio: str | None = None) -> None:
         print(fault)
     if faults:
         sys.exit(1)
-    info = read_info(Path(out))
+    info = open_set(out).info
     print(f"verified: {info['samples']} samples in {len(info['shards'])} shards of {out}")
 
 
@@ -116,6 +119,8 @@ def reset(out: str, *, yes: bool = False) -> None:
     """Remove what build wrote into OUT, and nothing else; asks first unless --yes is given."""
     from shards import output
 
+    if is_url(out):
+        raise UserError(f"{out}: reset removes sets from disks; use your store's own tool here")
     output.check_ours(Path(out))
     if not yes and not sys.stdin.isatty():
         raise UserError(f"{out}: not on a terminal, so nobody can be asked; say --yes to remove it")
@@ -150,7 +155,7 @@ def show(out: str, *, output: str | None = None, per_class: int = 4) -> None:
     from shards.index import open_set
     from shards.picture import contact_sheet
 
-    picture = Path(output) if output is not None else Path(out) / "show.png"
+    picture = Path(output or ("show.png" if is_url(out) else Path(out) / "show.png"))
     contact_sheet(open_set(out), picture, per_class=per_class)
     print(f"drawn: {picture}")
 

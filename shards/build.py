@@ -29,8 +29,11 @@ from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
 from shards.recipe import Features
 from shards.recording import Piece, Recording, Reject
+from shards.remote import is_url
+from shards.root import as_root, tidied
 from shards.summary import summary
 from shards.table import locate, own_columns, read_table
+from shards.upload import build_there
 from shards.workers import available, ordered, warm_up
 from shards.workshop import (
     begin,
@@ -84,6 +87,7 @@ def build(
     append: bool = False,
     file_timeout: float = 300.0,
     overwrite: bool = False,
+    stage: str | None = None,
 ) -> str:
     """Turn a folder of audio, one sub-folder a class, or a table of recordings into a shard set.
 
@@ -110,6 +114,9 @@ def build(
     *_from flags name columns too, as --group_from=speaker does. Several labels are `a;b`. Rows
     without their file are listed in rejected.csv; --strict stops at them.
 
+    AUDIO, a table, the paths in it and OUT may be addresses such as s3://bucket/audio; --stage is
+    where a set is built that goes to an address, by default a folder in the cache.
+
     --part=I/N makes every Nth shard, for arrays of tasks on one OUT or on folders that are copied
     together, .build included; `merge OUT` then finishes the set, and the bytes are those of one
     build. --append adds files that AUDIO has gained to a finished set, with the same flags: shards
@@ -124,8 +131,12 @@ def build(
         UserError: words, audio or an existing OUT that cannot be built from or into.
     """
     asked = dict(locals())
+    if is_url(out):
+        return build_there(build, asked)
+    if stage is not None:
+        raise UserError(f"--stage={stage}: for sets at an address, and {out} is a folder")
     words = dict(asked)
-    for name in ("audio", "out", "workers", "part", "append", "file_timeout", "overwrite"):
+    for name in ("audio", "out", "workers", "part", "append", "file_timeout", "overwrite", "stage"):
         del words[name]
     for name in ("path_from", "audio_root", "protocol_columns", "strict"):
         del words[name]  # they decide which recordings there are, and the manifest says which
@@ -144,7 +155,7 @@ def build(
     share = parse_part(part) if part is not None else None
     folder = Path(out)
     root, file = locate(audio, audio_root)
-    check_places(Path(audio), folder)
+    check_places(as_root(audio), folder)
     table = read_table(file, path_from, protocol_columns) if file else None
     settings = settle(words | own_columns(table, words) if table else words)
     warm_up()
@@ -181,6 +192,7 @@ def build(
         made = write_shards(plan, share, workers or available(), file_timeout)
         if share:
             return part_done(plan, share)
+        plan, table = replace(plan, recordings=[]), None  # room for their notes
         finish(plan)
     built = open_set(folder)
     warned = warn(built)
@@ -201,7 +213,7 @@ def write_shards(plan: Plan, share: Part | None, workers: int, file_timeout: flo
         logger.info("going on: %d of %d recordings are done", done, total)
     workers = max(1, min(workers, len(pieces)))
     outcomes = ordered(plan.recipe.extract, pieces, workers, timeout=file_timeout, lost=lost)
-    with closing(outcomes), Progress("build", total, done) as progress:
+    with tidied(), closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]
             work = paired(plan.recordings[run.start : run.stop], outcomes, progress)

@@ -178,14 +178,14 @@ def summary(found: Sequence[Finding]) -> str:
 def warn(shard_set: ShardSet) -> list[str]:
     """Lines for the end of a build: whether copies stand on two sides, and what to do then."""
     if len(shard_set.index) > WARNED_UP_TO:
-        return [f"duplicates  not looked for; python -m shards duplicates {shard_set.path} does"]
+        return [f"duplicates  not looked for; python -m shards duplicates {shard_set} does"]
     found = find(shard_set)
     if not found:
         return []
     leaks = [x for x in found if x.leaks]
     hint = "scores will flatter; --on_duplicate=group (or drop) mends it" if leaks else "harmless"
     shown = [f"  {line}" for line in table(leaks[:SHOWN])]
-    more = [f"  ... python -m shards duplicates {shard_set.path}"] * (len(leaks) > SHOWN)
+    more = [f"  ... python -m shards duplicates {shard_set}"] * (len(leaks) > SHOWN)
     return [f"{summary(found)}: {hint}", *shown, *more]
 
 

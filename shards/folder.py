@@ -1,16 +1,19 @@
 """The audio files below a folder, and what their headers say."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from shards.audio import AudioError, Probe, piece_frames, probe
+from shards.audio import AudioError, Probe, piece_frames
 from shards.errors import UserError
 from shards.labels import nfc
 from shards.progress import Progress
 from shards.recording import Piece
+from shards.remote import Url, list_files
+from shards.root import Root, read_header, tidied
 
 #: What libsndfile and FFmpeg read, by the suffixes that people give it.
 SUFFIXES = {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
@@ -19,11 +22,15 @@ SUFFIXES |= {".aac", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".
 PROBES = 8  # headers on network storage wait, they do not compute
 
 
-def list_folder(audio: Path, loose: bool) -> tuple[list[str], list[str]]:
+def list_folder(audio: Root, loose: bool) -> tuple[list[str], list[str]]:
     """The audio files below a folder, in class folders unless `loose`; and what is passed by."""
-    if not audio.is_dir():
+    if isinstance(audio, Url):
+        paths = [path for path in list_files(audio) if not re.search(r"(^|/)\.", path)]
+    elif audio.is_dir():
+        paths = [str(file) for file in files_below(audio, audio)]
+    else:
         raise UserError(f"{audio}: no such folder; give the folder that holds one folder a class")
-    found = sorted((str(f) for f in files_below(audio, audio)), key=lambda p: (nfc(p), p))
+    found = sorted(paths, key=lambda path: (nfc(path), path))
     taken = [is_audio(path) and (loose or "/" in path) for path in found]
     passed_by = [path for path, take in zip(found, taken, strict=True) if not take]
     return [path for path, take in zip(found, taken, strict=True) if take], passed_by
@@ -54,21 +61,21 @@ def is_audio(path: str) -> bool:
 
 
 def headers(
-    audio: Path, pieces: Sequence[Piece], missing: Mapping[int, str]
+    audio: Root, pieces: Sequence[Piece], missing: Mapping[int, str]
 ) -> Iterator[Probe | AudioError]:
     """The header of each piece, or why there is none; a file is opened once."""
 
     def read(path: str) -> Probe | AudioError:
         try:
             str(audio / path).encode()  # what is no text breaks libsndfile and readers of JSON
-            return probe(audio / path)
+            return read_header(audio, path)
         except UnicodeEncodeError:
             return AudioError("its name is not valid UTF-8; rename it")
         except AudioError as error:
             return error
 
     paths = dict.fromkeys(piece.path for n, piece in enumerate(pieces) if n not in missing)
-    with ThreadPoolExecutor(PROBES) as pool, Progress("headers", len(paths)) as progress:
+    with tidied(), ThreadPoolExecutor(PROBES) as pool, Progress("headers", len(paths)) as progress:
         found = {}
         for path, header in zip(paths, pool.map(read, paths), strict=True):
             found[path] = header

@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from shards.durable import file_entry as file_entry
+from shards.durable import sha256 as sha256
+from shards.durable import sync_folder as sync_folder
+from shards.durable import write_atomic as write_atomic
 from shards.errors import UserError
+from shards.remote import is_url
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -76,6 +81,15 @@ class ShardSet:
     path: Path
     info: Mapping[str, Any]
 
+    def __str__(self) -> str:
+        """Where it is, as the user would say."""
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.path.resolve().name
+
     @property
     def shape(self) -> tuple[int, int]:
         """(M, T) of every sample."""
@@ -125,14 +139,44 @@ class ShardSet:
         """The tars, in the order of their numbers."""
         return [self.path / shard["name"] for shard in self.info["shards"]]
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a shard may have to be fetched first."""
+        return False
+
+    @property
+    def open_at_most(self) -> int:
+        """How many shards a reader may hold open."""
+        return 256
+
+    def file(self, name: str) -> Path:
+        """One of the files beside the tars, on this machine's disk."""
+        return current(self.path, name)
+
     def shard_file(self, shard: int) -> Path:
-        """Where the tar with this number can be opened."""
+        """The tar of a shard, on this machine's disk.
+
+        Raises:
+            ShardError: it is elsewhere and cannot be had.
+        """
         return self.path / self.info["shards"][shard]["name"]
+
+    def open_shard(self, shard: int) -> int:
+        """A descriptor of a shard, which stays readable until it is closed."""
+        return os.open(self.shard_file(shard), os.O_RDONLY)
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Have these shards on their way into memory, or onto this machine; returns at once."""
+        for shard in shards:
+            with suppress(OSError):  # whoever reads it will say so
+                descriptor = self.open_shard(shard)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                os.close(descriptor)
 
     @cached_property
     def index(self) -> np.ndarray:
         """(N,) structured array of ROW, opened and not read."""
-        return np.load(current(self.path, "index.npy"), mmap_mode="r", allow_pickle=False)
+        return np.load(self.file("index.npy"), mmap_mode="r", allow_pickle=False)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -144,20 +188,28 @@ class ShardSet:
     @cached_property
     def stats(self) -> np.ndarray:
         """Sums for normalisation; see `stats_shape`."""
-        return np.load(current(self.path, "stats.npy"), allow_pickle=False)
+        return np.load(self.file("stats.npy"), allow_pickle=False)
 
     def recordings(self) -> Iterator[dict[str, Any]]:
         """The lines of recordings.jsonl: path, label, group, fold, split, seconds, ..."""
-        with open(current(self.path, "recordings.jsonl"), encoding="utf-8") as lines:
+        with open(self.file("recordings.jsonl"), encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
 
-def open_set(path: str | os.PathLike[str]) -> ShardSet:
+def open_set(path: str | os.PathLike[str], cache_gb: float | None = None) -> ShardSet:
     """Open a shard set and check that its parts are there, at their sizes.
 
+    `path` may be an address such as s3://bucket/set: its shards are fetched as they are needed, and
+    kept in a cache of `cache_gb` (50) that all processes of a machine share.
+
     Raises:
-        UserError: no shard set, an unfinished or newer one, a shard missing or of another length.
+        UserError: no shard set, an unfinished or newer one, a shard missing or of another length,
+            or an address that cannot be read.
     """
+    if is_url(path):
+        from shards.remote_set import open_remote
+
+        return open_remote(str(path), cache_gb)
     path = Path(path)
     info = read_info(path)
     for shard in info["shards"]:
@@ -195,12 +247,18 @@ def read_info(path: Path) -> dict[str, Any]:
         UserError: there is none, it is damaged, or a newer wavefold wrote it.
     """
     try:
-        info = json.loads(current(path, "dataset.json").read_text(encoding="utf-8"))
+        return parse_info(current(path, "dataset.json").read_bytes(), path)
     except (FileNotFoundError, NotADirectoryError):
         unfinished = (path / BESIDE).exists()
         what = "an unfinished build; start the same build again" if unfinished else "no shard set"
         hint = "" if unfinished else "; make one with `python -m shards build AUDIO OUT`"
         raise UserError(f"{path}: {what}{hint}") from None
+
+
+def parse_info(data: bytes, path: object) -> dict[str, Any]:
+    """dataset.json as a dict; a UserError about the set at `path` if it cannot be read."""
+    try:
+        info: dict[str, Any] = json.loads(data)
     except ValueError as error:
         raise UserError(f"{path}/dataset.json: not valid JSON ({error}); rebuild the set") from None
     if info.get("format") != FORMAT:
@@ -209,31 +267,6 @@ def read_info(path: Path) -> dict[str, Any]:
             "install the version that wrote it or rebuild the set"
         )
     return info
-
-
-def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
-    aside = file.with_name(
-        f".{file.name}.{secrets.token_hex(4)}.tmp"
-    )  # pids repeat across machines
-    try:
-        with open(aside, "wb") as out:
-            out.writelines([data] if isinstance(data, bytes) else data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def seal(info: Mapping[str, Any]) -> bytes:
@@ -248,17 +281,3 @@ def is_sealed(data: bytes) -> bool:
     head, mark, tail = data.rpartition(SEAL)
     blank = head + mark + b"0" * 64 + tail[64:]
     return tail[:64] == hashlib.sha256(blank).hexdigest().encode()
-
-
-def file_entry(file: Path) -> dict[str, Any]:
-    """What dataset.json notes of a file: its bytes and its SHA-256."""
-    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
-
-
-def sha256(file: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 18))  # stays in the cache
-    with open(file, "rb", buffering=0) as content:
-        while n := content.readinto(buffer):
-            digest.update(buffer[:n])
-    return digest.hexdigest()

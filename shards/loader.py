@@ -64,6 +64,9 @@ class Loader:
     def _fetch(self, reader: Reader, step: int) -> list[Batch]:
         places = self.plan.places(self.rank)
         numbers = self.selection[self.order.batch(step, places)]
+        if self.shard_set.is_remote:
+            ahead = self.selection[self.order.batch(step + 1, places)]
+            self.shard_set.prefetch(np.unique(self.shard_set.rows(ahead)["shard"]).tolist())
         size = self.plan.microbatch
         return [
             read_batch(

@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.audio import AudioError
@@ -12,6 +11,7 @@ from shards.errors import UserError
 from shards.folder import SUFFIXES, headers, list_folder
 from shards.labels import classes_of, names
 from shards.recording import Piece, Recording, Reject, place
+from shards.root import Root, Unfetched
 from shards.table import Table, resolve
 
 SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "test"}
@@ -26,7 +26,7 @@ class Scan(NamedTuple):
 
 
 def scan(
-    audio: Path,
+    audio: Root,
     table: Table | None = None,
     *,
     strict: bool = False,
@@ -73,6 +73,8 @@ def scan(
     recordings, rejected = [], []
     for n, (piece, header) in enumerate(zip(pieces, headers(audio, pieces, missing), strict=True)):
         said = {name: words[n] for name, words in columns.items()}
+        if strict and isinstance(header, Unfetched):
+            raise UserError(f"--strict: {piece.path!r} {header}; mend the table or the connection")
         if isinstance(header, AudioError):
             rejected.append(Reject(piece.path, str(header), said["label"]))
         else:
@@ -84,7 +86,7 @@ def scan(
     return Scan(recordings, rejected, passed_by)
 
 
-def find_files(audio: Path, named: Sequence[str], strict: bool) -> tuple[list[str], dict[int, str]]:
+def find_files(audio: Root, named: Sequence[str], strict: bool) -> tuple[list[str], dict[int, str]]:
     """The paths that a table names as they are on the disk, and by row why one is not there."""
     paths, missing = [], {}
     for n, (path, reason) in enumerate(resolve(named, audio, SUFFIXES)):
@@ -132,7 +134,7 @@ def piece_of(path: str, start: str, end: str) -> Piece:
     return piece
 
 
-def check_classes(audio: Path, labels: Iterable[str]) -> None:
+def check_classes(audio: Root, labels: Iterable[str]) -> None:
     """Raise a UserError unless `labels` name at least two classes."""
     classes = classes_of(labels)
     if not classes:

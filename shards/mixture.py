@@ -86,6 +86,16 @@ class Mixture(ShardSet):
         source, local = self.shard_source(shard)
         return source.shard_file(local)
 
+    @property
+    def open_at_most(self) -> int:
+        """How many shards a reader may hold open: what suits every source."""
+        return min(source.open_at_most for source in self.sources)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a shard may have to be fetched first."""
+        return any(source.is_remote for source in self.sources)
+
     def open_shard(self, shard: int) -> int:
         """A descriptor of a shard, from its own set."""
         source, local = self.shard_source(shard)
@@ -119,7 +129,7 @@ class Mixture(ShardSet):
 
 def source_names(sources: Sequence[ShardSet]) -> list[str]:
     """The sets' folder names, numbered where they are not different."""
-    names = [str(source.path).rstrip("/").rpartition("/")[2] for source in sources]
+    names = [source.name for source in sources]
     many = [names.count(name) > 1 for name in names]
     numbered = [f"{name}-{i}" for i, name in enumerate(names, 1)]
     return [n if more else name for n, name, more in zip(numbered, names, many, strict=True)]
@@ -142,7 +152,7 @@ def mix_sets(
     first = sources[0]
     for source in sources:
         if source.is_multi_label:
-            raise UserError(f"{source.path}: samples have several classes; it cannot be mixed")
+            raise UserError(f"{source}: samples have several classes; it cannot be mixed")
         check_agreement(first, source, need_classes=classes is None)
     names = list(first.info["classes"]) if classes is None else [
         find_class(name, sources) for name in classes
@@ -168,7 +178,7 @@ def mix_sets(
         "sets": source_names(sources),
         "weights": None if weights is None else list(weights),
     }
-    path = type(first.path)(" + ".join(str(source.path) for source in sources))
+    path = Path(" + ".join(str(source) for source in sources))
     return Mixture(path, info, tuple(sources), tuple(labels))
 
 
@@ -178,13 +188,13 @@ def check_agreement(first: ShardSet, other: ShardSet, need_classes: bool) -> Non
     differing = [f"{x}: {here[x]} and {there.get(x)}" for x in here if here[x] != there.get(x)]
     if differing:
         raise UserError(
-            f"{first.path} and {other.path} differ ({'; '.join(differing)}); "
+            f"{first} and {other} differ ({'; '.join(differing)}); "
             "build both with the same settings"
         )
     odd = sorted(set(first.info["classes"]) ^ set(other.info["classes"]))
     if need_classes and odd:
         raise UserError(
-            f"{first.path} and {other.path} differ in their classes ({', '.join(odd)}); "
+            f"{first} and {other} differ in their classes ({', '.join(odd)}); "
             "name those to train on by data.classes"
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.index import BESIDE, FILES, current, read_info
+from shards.root import Root
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +23,10 @@ OURS = re.compile(
 )
 
 
-def check_places(audio: Path, out: Path) -> None:
+def check_places(audio: Root, out: Path) -> None:
     """Raise a UserError unless `out` can be a folder, of its own, that may be written."""
     inside = [out.resolve(), *out.resolve().parents]
-    if audio.is_dir() and audio.resolve() in inside:
+    if isinstance(audio, Path) and audio.is_dir() and audio.resolve() in inside:
         raise UserError(f"{out}: lies inside the audio folder {audio}; give a place outside it")
     nearest = next(folder for folder in [out, *out.absolute().parents] if os.path.lexists(folder))
     if not nearest.is_dir():

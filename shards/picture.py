@@ -52,7 +52,7 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4, seed: i
     if per_class < 1:
         raise UserError(f"per_class {per_class}: give at least 1")
     if not len(shard_set.index):
-        raise UserError(f"{shard_set.path}: holds no samples, so there is nothing to draw")
+        raise UserError(f"{shard_set}: holds no samples, so there is nothing to draw")
     panels = choose_panels(shard_set, per_class, seed)
     save(draw(shard_set, panels, per_class), output)
 
@@ -182,7 +182,7 @@ def header(figure: "Figure", image: "AxesImage", shard_set: ShardSet) -> None:
     """What set this is, and the colour bar of all panels."""
     width, height = figure.get_size_inches()
     info = shard_set.info
-    text = f"{shard_set.path.resolve().name}: {len(shard_set.index)} samples, "
+    text = f"{shard_set.name}: {len(shard_set.index)} samples, "
     text += f"{len(info['classes'])} classes"
     above = (height - 0.32) / height
     figure.text(LEFT / width, above, shorten(text, 60), fontsize=10, va="center", parse_math=False)

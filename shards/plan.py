@@ -20,6 +20,7 @@ from shards.mel import MelSettings
 from shards.mel_device import check_device
 from shards.recipe import Recipe
 from shards.recording import Recording, Reject, digest
+from shards.root import Root
 from shards.segment import PADS, TAILS, segment_starts
 from shards.split import assign, fold_names, parse_parts
 from shards.summary import describe
@@ -120,7 +121,7 @@ def settle(words: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def make_recipe(audio: Path, settings: Mapping[str, Any]) -> Recipe:
+def make_recipe(audio: Root, settings: Mapping[str, Any]) -> Recipe:
     """The recipe that settled settings stand for.
 
     Raises:

@@ -7,13 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.index import ShardSet
-
-_OPEN_AT_MOST = 256
-
-
-class ShardError(RuntimeError):
-    """A shard changed, shrank or vanished under a reader; the message names it."""
+from shards.errors import ShardError
+from shards.index import ShardSet, shard_name
 
 
 class Reader:
@@ -25,8 +20,9 @@ class Reader:
 
     def __init__(self, shard_set: ShardSet, tars: Path | None = None):
         self.shard_set = shard_set
-        paths = shard_set.shard_paths  # not yet together with the index while a set is made
-        self._paths = paths if tars is None else [tars / path.name for path in paths]
+        if tars is not None:  # not yet together while a set is made
+            shard_set = ShardSet(tars, shard_set.info)
+        self._tars = shard_set
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def __enter__(self) -> "Reader":
@@ -62,17 +58,20 @@ class Reader:
         while done < len(view):
             count = os.preadv(self._descriptor(shard), [view[done:]], offset + done)
             if count == 0:
-                raise ShardError(f"{self._paths[shard]}: ends before byte {offset + len(view)}")
+                raise ShardError(f"{self._name(shard)}: ends before byte {offset + len(view)}")
             done += count
 
     def _descriptor(self, shard: int) -> int:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        if len(self._open) >= _OPEN_AT_MOST:
+        if len(self._open) >= self._tars.open_at_most:
             os.close(self._open.popitem(last=False)[1])
         try:
-            self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
+            self._open[shard] = self._tars.open_shard(shard)
         except OSError as error:
-            raise ShardError(f"{self._paths[shard]}: {error.strerror}") from None
+            raise ShardError(f"{self._name(shard)}: {error.strerror}") from None
         return self._open[shard]
+
+    def _name(self, shard: int) -> str:
+        return f"{self._tars}/{shard_name(shard)}"

@@ -13,9 +13,11 @@ import numpy as np
 from shards.audio import SILENT_PEAK, AudioError, Levels, decode, is_silent
 from shards.condition import Conditioning
 from shards.container import unreadable
-from shards.index import sha256
+from shards.durable import sha256
 from shards.mel import MelSettings, log_mel
 from shards.recording import Piece, Reject
+from shards.remote import DISK
+from shards.root import Root, local
 from shards.segment import fill_up, segment_starts
 
 RUN = 1 << 20  # values of the spectrograms that are made at once, in float32
@@ -38,7 +40,7 @@ class Features(NamedTuple):
 class Recipe:
     """How audio becomes samples; lengths in samples at `mel.sample_rate`."""
 
-    audio: Path
+    audio: Root
     mel: MelSettings
     conditioning: Conditioning
     length: int
@@ -56,19 +58,22 @@ class Recipe:
     def extract(self, piece: Piece) -> Features | Reject:
         """Decode, cut and transform one recording, or tell why it cannot be used."""
         try:
-            return self.features(piece)
+            with local(self.audio, piece.path) as file:
+                return self.features(piece, file)
         except AudioError as error:
             return Reject(piece.path, str(error))
         except OSError as error:  # gone, or no longer to be read
-            return Reject(piece.path, str(unreadable(self.audio / piece.path, error)))
+            if error.errno in DISK:  # there is no room to fetch it to
+                raise
+            return Reject(piece.path, str(unreadable(str(self.audio / piece.path), error)))
         except MemoryError:
             return Reject(piece.path, "needs more memory than there is")
 
-    def features(self, piece: Piece) -> Features:
-        """What a recording becomes; an AudioError if it becomes nothing."""
+    def features(self, piece: Piece, file: Path) -> Features:
+        """What a recording, in a file here, becomes; an AudioError if it becomes nothing."""
         import xxhash
 
-        file, levels = self.audio / piece.path, Levels()
+        levels = Levels()
         wave = decode(file, self.mel.sample_rate, piece.start, piece.end, levels)
         dc = round(float(wave.mean(dtype=np.float64)), 6)
         wave, offset = self.conditioning.trimmed(wave)

@@ -33,9 +33,10 @@ def find_shortcuts(shard_set: ShardSet, tars: Path | None = None) -> list[dict[s
     """
     if shard_set.is_multi_label:
         return []
-    lines = list(shard_set.recordings())
-    chosen = np.unique(np.linspace(0, len(lines) - 1, min(RECORDINGS, len(lines))).astype(int))
-    lines = [lines[n] for n in chosen]
+    count = shard_set.info["recordings"]
+    chosen = np.unique(np.linspace(0, count - 1, min(RECORDINGS, count)).astype(int))
+    wanted = set(chosen.tolist())
+    lines = [line for n, line in enumerate(shard_set.recordings()) if n in wanted]
     columns = said(lines) | heard(segments(shard_set, chosen, tars))
     groups_of: dict[str, set[str]] = {}
     for line in lines:

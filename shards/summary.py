@@ -51,10 +51,10 @@ def counted(things: Iterable[str]) -> str:
 
 def summary(built: ShardSet) -> str:
     """What a shard set holds, in a few lines, and the sentences that a paper needs of it."""
-    info, out = built.info, built.path
+    info = built.info
     size = sum(shard["bytes"] for shard in info["shards"])
     lines = [
-        f"shard set   {out}",
+        f"shard set   {built}",
         f"recordings  {info['recordings']} ({info['hours']:.2f} h), {len(info['classes'])} classes",
         f"segments    {info['samples']} of {info['shape'][0]} x {info['shape'][1]}",
         f"shards      {len(info['shards'])}, {size / 1e6:.1f} MB",
@@ -65,14 +65,14 @@ def summary(built: ShardSet) -> str:
     if info["faults"]["dc"]:
         lines.append(f"DC offset   {info['faults']['dc']} recordings, over 1 % of full scale")
     if info["rejected"]:
-        lines.append(f"rejected    {info['rejected']}, listed in {out / 'rejected.csv'}")
+        lines.append(f"rejected    {info['rejected']}, listed in {built}/rejected.csv")
     lines += shortcuts.describe(info.get("shortcuts", ()))
     return "\n".join([*lines, "", textwrap.fill(in_words(built), 100)])
 
 
 def rejections(built: ShardSet) -> str:
     """Why files were rejected: `silent (2)`, without what is said of a file alone."""
-    with open(built.path / "rejected.csv", encoding="utf-8", newline="") as file:
+    with open(built.file("rejected.csv"), encoding="utf-8", newline="") as file:
         return counted(kind(row["reason"]) for row in csv.DictReader(file))
 
 

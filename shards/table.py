@@ -1,17 +1,19 @@
 """Recordings named by a file: CSV, TSV, JSON-lines, or a protocol of words between spaces."""
 
 import csv
+import io
 import json
-import os
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shards.errors import UserError
 from shards.labels import SEPARATOR, nfc
+from shards.remote import FetchError, Url, is_url, read_bytes
+from shards.root import Root, as_root, below, listing
 
 #: A list of words for each column, "path" among them; an empty word is no value.
 Table = dict[str, list[str]]
@@ -23,25 +25,31 @@ BY_NAME = ("label", "group", "fold", "split")
 KNOWN = ("path", *BY_NAME, "start", "end")
 
 
-def locate(audio: str, audio_root: str | None) -> tuple[Path, Path | None]:
+def locate(audio: str, audio_root: str | None) -> tuple[Root, Root | None]:
     """The folder that paths are relative to, and the table that names them, if AUDIO is one.
+
+    An address is a table if it ends like one (.txt: a protocol), and else a folder.
 
     Raises:
         UserError: one of them is not there.
     """
-    place = Path(audio)
-    if not place.exists():
+    place = as_root(audio)
+    root = place.parent if audio_root is None else as_root(audio_root)
+    if isinstance(place, Url):
+        is_folder = place.suffix.lower() not in (*DELIMITERS, *JSON_LINES, ".txt")
+    elif place.exists():
+        is_folder = place.is_dir()
+    else:
         raise UserError(f"{audio}: no such folder or table; give one folder a class, or a CSV file")
-    if place.is_dir() and audio_root is not None:
+    if is_folder and audio_root is not None:
         raise UserError(f"--audio_root={audio_root}: for tables only, and {audio} is a folder")
-    root = Path(audio_root) if audio_root is not None else place.parent
-    if not root.is_dir():
+    if isinstance(root, Path) and not root.is_dir():
         raise UserError(f"--audio_root={audio_root}: no such folder")
-    return (place, None) if place.is_dir() else (root, place)
+    return (place, None) if is_folder else (root, place)
 
 
 def read_table(
-    file: Path, path_from: str | None = None, protocol_columns: str | None = None
+    file: Root, path_from: str | None = None, protocol_columns: str | None = None
 ) -> Table:
     """The columns of a table that have anything in them; "path" is the one that `path_from` names.
 
@@ -52,7 +60,7 @@ def read_table(
         UserError: not such a file, a line of another length, no paths, no rows.
     """
     try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
+        with opened(file) as lines:
             columns = read_columns(file, lines, protocol_columns)
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         kind = file.suffix.lower().lstrip(".") or "protocol"
@@ -68,13 +76,27 @@ def read_table(
             f"{file}: no column {path_from or 'path'!r}, there are {', '.join(table)}; name the "
             "one with the paths by --path_from"
         )
-    table["path"] = [posixpath.normpath(path.replace("\\", "/")) for path in table.pop(given)]
+    table["path"] = [
+        path if is_url(path) else posixpath.normpath(path.replace("\\", "/"))
+        for path in table.pop(given)
+    ]
     if "." in table["path"]:
         raise UserError(f"{file}: row {table['path'].index('.') + 1} names no path; fill it in")
     return table
 
 
-def read_columns(file: Path, lines: Iterable[str], protocol_columns: str | None) -> Table:
+def opened(file: Root) -> IO[str]:
+    """A table as text."""
+    if not isinstance(file, Url):
+        return open(file, encoding="utf-8-sig", newline="")
+    try:
+        content = io.BytesIO(read_bytes(str(file)))
+    except FetchError as error:
+        raise UserError(str(error)) from None
+    return io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+
+
+def read_columns(file: Root, lines: Iterable[str], protocol_columns: str | None) -> Table:
     """Every column, by the kind of the file."""
     suffix = file.suffix.lower()
     if protocol_columns is None and suffix in JSON_LINES:
@@ -87,7 +109,7 @@ def read_columns(file: Path, lines: Iterable[str], protocol_columns: str | None)
     return transposed(file, names, (words for line in lines if (words := line.split())))
 
 
-def transposed(file: Path, names: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def transposed(file: Root, names: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Columns from rows; equal words are kept once."""
     repeated = [name for name, count in Counter(names).items() if count > 1 and name not in "-_"]
     if repeated:
@@ -107,7 +129,7 @@ def transposed(file: Path, names: Sequence[str], rows: Iterable[Sequence[str]]) 
     return dict(zip(names, columns, strict=True))
 
 
-def transposed_objects(file: Path, lines: Iterable[str]) -> Table:
+def transposed_objects(file: Root, lines: Iterable[str]) -> Table:
     """Columns from a JSON object a line; a list of labels is joined, what is absent is empty."""
     columns: dict[str, list[str]] = {}
     known: dict[str, str] = {}
@@ -153,21 +175,26 @@ def own_columns(table: Table, words: Mapping[str, Any]) -> dict[str, str]:
 
 
 def resolve(
-    paths: Sequence[str], root: Path, suffixes: Container[str]
+    paths: Sequence[str], root: Root, suffixes: Container[str]
 ) -> Iterator[tuple[str, str]]:
     """Each path as the file system spells it, below `root`, and why there is no such file, if so.
 
-    A missing suffix is completed where exactly one audio file fits.
+    A missing suffix is completed where exactly one audio file fits. What is behind an address that
+    cannot be listed is taken to be there.
     """
     folders: dict[str, Folder] = {}
-    inside = f"{root.absolute().as_posix()}/"
     for path in paths:
-        path = path.removeprefix(inside)
+        path = below(root, path)
+        if is_url(path):
+            yield path, ""
+            continue
         head, name = posixpath.split(path)
         if head not in folders:
             folders[head] = Folder(root / head, suffixes)
         fitting = folders[head].fitting(name)
-        if len(fitting) == 1:
+        if isinstance(root, Url) and not folders[head].names:
+            yield path, ""
+        elif len(fitting) == 1:
             yield posixpath.join(head, fitting[0]), ""
         else:
             reason = f"fits {len(fitting)} files, such as {fitting[0]}" if fitting else "missing"
@@ -177,9 +204,9 @@ def resolve(
 class Folder:
     """The names in a folder, read once: a million rows are no million look-ups."""
 
-    def __init__(self, path: Path, suffixes: Container[str]) -> None:
+    def __init__(self, path: Root, suffixes: Container[str]) -> None:
         self.suffixes = suffixes
-        self.names = {nfc(name): name for name in os.listdir(path)} if path.is_dir() else {}
+        self.names = {nfc(name): name for name in listing(path)}
 
     @cached_property
     def stems(self) -> dict[str, list[str]]:

@@ -4,15 +4,21 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
+from shards.container import AudioError
 from shards.errors import UserError
 from shards.index import BESIDE, FILES, SPLITS, ShardSet, current, is_sealed, read_info, sha256
+from shards.remote import Url, is_url
+from shards.remote_set import Downloaded, beside
+from shards.root import Root, as_root, local, tidied
 from shards.write import BLOCK, Tar, npy_header
 
 Line = dict[str, Any]
@@ -28,13 +34,26 @@ def verify(path: str, audio: str | None = None) -> list[str]:
     Raises:
         UserError: no finished shard set of a format that can be read; `audio` of a converted one.
     """
-    file = current(Path(path), "dataset.json")
+    if not is_url(path):
+        return verify_folder(Path(path), ShardSet, audio)
+    with TemporaryDirectory(prefix="wavefold-") as folder:
+        url = Url(path.rstrip("/"))
+        beside(url, Path(folder))
+        return verify_folder(Path(folder), partial(Downloaded, url=url), audio)
+
+
+def verify_folder(
+    path: Path, opened: Callable[[Path, Mapping[str, Any]], ShardSet], audio: str | None
+) -> list[str]:
+    """Every fault of the set whose files beside the tars are in the folder `path`."""
+    file = current(path, "dataset.json")
     if file.is_file() and not is_sealed(file.read_bytes()):  # nothing to hold the rest against
         return ["dataset.json: changed since it was written, its own SHA-256 differs"]
-    shard_set = ShardSet(Path(path), read_info(Path(path)))
+    shard_set = opened(path, read_info(path))
     try:
         faults = check_set(shard_set)
-        return faults if audio is None else faults + check_audio(shard_set, Path(audio))
+        with tidied():
+            return faults if audio is None else faults + check_audio(shard_set, as_root(audio))
     except KeyError as missing:
         return [f"dataset.json: has no {missing}"]
 
@@ -44,16 +63,19 @@ def check_set(shard_set: ShardSet) -> list[str]:
     info, path = shard_set.info, shard_set.path
     faults = [f for name in FILES for f in check_file(current(path, name), info["files"].get(name))]
     if faults:  # without a sound index there is nothing to hold the tars against
-        return faults + [f for x in info["shards"] for f in check_file(path / x["name"], x)]
+        for number, entry in enumerate(info["shards"]):
+            faults += check_file(shard_set.shard_file(number), entry)
+        return faults
     faults += check_counts(shard_set)
     lines = list(shard_set.recordings())
     shards = np.array(shard_set.index["shard"])
     first = np.searchsorted(shards, np.arange(len(info["shards"]) + 1))
     for number, entry in enumerate(tqdm(info["shards"], "verify", unit="shard", disable=None)):
-        found = check_file(path / entry["name"], entry)
-        if (path / entry["name"]).is_file():
+        file = shard_set.shard_file(number)
+        found = check_file(file, entry)
+        if file.is_file():
             rows = shard_set.index[first[number] : first[number + 1]]
-            found += check_shard(shard_set, entry, rows, lines)
+            found += check_shard(shard_set, entry, file, rows, lines)
         faults += found[:FAULTS_A_SHARD]
         if len(found) > FAULTS_A_SHARD:
             faults.append(f"{entry['name']}: {len(found) - FAULTS_A_SHARD} more faults")
@@ -66,17 +88,21 @@ def check_set(shard_set: ShardSet) -> list[str]:
     return faults
 
 
-def check_audio(shard_set: ShardSet, audio: Path) -> list[str]:
+def check_audio(shard_set: ShardSet, audio: Root) -> list[str]:
     """Recordings that are no longer the files that the set was built from."""
     if "convert" in shard_set.info["settings"]:
-        raise UserError(f"{shard_set.path}: converted, not built from audio; leave --audio out")
+        raise UserError(f"{shard_set}: converted, not built from audio; leave --audio out")
     faults = []
     for line in tqdm(shard_set.recordings(), "audio", shard_set.info["recordings"], disable=None):
-        file = audio / line["path"]
-        if not file.is_file():
-            faults.append(f"recording {line['path']!r}: missing below {audio}")
-        elif sha256(file) != line["sha256"]:
-            faults.append(f"recording {line['path']!r}: its audio changed since the set was built")
+        try:
+            with local(audio, line["path"]) as file:
+                if not file.is_file():
+                    faults.append(f"recording {line['path']!r}: missing below {audio}")
+                elif sha256(file) != line["sha256"]:
+                    what = "its audio changed since the set was built"
+                    faults.append(f"recording {line['path']!r}: {what}")
+        except AudioError as error:
+            faults.append(f"recording {line['path']!r}: {error}")
     return faults
 
 
@@ -139,13 +165,15 @@ def check_counts(shard_set: ShardSet) -> Iterator[str]:
             yield f"index.npy: {column} counts differ from dataset.json's counts of each {key}"
 
 
-def check_shard(shard_set: ShardSet, entry: Line, rows: np.ndarray, lines: list[Line]) -> list[str]:
+def check_shard(
+    shard_set: ShardSet, entry: Line, file: Path, rows: np.ndarray, lines: list[Line]
+) -> list[str]:
     """Faults of a tar, sample by sample: every byte of it belongs to one, or to the end mark."""
     header = npy_header(np.dtype("<f2"), shard_set.shape)
     end = entry["bytes"] - 2 * BLOCK
     bounds = [*(rows["offset"].astype(np.int64) - len(header) - BLOCK).tolist(), end]
     faults: list[str] = []
-    with open(shard_set.path / entry["name"], "rb") as tar:
+    with open(file, "rb") as tar:
         for n, row in enumerate(rows):
             line = lines[row["recording"]] if row["recording"] < len(lines) else {}
             begin = bounds[n] if n else 0

@@ -1,8 +1,9 @@
 """Audio made on the spot, and one small shard set that many tests read."""
 
 import hashlib
+import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,22 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def small(tmp_path: Path) -> Path:
     """Two classes of four recordings."""
     return write_tones(tmp_path / "audio", 4, {"high": 2000.0, "low": 440.0})
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of an S3 server on the loopback."""
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    importlib.import_module("boto3").client("s3").create_bucket(Bucket="bucket")
+    importlib.import_module("s3fs").S3FileSystem.clear_instance_cache()
+    yield "s3://bucket"
+    importlib.import_module("s3fs").S3FileSystem.clear_instance_cache()
+    server.stop()

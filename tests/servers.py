@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import quote, unquote
 
 Page = tuple[int, dict[str, str], bytes]  # status, headers, body
 
@@ -19,6 +21,20 @@ class Site:
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
+
+
+def folder_pages(root: Path) -> Callable[[str], Page | None]:
+    """The files below a folder, in parts if asked for, and an index page for each folder."""
+
+    def pages(path: str) -> Page | None:
+        place = root / unquote(path).lstrip("/")
+        if place.is_dir() and path.endswith("/"):
+            names = [f"{x.name}/" if x.is_dir() else x.name for x in sorted(place.iterdir())]
+            links = "".join(f'<a href="{quote(name)}">{name}</a>\n' for name in ["../", *names])
+            return 200, {"Content-Type": "text/html"}, links.encode()
+        return (200, {"Accept-Ranges": "bytes"}, place.read_bytes()) if place.is_file() else None
+
+    return pages
 
 
 @contextmanager
@@ -40,11 +56,12 @@ def serving(site: Site) -> Iterator[Site]:
             site.asked.append((self.command, self.path, wanted))
             site.headers.append(dict(self.headers))
             status, headers, body = site.pages(self.path) or (404, {}, b"not here")
-            first = int(re.findall(r"\d+", wanted)[0]) if wanted else 0
             if status == 200 and wanted and "bytes" in headers.get("Accept-Ranges", ""):
+                first, *last = map(int, re.findall(r"\d+", wanted))
+                stop = min(len(body), last[0] + 1) if last else len(body)
                 status = 206
-                headers = headers | {"Content-Range": f"bytes {first}-{len(body) - 1}/{len(body)}"}
-                body = body[first:]
+                headers = headers | {"Content-Range": f"bytes {first}-{stop - 1}/{len(body)}"}
+                body = body[first:stop]
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)

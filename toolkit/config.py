@@ -23,7 +23,8 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    shards: str | list[Any]  #: folder of the shard set; or several: [{path: A, weight: 2}, ...]
+    shards: str | list[Any]  #: a folder, or s3://, https://, hf://; or [{path: A, weight: 2}, ...]
+    cache_gb: float = 50.0  #: 10^9 bytes of shards from an address that are kept on this machine
     protocol: str = "split"  #: split | kfold | kfold_nested
     fold: int = 0  #: which fold tests, counted from 0; k-fold protocols only
     classes: list[str] | None = None  #: only these, numbered in this order; null: all
@@ -139,7 +140,8 @@ CHOICES = {
     "train.resume": ("auto", "never", "must"),
 }
 AT_LEAST = {
-    "data.fold": 0, "data.fraction": 0, "data.window": 1, "data.samples_per_epoch": 1,
+    "data.fold": 0, "data.cache_gb": 0, "data.fraction": 0, "data.window": 1,
+    "data.samples_per_epoch": 1,
     "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,

@@ -51,7 +51,7 @@ def open_data(data: DataConfig) -> ShardSet:
         UserError: a set is missing or unsound, or the sets do not agree.
     """
     paths, weights = sources(data.shards)
-    sets = [open_set(path) for path in paths]
+    sets = [open_set(path, data.cache_gb) for path in paths]
     if len(sets) == 1 and data.classes is None:
         return sets[0]
     mixture = mix_sets(sets, data.classes, weights)

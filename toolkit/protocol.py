@@ -18,7 +18,7 @@ def check_fits(shard_set: ShardSet, config: DataConfig) -> None:
     """Raise a UserError where the shard set is not what the config or the trainer is made for."""
     if shard_set.is_multi_label:
         raise UserError(
-            f"{shard_set.path}: samples have several classes, and training takes one class a "
+            f"{shard_set}: samples have several classes, and training takes one class a "
             "sample; build it with one label a recording"
         )
     there = {**shard_set.info["mel"], "segment_seconds": shard_set.info["segment"]["seconds"]}
@@ -30,7 +30,7 @@ def check_fits(shard_set: ShardSet, config: DataConfig) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{shard_set.path} does not fit the config ({'; '.join(wrong)}); "
+            f"{shard_set} does not fit the config ({'; '.join(wrong)}); "
             "build the set with these settings or change data.* in the config"
         )
 
@@ -53,20 +53,20 @@ def part_masks(shard_set: ShardSet, protocol: str, fold: int) -> Masks:
             and shard_set.info["split"]["split_from"] is None
         ):
             raise UserError(
-                f"data.protocol=split: {shard_set.path} was built without --split; "
+                f"data.protocol=split: {shard_set} was built without --split; "
                 "use data.protocol=kfold or build it with --split=0.7,0.15,0.15"
             )
         return {part: split == code for code, part in enumerate(SPLITS)}
     needed = 3 if protocol == "kfold_nested" else 2
     if n_folds < needed:
         raise UserError(
-            f"data.protocol={protocol} needs at least {needed} folds, {shard_set.path} has "
+            f"data.protocol={protocol} needs at least {needed} folds, {shard_set} has "
             f"{n_folds}; build it with --folds or --fold_from"
         )
     if fold >= n_folds:
         names = ", ".join(shard_set.folds)
         raise UserError(
-            f"data.fold={fold}: {shard_set.path} has folds 0 to {n_folds - 1} (named {names})"
+            f"data.fold={fold}: {shard_set} has folds 0 to {n_folds - 1} (named {names})"
         )
     test = folds == fold
     val = folds == (fold + 1) % n_folds if protocol == "kfold_nested" else grid
@@ -116,9 +116,7 @@ def select(
     parts = dict(zip(masks, deal(len(shard_set), group_of, [groups.count, 1, 1]), strict=True))
     for name in ("train", "test"):
         if not len(parts[name]):
-            raise UserError(
-                f"{shard_set.path}: the {name} part is empty; build it with another split"
-            )
+            raise UserError(f"{shard_set}: the {name} part is empty; build it with another split")
     return parts
 
 

@@ -179,7 +179,7 @@ def announce(
     sizes = ", ".join(f"{len(numbers)} {name}" for name, numbers in parts.items() if len(numbers))
     log.info(
         "%s: %s on %s, %d classes, samples %s; batch %d = %d process(es) x %d x %d; %s",
-        config.folder(), config.model.name, shard_set.path, len(shard_set.class_names), sizes,
+        config.folder(), config.model.name, shard_set, len(shard_set.class_names), sizes,
         plan.batch_size, world.size, plan.accumulation, plan.microbatch,
         f"goes on after step {step} of {target}" if step else f"{target} steps",
     )  # fmt: skip

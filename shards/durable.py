@@ -1,0 +1,47 @@
+"""Files written so that they are there whole or not at all, and their checksums."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
+    aside = file.with_name(
+        f".{file.name}.{secrets.token_hex(4)}.tmp"
+    )  # pids repeat across machines
+    try:
+        with open(aside, "wb") as out:
+            out.writelines([data] if isinstance(data, bytes) else data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_entry(file: Path) -> dict[str, Any]:
+    """What dataset.json notes of a file: its bytes and its SHA-256."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 18))  # stays in the cache
+    with open(file, "rb", buffering=0) as content:
+        while n := content.readinto(buffer):
+            digest.update(buffer[:n])
+    return digest.hexdigest()

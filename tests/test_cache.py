@@ -1,0 +1,281 @@
+"""Shard sets at an address: each shard fetched once, whole, checked, whatever the server does."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import hashes
+from processes import ROOT, environment
+from servers import Page, Site, folder_pages, serving
+
+from shards import remote
+from shards.__main__ import main
+from shards.cache import Cache, entries
+from shards.errors import ShardError, UserError
+from shards.index import open_set, seal
+from shards.read import Reader
+
+PATIENCE = "import shards.remote as r; r.STALL, r.PAUSE = 1.0, 0.01; "
+READ = PATIENCE + (
+    "import sys, hashlib, numpy as np; from shards.index import open_set; "
+    "from shards.read import Reader; s = open_set(sys.argv[1]); r = Reader(s); "
+    "print(hashlib.sha256(r.read(np.arange(len(s.index))).tobytes()).hexdigest())"
+)
+TRAIN = PATIENCE + (
+    "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache of the test's own, and little patience."""
+    monkeypatch.setenv("WAVEFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    return tmp_path / "cache"
+
+
+def gets(site: Site) -> Counter[str]:
+    """How often each path was asked for."""
+    return Counter(path for method, path, _ in site.asked if method == "GET")
+
+
+def python(code: str, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment(), cwd=ROOT, text=True, **pipes)
+
+
+def all_samples(path: object, **words: float) -> np.ndarray:
+    shard_set = open_set(str(path), **words)
+    with Reader(shard_set) as reader:
+        return reader.read(np.arange(len(shard_set.index)))
+
+
+def odd_weather(root: Path, rough: bool = True):
+    """A folder by a server that first answers 503, a wrong byte, half a file, or nothing for 2 s.
+
+    Which it is depends on the shard, and each comes once.
+    """
+    pages, asked = folder_pages(root), Counter[str]()
+
+    def answer(path: str) -> Page | None:
+        asked[path] += 1
+        page = pages(path)
+        if page and rough and asked[path] == 1:
+            if path.endswith("000000.tar"):
+                return 503, {}, b"busy"
+            if path.endswith("000001.tar"):
+                return page[0], page[1], page[2][:-1] + b"x"
+            if path.endswith("000002.tar"):
+                time.sleep(2)
+            if path.endswith("index.npy"):
+                return page[0], page[1], page[2][:100]
+        return page
+
+    return Site(answer, cut={"/recordings.jsonl": 1, "/samples-000000.tar": 2})
+
+
+def test_a_set_at_an_address_is_the_set(tone_set, cache) -> None:
+    here = open_set(tone_set)
+    with serving(Site(folder_pages(tone_set))) as site:
+        there = open_set(site.url)
+        assert np.array_equal(all_samples(site.url), all_samples(tone_set))
+        again = all_samples(site.url)
+        counts = gets(site)
+    assert np.array_equal(again, all_samples(tone_set))
+    assert there.info == here.info and np.array_equal(there.index, here.index)
+    assert np.array_equal(there.stats, here.stats)
+    assert list(there.recordings()) == list(here.recordings())
+    assert str(there) == site.url
+    assert all(n == 1 for path, n in counts.items() if path != "/dataset.json")
+    known = {entry["sha256"] for entry in [*here.info["shards"], *here.info["files"].values()]}
+    assert {file.name for file in entries(cache)} == known
+
+
+@pytest.mark.slow
+def test_training_ends_in_the_same_weights(tone_set, tmp_path) -> None:
+    """Through 503, a wrong byte, cut connections and a stall, as from the disk."""
+    values = {
+        "run": {"name": "x", "dir": str(tmp_path)},
+        "data": {"shards": str(tone_set), "protocol": "kfold"},
+        "model": {"name": "cnn_tiny", "norm_batch": 4},
+        "train": {"max_steps": 4, "batch_size": 8, "threads": 1},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    words = [str(ROOT / "train.py"), str(tmp_path / "c.yaml")]
+    here = python(TRAIN, *words, "--run.name=here")
+    with serving(odd_weather(tone_set)) as site:
+        there = python(TRAIN, *words, "--run.name=there", f"--data.shards={site.url}")
+        for process in (here, there):
+            _, said = process.communicate(timeout=100)
+            assert process.returncode == 0, said[-2000:]
+        counts = gets(site)
+    assert said.count("trying again") >= 6
+    assert counts["/samples-000000.tar"] == 3 and counts["/samples-000001.tar"] == 2
+    weights = [tmp_path / name / "fold-0/best.safetensors" for name in ("here", "there")]
+    assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in weights}) == 1
+
+
+def test_two_processes_fetch_a_shard_once(tone_set) -> None:
+    pages = folder_pages(tone_set)
+
+    def slow(path: str) -> Page | None:
+        time.sleep(0.3 * path.endswith(".tar"))
+        return pages(path)
+
+    with serving(Site(slow)) as site:
+        readers = [python(READ, site.url) for _ in range(2)]
+        said = {reader.communicate(timeout=60)[0] for reader in readers}
+        counts = gets(site)
+    assert said == {hashlib.sha256(all_samples(tone_set).tobytes()).hexdigest() + "\n"}
+    assert all(n == 1 for path, n in counts.items() if path != "/dataset.json")
+
+
+def test_killed_while_it_fetches_it_goes_on(tone_set, cache) -> None:
+    pages, waiting = folder_pages(tone_set), [True]
+
+    def hanging(path: str) -> Page | None:
+        while path.endswith("000001.tar") and waiting:
+            time.sleep(0.01)
+        return pages(path)
+
+    with serving(Site(hanging)) as site:
+        reader = python(READ, site.url)
+        while "/samples-000001.tar" not in gets(site):
+            assert reader.poll() is None
+            time.sleep(0.01)
+        os.kill(reader.pid, signal.SIGKILL)
+        reader.communicate()
+        assert list(cache.glob("part.*"))
+        waiting.clear()
+        assert np.array_equal(all_samples(site.url), all_samples(tone_set))
+        assert gets(site)["/samples-000000.tar"] == 1
+    assert not list(cache.glob("part.*"))
+
+
+def room_for(folder: Path, shards: float) -> float:
+    """Gigabytes for what stands beside the tars and so many of the largest shard."""
+    info = json.loads((folder / "dataset.json").read_text())
+    beside = sum(entry["bytes"] for entry in info["files"].values())
+    return (beside + shards * max(entry["bytes"] for entry in info["shards"])) / 1e9
+
+
+def test_the_cache_keeps_its_bound(tone_set, cache) -> None:
+    limit = room_for(tone_set, 2.1)
+    with serving(Site(folder_pages(tone_set))) as site:
+        shard_set = open_set(site.url, cache_gb=limit)
+        with Reader(shard_set) as reader:
+            for number in np.random.default_rng(0).permutation(len(shard_set.index))[:40]:
+                reader.read(np.array([number]))
+                assert sum(file.stat().st_size for file in cache.iterdir()) <= limit * 1e9
+        assert max(gets(site).values()) > 2  # so shards did go, and came again
+        assert np.array_equal(all_samples(site.url, cache_gb=limit), all_samples(tone_set))
+        with pytest.raises(UserError, match="the index and two shards of"):
+            open_set(site.url, cache_gb=room_for(tone_set, 1.5))
+
+
+def test_what_is_in_use_stays(tone_set, cache, caplog) -> None:
+    info = open_set(tone_set).info
+    with serving(Site(folder_pages(tone_set))) as site:
+        small = Cache(1e-9, cache)
+        first, second, third = info["shards"][:3]
+        held = small.open(f"{site.url}/{first['name']}", first)
+        os.close(small.open(f"{site.url}/{second['name']}", second))
+        os.close(small.open(f"{site.url}/{third['name']}", third))
+        assert {file.name for file in entries(cache)} == {first["sha256"], third["sha256"]}
+        assert "are in use at once" in caplog.text
+        os.close(held)
+        small.make_room()
+        assert not entries(cache)
+
+
+def test_the_longest_unused_goes_first(tone_set, cache) -> None:
+    info = open_set(tone_set).info
+    sizes = [entry["bytes"] for entry in info["shards"][:3]]
+    with serving(Site(folder_pages(tone_set))) as site:
+        two = Cache((sum(sizes) - 1) / 1e9, cache)
+        for number in (0, 1, 0, 2):  # so 1 is the oldest when 2 comes
+            entry = info["shards"][number]
+            os.close(two.open(f"{site.url}/{entry['name']}", entry))
+            time.sleep(0.02)
+        assert (two.hits, two.misses) == (1, 3)
+    names = {info["shards"][n]["sha256"] for n in (0, 2)}
+    assert {file.name for file in entries(cache)} == names
+
+
+def test_next_shards_come_while_nobody_waits(tone_set, cache) -> None:
+    with serving(Site(folder_pages(tone_set))) as site:
+        shard_set = open_set(site.url)
+        shard_set.prefetch([2, 0, 2])
+        wanted = {shard_set.info["shards"][n]["sha256"] for n in (0, 2)}
+        until = time.monotonic() + 20
+        while not wanted <= {file.name for file in entries(cache)}:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert gets(site)["/samples-000002.tar"] == 1
+        assert "/samples-000001.tar" not in gets(site)
+        there, here = shard_set.shard_file(1), tone_set / "samples-000001.tar"
+        assert there.read_bytes() == here.read_bytes()
+    open_set(tone_set).prefetch([0, 1])  # on a disk: into memory, nothing to see
+
+
+def test_a_byte_that_stays_wrong_is_an_error(tone_set, tmp_path) -> None:
+    bad = shutil.copytree(tone_set, tmp_path / "bad")
+    shard = bad / "samples-000001.tar"
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 1
+    shard.write_bytes(data)
+    expected = open_set(tone_set).info["shards"][1]["sha256"]
+    with serving(Site(folder_pages(bad))) as site:
+        with pytest.raises(ShardError) as error:
+            all_samples(site.url)
+        assert gets(site)["/samples-000001.tar"] == remote.TRIES
+    said = str(error.value)
+    for word in (f"{site.url}/{shard.name}", hashlib.sha256(data).hexdigest(), expected):
+        assert word in said
+
+
+def test_commands_take_an_address(tone_set, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serving(Site(folder_pages(tone_set))) as site:
+        for words in (["verify", site.url], ["info", site.url], ["show", site.url]):
+            assert main(words) == 0
+        said = capsys.readouterr().out
+    assert f"verified: 54 samples in {len(open_set(tone_set).info['shards'])} shards" in said
+    assert f"shard set   {site.url}" in said
+    assert (tmp_path / "show.png").exists()
+
+
+@pytest.mark.parametrize("name", ["samples-000001.tar", "index.npy", "dataset.json"])
+def test_verify_tells_a_wrong_byte_behind_an_address(tone_set, tmp_path, capsys, name) -> None:
+    bad = shutil.copytree(tone_set, tmp_path / "bad")
+    data = bytearray((bad / name).read_bytes())
+    data[-2000 if name == "samples-000001.tar" else len(data) // 2] ^= 1
+    (bad / name).write_bytes(data)
+    with serving(Site(folder_pages(bad))) as site, pytest.raises(SystemExit, match="1"):
+        main(["verify", site.url])
+    assert name in capsys.readouterr().out
+    assert hashes(tone_set) != hashes(bad)
+
+
+def test_a_damaged_dataset_json_is_not_opened(tone_set) -> None:
+    data = (tone_set / "dataset.json").read_bytes()
+    info = json.loads(data)
+    for bad, told in (
+        (data.replace(b'"seed": 0', b'"seed": 1', 1), "its own SHA-256 differs"),
+        (data[:100], "not valid JSON"),
+        (seal(info | {"format": 99}), "format 99"),
+    ):
+        site = Site(lambda path, bad=bad: (200, {}, bad) if "dataset" in path else None)
+        with serving(site), pytest.raises(UserError, match=told):
+            open_set(site.url)
