@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from shards.errors import UserError
+from shards.errors import ShardError, UserError
 from shards.index import open_set
-from shards.loader import Loader, evaluation_batches
+from shards.loader import Batch, Loader, evaluation_batches
 from shards.order import Order, plan_batch
-from shards.read import Reader, ShardError
+from shards.read import Reader
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,12 @@ def collect(tone_set, world_size, microbatch, start=0):
     plan = plan_batch(12, microbatch, world_size)
     loaders = [Loader(shard_set, selection, order, plan, r, CPU) for r in range(world_size)]
     steps = zip(*(loader.steps(start, 7) for loader in loaders), strict=True)
-    return [[batch for rank in ranks for batch in rank] for ranks in steps]
+    return [[kept(batch) for rank in ranks for batch in rank] for ranks in steps]
+
+
+def kept(batch):
+    """A copy: the buffers are used again."""
+    return Batch(batch.x.clone(), batch.y.clone(), batch.numbers.copy(), batch.places)
 
 
 def test_the_same_global_batches_on_1_2_and_3_ranks_and_after_a_resume(tone_set):
@@ -71,12 +76,17 @@ def test_evaluation_sees_every_sample_once_in_order(tone_set):
     selection = np.arange(1, len(shard_set.index), 2)
     for world_size in (1, 2, 3, 5):
         for size in (1, 4, 100):
-            batches = [
-                batch
+            ranks = [
+                list(evaluation_batches(shard_set, selection, size, rank, world_size, CPU))
                 for rank in range(world_size)
-                for batch in evaluation_batches(shard_set, selection, size, rank, world_size, CPU)
             ]
-            assert np.array_equal(np.concatenate([b.numbers for b in batches]), selection)
+            assert len({len(batches) for batches in ranks}) == 1, "a rank that waits for another"
+            assert len({batch.x.shape for batches in ranks for batch in batches}) == 1
+            numbers = np.concatenate([b.numbers for batches in ranks for b in batches])
+            places = np.concatenate([b.places for batches in ranks for b in batches])
+            assert np.array_equal(numbers[numbers >= 0], selection)
+            assert np.array_equal(places[numbers >= 0], np.arange(len(selection)))
+            assert np.all(places[numbers < 0] == -1)
 
 
 def test_leaving_in_the_middle_leaves_no_thread(tone_set):

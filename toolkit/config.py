@@ -27,6 +27,9 @@ class DataConfig:
     protocol: str = "split"  #: split | kfold | kfold_nested
     fold: int = 0  #: which fold tests, counted from 0; k-fold protocols only
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
+    threads: int = 2  #: that read ahead, a process
+    check: bool = True  #: hold every payload that is read against its checksum
+    resident: str = "auto"  #: auto | device | memory | none: where samples stay once they were read
     normalize: str = "band"  #: band | global | none: standardise by the training part's statistics
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
     n_mels: int | None = None  #: bands
@@ -105,12 +108,13 @@ CHOICES = {
     "data.protocol": PROTOCOLS,
     "data.last_batch": ("wrap", "drop"),
     "data.normalize": ("band", "global", "none"),
+    "data.resident": ("auto", "device", "memory", "none"),
     "train.precision": ("no", "bf16", "fp16", "auto"),
     "train.best_metric": ("macro_f1", "accuracy", "balanced_accuracy", "loss"),
     "train.resume": ("auto", "never", "must"),
 }
 AT_LEAST = {
-    "data.fold": 0, "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
+    "data.fold": 0, "data.threads": 1, "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
     "augment.freq_masks": 0, "augment.freq_width": 0, "train.epochs": 1, "train.batch_size": 1,

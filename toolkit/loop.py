@@ -6,6 +6,7 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
+from shards.feed import Reading
 from shards.index import open_set
 from shards.loader import Batch, Loader
 from shards.order import Order, key, plan_batch
@@ -48,7 +50,9 @@ def fit(config: Config) -> dict[str, Any]:
     per_epoch = order.steps_per_epoch
     total = per_epoch * train.epochs
     target = min(total, train.max_steps or total)
-    loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device)
+    data = config.data
+    reading = Reading(data.threads, data.check, data.resident, world.on_this_node)
+    loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device, reading)
     mean, std = normalisation(shard_set, masks["train"], config.data.normalize)
     transform = Transform(mean, std, world.device)
 
@@ -58,6 +62,11 @@ def fit(config: Config) -> dict[str, Any]:
     optimizer = make_optimizer(model, config.optim)
     model, optimizer = accelerator.prepare(model, optimizer)
     module = accelerator.unwrap_model(model)
+
+    def evaluate(numbers: np.ndarray) -> np.ndarray:
+        return log_probabilities(
+            model, transform, shard_set, numbers, world, accelerator, plan.microbatch, reading
+        )
 
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
@@ -97,7 +106,7 @@ def fit(config: Config) -> dict[str, Any]:
         if step % train.log_every == 0:
             mean_loss = accelerator.reduce(loss, "mean").item()
             metrics.write("train", **now, loss=mean_loss, lr=rate, grad_norm=float(norm),
-                          loader_wait=round(loader.wait_share, 4))  # fmt: skip
+                          **loader.figures())  # fmt: skip
 
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
@@ -106,9 +115,7 @@ def fit(config: Config) -> dict[str, Any]:
             metrics.write("epoch", **now, train_loss=epoch_loss)
             line = f"epoch {epoch}/{train.epochs}  step {step}  loss {epoch_loss:.4f}"
             if len(parts["val"]):
-                found = log_probabilities(
-                    model, transform, shard_set, parts["val"], world, accelerator, plan.microbatch
-                )
+                found = evaluate(parts["val"])
                 result = scores(shard_set.index["label"][parts["val"]], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
                 score = result[train.best_metric]
@@ -135,9 +142,7 @@ def fit(config: Config) -> dict[str, Any]:
         checkpoint.save_weights(module, folder / "best.safetensors")
     accelerator.wait_for_everyone()
     module.load_state_dict(load_file(folder / "best.safetensors"))
-    found = log_probabilities(
-        model, transform, shard_set, parts["test"], world, accelerator, plan.microbatch
-    )
+    found = evaluate(parts["test"])
     result = {}
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, target, state["seconds"])

@@ -21,6 +21,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    on_this_node: int = 1  #: processes that share the machine
 
     @property
     def is_main(self) -> bool:
@@ -70,10 +71,10 @@ def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
             f"the launcher started {launched} processes, accelerate joined "
             f"{accelerator.num_processes}; launch with --multi_gpu, or by torchrun"
         )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if accelerator.device.type == "cpu":
         # The launcher sets OMP_NUM_THREADS=1 when it was not told otherwise: half a laptop idle.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator, World(
-        accelerator.process_index, accelerator.num_processes, accelerator.device
+        accelerator.process_index, accelerator.num_processes, accelerator.device, local
     )
