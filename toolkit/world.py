@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from threading import Event, Thread
+from typing import TYPE_CHECKING, NoReturn
 
-from shards.errors import UserError
+from shards.errors import ShardError, UserError
 
 if TYPE_CHECKING:  # a typo in a config is told before torch has loaded
     import torch
     from accelerate import Accelerator
+
+LOOK_EVERY = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,57 @@ def yield_cores() -> None:
     one other busy process on 2 cores a training step of cnn_small took 2 to 3.4 s, asleep 0.6 s.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Around a training: where a rank meets a broken shard, one rank says so and all of them end.
+
+    The others would wait for it in a collective: gloo until its socket closes, NCCL for minutes. So
+    the ranks' common store counts who has failed, and each looks at the count once a second.
+    """
+    over, told = Event(), Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_EVERY):
+            if failures() and not over.is_set():
+                told.set()
+                leave()
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        Thread(target=watch, name="watch", daemon=True).start()
+    try:
+        yield
+    except ShardError as error:
+        over.set()
+        if failures(add=1) != 1:
+            leave()
+        print(f"error: {error}; python -m shards verify tells more", file=sys.stderr, flush=True)
+        leave()
+    except BaseException:
+        if told.is_set():  # a collective, because the rank that reported has left
+            leave()
+        raise
+    finally:
+        over.set()
+
+
+def leave() -> NoReturn:
+    """Exit code 1, whatever other threads wait for; not at once: the store may end with us."""
+    time.sleep(2 * LOOK_EVERY)
+    os._exit(1)
+
+
+def failures(add: int = 0) -> int:
+    """How many ranks have met a broken shard, counted up by `add`; of what can be known."""
+    from torch.distributed import distributed_c10d as c10d
+
+    if not c10d.is_initialized():
+        return add
+    try:
+        return int(c10d._get_default_store().add("wavefold/failures", add))
+    except RuntimeError:  # whoever held the store has gone
+        return add
 
 
 def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
