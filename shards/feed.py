@@ -172,9 +172,8 @@ class Feed:
         rows = self.shard_set.rows(numbers)
         slot.numbers[part] = numbers
         slot.y.numpy()[part] = rows["label"]
-        self.store.fill(
-            worker.reader, rows, numbers, slot.x.numpy()[part], slot.places[part], slot.fresh[part]
-        )
+        mine = slot.x.numpy()[part], slot.places[part], slot.fresh[part]
+        self.store.fill(step, worker.reader, rows, numbers, *mine)
 
     def _read_ahead(self, part: range, step: int, stop: int) -> None:
         """Ask for the shards of a later step that this one does not read, if they are few."""

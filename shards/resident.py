@@ -14,6 +14,7 @@ from shards.read import Reader
 
 log = logging.getLogger(__name__)
 
+_NEVER = np.iinfo(np.int64).max
 SHARE = 4  # a set stays if it takes at most a quarter of what is free
 
 
@@ -32,11 +33,12 @@ class Store:
         n = 0 if where == "none" else len(self._numbers)
         place = device if where == "device" else torch.device("cpu")
         self._data = torch.empty((n, *shape), dtype=torch.float16, device=place)
-        self._held = np.zeros(n, bool)
+        self._since = np.full(n, _NEVER)  # the step that read a sample
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def fill(
         self,
+        step: int,
         reader: Reader,
         rows: np.ndarray,
         numbers: np.ndarray,
@@ -53,7 +55,8 @@ class Store:
             reader.read_rows(rows, x)
             return
         places[:] = np.searchsorted(self._numbers, numbers)
-        fresh[:] = ~self._held[places]
+        # What a later step has read already, another thread's, is not on the device for this one.
+        fresh[:] = self._since[places] > (step if self.where == "device" else _NEVER - 1)
         new = np.flatnonzero(fresh)
         if self.where == "device":
             reader.read_rows(rows[new], [x[n] for n in new])
@@ -61,14 +64,14 @@ class Store:
             data = self._data.numpy()
             reader.read_rows(rows[new], [data[place] for place in places[new]])
             np.take(data, places, axis=0, out=x, mode="clip")  # "raise" would copy twice
-        self._held[places[new]] = True
+        self._since[places[new]] = step
 
     def take(
         self, x: torch.Tensor, y: torch.Tensor, places: np.ndarray, fresh: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """x and y on the device, and the CUDA event after which the host's may be overwritten.
 
-        Called for one step after the other: so what a thread found held has been moved by now.
+        Called for one step after the other: what a step found there, earlier ones have moved.
         """
         if self._stream is None:
             return self._stay(x, places, fresh), y, None
