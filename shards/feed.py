@@ -80,6 +80,7 @@ class Feed:
         self.store, self.reading, self.device = store, reading, device
         self.waited = 0.0  #: seconds spent waiting for data
         self.samples = 0  #: handed out
+        self._asked: set[int] = set()  # shards, ahead of their time
         self._failure: BaseException | None = None
         self._closed = Event()
         self._workers: list[Worker] = []
@@ -179,12 +180,10 @@ class Feed:
         """Ask for the shards of a later step that this one does not read, if they are few."""
         bytes_a_step = 2 * self.size * int(np.prod(self.shard_set.shape))
         ahead = min(stop - 1, step + max(1, READAHEAD // bytes_a_step))
-        shards = [
-            set(self.shard_set.rows(self.numbers(at, part))["shard"].tolist())
-            for at in (ahead - 1, ahead)
-        ]
-        if len(shards[1]) <= FEW and shards[1] - shards[0]:
-            self.shard_set.prefetch(sorted(shards[1] - shards[0]))
+        shards = set(self.shard_set.rows(self.numbers(ahead, part))["shard"].tolist())
+        if len(shards) <= FEW and shards - self._asked:
+            self.shard_set.prefetch(sorted(shards - self._asked))
+        self._asked = shards
 
     def _await(self, worker: Worker, step: int) -> None:
         """Wait until a thread has read its part of the step, and say so where that takes long."""

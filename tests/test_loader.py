@@ -14,10 +14,10 @@ import pytest
 import torch
 from conftest import read_plainly
 
-from shards import resident
+from shards import feed, resident
 from shards.errors import ShardError, UserError
 from shards.feed import Reading, Slot
-from shards.index import open_set
+from shards.index import ShardSet, open_set
 from shards.loader import Batch, Loader, evaluation_batches
 from shards.order import Order, plan_batch
 from shards.read import Reader
@@ -108,7 +108,7 @@ def test_a_thousand_starts_leave_no_thread_and_no_descriptor(tone_set):
         steps.close()
     gc.collect()
     assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
-    assert not [x for x in gc.get_objects() if isinstance(x, Slot)], "a buffer is still held"
+    assert not [x for x in gc.get_objects() if type(x) is Slot], "a buffer is still held"
 
 
 def test_the_bytes_are_those_that_webdataset_reads(tone_set):
@@ -139,6 +139,22 @@ def test_a_resident_set_gives_the_same_and_is_read_once(tone_set, where, threads
     sample = 2 * int(np.prod(shard_set.shape))
     assert read[0] == (stop - 1) * 12 * sample
     assert read[1] <= (len(selection) + 12 * threads) * sample  # two threads may meet at one
+
+
+def test_shards_that_come_next_are_asked_for_once(tone_set, monkeypatch):
+    shard_set, asked = open_set(tone_set), []
+    monkeypatch.setattr(ShardSet, "prefetch", lambda self, shards: asked.append(list(shards)))
+    monkeypatch.setattr(feed, "READAHEAD", 0)  # the next step
+
+    class InTurn:
+        def batch(self, step, places):
+            return step * 6 + np.arange(places.start, places.stop)
+
+    n = len(shard_set.index)
+    loader = Loader(shard_set, np.arange(n), InTurn(), plan_batch(6, None, 1), 0, CPU)
+    list(loader.steps(0, n // 6))
+    shards = [shard for some in asked for shard in some]
+    assert shards == sorted(set(shards)) and len(shards) >= len(shard_set.shard_paths) - 1
 
 
 def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch):
