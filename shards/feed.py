@@ -26,6 +26,7 @@ PATIENCE = 60.0  # seconds to wait for data before saying so
 LOOK_EVERY = 1.0  # seconds between looks at the shards while there is nothing to read
 FEW = 8  # a step that takes its samples from more shards jumps about; readahead is no use to it
 READAHEAD = 1 << 29  # bytes: how far ahead of the samples their shards are asked for
+GLANCE = 8  # steps between looks so far ahead
 
 #: (step, places of this process' share) -> sample numbers; a pure function, called by all threads.
 Numbers = Callable[[int, range], np.ndarray]
@@ -146,7 +147,7 @@ class Feed:
                         return
                     self._fill(worker, slots[step % BUFFERS], step)
                     worker.done.put(None)
-                    if worker is self._workers[0] and step + 1 < stop:
+                    if worker is self._workers[0] and step % GLANCE == 0 and step + 1 < stop:
                         self._read_ahead(worker.part, step, stop)
                 while not self._closed.is_set():  # the last steps are still in use
                     self._wait_for_room(worker)

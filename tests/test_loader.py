@@ -145,6 +145,7 @@ def test_shards_that_come_next_are_asked_for_once(tone_set, monkeypatch):
     shard_set, asked = open_set(tone_set), []
     monkeypatch.setattr(ShardSet, "prefetch", lambda self, shards: asked.append(list(shards)))
     monkeypatch.setattr(feed, "READAHEAD", 0)  # the next step
+    monkeypatch.setattr(feed, "GLANCE", 1)
 
     class InTurn:
         def batch(self, step, places):
