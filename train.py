@@ -5,7 +5,7 @@ import sys
 
 from shards.command import guard
 from toolkit.config import load
-from toolkit.world import speaks, yield_cores
+from toolkit.world import ending_together, speaks, yield_cores
 
 
 def main() -> None:
@@ -14,7 +14,8 @@ def main() -> None:
     yield_cores()
     from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
 
-    fit(config)
+    with ending_together():
+        fit(config)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shards.errors import UserError
-from shards.index import SPLITS, ShardSet, display_names
-from shards.labels import names
+from shards.index import SPLITS, ShardSet
+from shards.labels import display_names, names
 
 MEASURES = ("recordings", "groups", "segments", "seconds")
 Line = dict[str, Any]  # of recordings.jsonl

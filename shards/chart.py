@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shards.balance import Balance
-from shards.index import display_names
-from shards.labels import shorten
+from shards.labels import display_names, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from shards.errors import UserError
+from shards.errors import ShardError, UserError
 
 Commands = Mapping[str, Callable[..., Any]]
 
@@ -159,7 +159,7 @@ def dispatch(program: str, commands: Commands, name: str, words: Sequence[str]) 
 
 def guard(action: Callable[[], Any], speaks: bool = True) -> int:
     """Run `action`; what the user can mend becomes one line on stderr and exit code 2, a full or
-    read-only disk one line and exit code 1.
+    read-only disk one line and exit code 1, and so does a shard that changed.
 
     Of the processes of one launch only those that `speaks` print it.
     """
@@ -169,6 +169,9 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except ShardError as error:
+        print(f"error: {error}; python -m shards verify tells more", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # `| head` has seen enough; nor may the flush at exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

@@ -6,8 +6,7 @@ Shapes: `N` samples, `M` mel bands, `T` frames, `F` folds (at least 1), `K` clas
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from shards.durable import sha256 as sha256
 from shards.durable import sync_folder as sync_folder
 from shards.durable import write_atomic as write_atomic
 from shards.errors import UserError
+from shards.labels import display_names
 from shards.remote import is_url
 
 FORMAT = 1
@@ -52,17 +52,6 @@ SEAL = b'"sha256": "'  # the last key of dataset.json: the SHA-256 of the file w
 def shard_name(number: int) -> str:
     """The file name of shard `number`: `samples-000000.tar`."""
     return f"samples-{number:06d}.tar"
-
-
-def display_name(label: str) -> str:
-    """A label as people read it: `001 - Dog bark` is `Dog bark`."""
-    return re.sub(r"^\d+\s*-\s*(?=\S)", "", label)
-
-
-def display_names(labels: Sequence[str]) -> list[str]:
-    """Labels as people read them, or as they are if two would read the same."""
-    names = [display_name(label) for label in labels]
-    return names if len(set(names)) == len(names) else list(labels)
 
 
 def stats_shape(folds: int, classes: int, n_mels: int) -> tuple[int, ...]:
@@ -152,6 +141,10 @@ class ShardSet:
     def file(self, name: str) -> Path:
         """One of the files beside the tars, on this machine's disk."""
         return current(self.path, name)
+
+    def shard_place(self, shard: int) -> str:
+        """Where a shard is, as the user would say."""
+        return f"{self}/{self.info['shards'][shard]['name']}"
 
     def shard_file(self, shard: int) -> Path:
         """The tar of a shard, on this machine's disk.

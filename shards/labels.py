@@ -49,3 +49,14 @@ def shorten(text: str, length: int) -> str:
     text = text.encode("utf-8", "replace").decode()  # a name that is no UTF-8 stops no picture
     tail = length // 2
     return text if len(text) <= length else f"{text[: length - tail - 1]}…{text[-tail:]}"
+
+
+def display_name(label: str) -> str:
+    """A label as people read it: `001 - Dog bark` is `Dog bark`."""
+    return re.sub(r"^\d+\s*-\s*(?=\S)", "", label)
+
+
+def display_names(labels: Sequence[str]) -> list[str]:
+    """Labels as people read them, or as they are if two would read the same."""
+    names = [display_name(label) for label in labels]
+    return names if len(set(names)) == len(names) else list(labels)

@@ -2,20 +2,23 @@
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from shards.feed import Feed, Reading
 from shards.index import ShardSet
 from shards.order import BatchPlan, Order, share
-from shards.read import Reader
+from shards.resident import Store, choose
 from shards.selection import Selection
 
 
 class Batch(NamedTuple):
-    """One microbatch: spectrograms, labels, and where its samples stand."""
+    """One microbatch: spectrograms, labels, and where its samples stand.
+
+    It lies in a buffer that is used again: valid until the next step is asked for.
+    """
 
     x: torch.Tensor  #: (B, M, T) float16, dB
     y: torch.Tensor  #: (B,) int64 label numbers
@@ -27,7 +30,6 @@ class Loader:
     """The training batches of one rank; state is the step alone.
 
     `selection` holds the numbers of the samples to train on; `order` permutes its places.
-    One background thread reads the next step while this one trains.
     """
 
     def __init__(
@@ -38,55 +40,57 @@ class Loader:
         plan: BatchPlan,
         rank: int,
         device: torch.device,
+        reading: Reading = Reading(),  # noqa: B008, frozen
     ):
         self.shard_set, self.selection, self.order, self.plan = shard_set, selection, order, plan
-        self.rank, self.device = rank, device
-        self._begun = self._waited = 0.0
-
-    @property
-    def wait_share(self) -> float:
-        """The share of the time since the first step that was spent waiting for data."""
-        return self._waited / max(1e-9, time.perf_counter() - self._begun)
+        self.rank, self.device, self.reading = rank, device, reading
+        self._feed: Feed | None = None
+        self._last = (0.0, 0.0, 0, 0)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """The microbatches of this rank for each of the global batches start .. stop-1."""
-        self._begun, self._waited = time.perf_counter(), 0.0
-        with Reader(self.shard_set) as reader, ThreadPoolExecutor(1, "loader") as thread:
-            coming = thread.submit(self._fetch, reader, start) if start < stop else None
-            for step in range(start, stop):
-                assert coming is not None
-                began = time.perf_counter()
-                batches = coming.result()
-                self._waited += time.perf_counter() - began
-                coming = thread.submit(self._fetch, reader, step + 1) if step + 1 < stop else None
-                yield [self._to_device(batch) for batch in batches]
+        """The microbatches of this rank for each of the global batches start .. stop-1.
 
-    def _fetch(self, reader: Reader, step: int) -> list[Batch]:
-        places = self.plan.places(self.rank)
-        numbers = self.selection[self.order.batch(step, places)]
-        if self.shard_set.is_remote:
-            ahead = self.selection[self.order.batch(step + 1, places)]
-            self.shard_set.prefetch(np.unique(self.shard_set.rows(ahead)["shard"]).tolist())
-        size = self.plan.microbatch
-        return [
-            read_batch(
-                reader, numbers[i : i + size], np.arange(places.start, places.stop)[i : i + size]
-            )
-            for i in range(0, len(numbers), size)
-        ]
+        Raises:
+            ShardError: a shard is missing, too short or changed.
+        """
+        mine = self.plan.places(self.rank)
+        places, size = np.arange(mine.start, mine.stop), self.plan.microbatch
+        parts = [slice(i, i + size) for i in range(0, len(mine), size)]
+        self._feed = Feed(
+            self.shard_set, self._numbers, len(mine), self._store(), self.reading, self.device
+        )
+        self._last = (time.perf_counter(), 0.0, 0, 0)
+        for x, y, numbers in self._feed.steps(start, stop):
+            yield [Batch(x[p], y[p], numbers[p], places[p]) for p in parts]
 
-    def _to_device(self, batch: Batch) -> Batch:
-        if self.device.type == "cpu":
-            return batch
-        x, y = (t.pin_memory().to(self.device, non_blocking=True) for t in batch[:2])
-        return batch._replace(x=x, y=y)
+    def figures(self) -> dict[str, float]:
+        """Since it was last asked: the share of time spent waiting for data, samples a second on
+        this rank, bytes a second that came out of the shards."""
+        feed = self._feed
+        if feed is None:
+            return {}
+        now = (time.perf_counter(), feed.waited, feed.samples, feed.bytes)
+        seconds, waited, samples, read = (b - a for a, b in zip(self._last, now, strict=True))
+        self._last, seconds = now, max(seconds, 1e-9)
+        return {
+            "loader_wait": round(waited / seconds, 4),
+            "samples_per_s": round(samples / seconds, 1),
+            "bytes_per_s": round(read / seconds),
+        }
 
+    def _numbers(self, step: int, part: range) -> np.ndarray:
+        first = self.rank * self.plan.per_rank
+        places = range(first + part.start, first + part.stop)
+        return self.selection[self.order.batch(step, places)]
 
-def read_batch(reader: Reader, numbers: np.ndarray, places: np.ndarray) -> Batch:
-    """Read samples into a batch on the host."""
-    x = torch.from_numpy(reader.read(numbers))
-    labels = reader.shard_set.rows(numbers)["label"].astype(np.int64)
-    return Batch(x, torch.from_numpy(labels), numbers, places)
+    def _store(self) -> Store:
+        shape, n = self.shard_set.shape, len(self.selection)
+        reading = self.reading
+        where = choose(
+            reading.resident, 2 * n * shape[0] * shape[1], self.device, reading.processes
+        )
+        numbers = self.selection[np.arange(n if where != "none" else 0)]
+        return Store(where, numbers, shape, self.device)
 
 
 def evaluation_batches(
@@ -96,14 +100,27 @@ def evaluation_batches(
     rank: int,
     world_size: int,
     device: torch.device,
+    reading: Reading = Reading(),  # noqa: B008
 ) -> Iterator[Batch]:
     """This rank's share of `selection`, in order, each sample once over all ranks.
 
-    `places` are places in `selection`. The last batch may be short; shares differ by one sample.
+    `places` are places in `selection`. All ranks get the same number of batches, all of one size,
+    `batch_size` or the longest share: where a share has ended they are padded, by samples whose
+    number and place are -1.
     """
-    mine = share(len(selection), rank, world_size)
-    with Reader(shard_set) as reader:
-        for first in range(mine.start, mine.stop, batch_size):
-            places = np.arange(first, min(first + batch_size, mine.stop))
-            batch = read_batch(reader, selection[places], places)
-            yield batch._replace(x=batch.x.to(device), y=batch.y.to(device))
+    n, mine = len(selection), share(len(selection), rank, world_size)
+    if n == 0:
+        return
+    longest = -(-n // world_size)
+    batch_size = min(batch_size, longest)
+
+    def numbers(step: int, part: range) -> np.ndarray:
+        places = mine.start + step * batch_size + np.arange(part.start, part.stop)
+        return selection[np.minimum(places, n - 1)]
+
+    store = Store("none", np.zeros(0, np.int64), shard_set.shape, device)
+    feed = Feed(shard_set, numbers, batch_size, store, reading, device)
+    for step, (x, y, found) in enumerate(feed.steps(0, -(-longest // batch_size))):
+        places = mine.start + step * batch_size + np.arange(batch_size)
+        inside = places < mine.stop
+        yield Batch(x, y, np.where(inside, found, -1), np.where(inside, places, -1))

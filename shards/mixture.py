@@ -15,7 +15,8 @@ import numpy as np
 from shards.command import nearest
 from shards.condition import Conditioning
 from shards.errors import UserError
-from shards.index import ROW, ShardSet, display_names, stats_shape
+from shards.index import ROW, ShardSet, stats_shape
+from shards.labels import display_names
 
 #: What decides the values of a sample, beside its mel settings.
 _CONDITIONING = [field.name for field in fields(Conditioning) if field.name != "sample_rate"]
@@ -80,6 +81,11 @@ class Mixture(ShardSet):
         """The set that a shard is of, and its number there."""
         of = int(np.searchsorted(self._offsets[:, 0], shard, "right")) - 1
         return self.sources[of], shard - int(self._offsets[of, 0])
+
+    def shard_place(self, shard: int) -> str:
+        """Where a shard is, as the user would say."""
+        source, local = self.shard_source(shard)
+        return source.shard_place(local)
 
     def shard_file(self, shard: int) -> Path:
         """Where the tar with this number can be opened: its own set knows."""

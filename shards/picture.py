@@ -47,7 +47,7 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4, seed: i
 
     Raises:
         UserError: `per_class` is below 1, or the set holds no samples.
-        shards.read.ShardError: a shard is missing or too short.
+        shards.errors.ShardError: a shard is missing or too short.
     """
     if per_class < 1:
         raise UserError(f"per_class {per_class}: give at least 1")

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from shards import shortcuts
-from shards.index import ShardSet, display_name
-from shards.labels import names, natural
+from shards.index import ShardSet
+from shards.labels import display_name, names, natural
 from shards.manifest import Scan
 
 CLASSES_SHOWN = 20

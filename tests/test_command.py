@@ -227,3 +227,17 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     line = f"{sys.executable} -m shards --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("0", "")
+
+
+def test_bench_prints_rates_beside_a_memory_copy(tone_set, capsys):
+    assert main(["bench", str(tone_set), "--seconds=0.1", "--threads=1"]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    assert [row[0].strip() for row in rows[2:]] == [
+        "memory copy", "in turn", "shuffled", "shuffled, in memory", "webdataset",
+    ]  # fmt: skip
+    sample = 2 * 32 * 63  # bytes
+    for _, rate, gigabytes, share in rows[2:]:
+        rate = float(rate.replace(",", ""))
+        assert float(gigabytes) == pytest.approx(rate * sample / 1e9, abs=0.006)
+        assert share.strip().endswith("%")
+    assert main(["bench", str(tone_set), "--threads=0"]) == 2

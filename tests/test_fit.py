@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xxhash
 import yaml
 from processes import environment, on_ranks, train, train_command
 
@@ -186,6 +187,7 @@ def random_set(folder: Path, n: int) -> ShardSet:
     rows = np.zeros(n, ROW)
     rows["offset"] = np.arange(n) * samples[0].nbytes
     rows["label"], rows["recording"] = labels, np.arange(n)
+    rows["xxh3"] = [xxhash.xxh3_64_intdigest(sample) for sample in samples]
     np.save(folder / "index.npy", rows)
     info = {"shape": [16, 20], "classes": list("abc"), "shards": [{"name": "samples-000000.tar"}]}
     return ShardSet(folder, info)

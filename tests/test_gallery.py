@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import yaml
 
-from shards.index import open_set
 from toolkit.__main__ import main
 from toolkit.config import load
 from toolkit.gallery import alone, first_batch
@@ -40,7 +39,7 @@ def test_a_stage_is_one_augmentation_and_columns_are_of_all_classes(config):
     values = load([config])
     stages = alone(values.augment)
     assert list(stages) == ["mix=mixup", "gain_db=10.0"]
-    columns, sounds = first_batch(values, open_set(values.data.shards), 3, stages)
+    _, columns, sounds = first_batch(values, 3, stages)
     y = sounds["before"].y
     assert len(y) == 8 and set(y[columns].tolist()) == set(y.tolist())
     gain = (sounds["gain_db=10.0"].seen - sounds["before"].seen)[:, 16, 20]

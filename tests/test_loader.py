@@ -1,20 +1,26 @@
 """Batches against the tars read by tarfile, and against the same batches on other ranks."""
 
+import gc
 import io
 import json
+import os
 import shutil
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import read_plainly
 
-from shards.errors import UserError
-from shards.index import open_set
-from shards.loader import Loader, evaluation_batches
+from shards import feed, resident
+from shards.errors import ShardError, UserError
+from shards.feed import Reading, Slot
+from shards.index import ShardSet, open_set
+from shards.loader import Batch, Loader, evaluation_batches
 from shards.order import Order, plan_batch
-from shards.read import Reader, ShardError
+from shards.read import Reader
 
 CPU = torch.device("cpu")
 
@@ -52,7 +58,12 @@ def collect(tone_set, world_size, microbatch, start=0):
     plan = plan_batch(12, microbatch, world_size)
     loaders = [Loader(shard_set, selection, order, plan, r, CPU) for r in range(world_size)]
     steps = zip(*(loader.steps(start, 7) for loader in loaders), strict=True)
-    return [[batch for rank in ranks for batch in rank] for ranks in steps]
+    return [[kept(batch) for rank in ranks for batch in rank] for ranks in steps]
+
+
+def kept(batch):
+    """A copy: the buffers are used again."""
+    return Batch(batch.x.clone(), batch.y.clone(), batch.numbers.copy(), batch.places)
 
 
 def test_the_same_global_batches_on_1_2_and_3_ranks_and_after_a_resume(tone_set):
@@ -71,24 +82,109 @@ def test_evaluation_sees_every_sample_once_in_order(tone_set):
     selection = np.arange(1, len(shard_set.index), 2)
     for world_size in (1, 2, 3, 5):
         for size in (1, 4, 100):
-            batches = [
-                batch
+            ranks = [
+                list(evaluation_batches(shard_set, selection, size, rank, world_size, CPU))
                 for rank in range(world_size)
-                for batch in evaluation_batches(shard_set, selection, size, rank, world_size, CPU)
             ]
-            assert np.array_equal(np.concatenate([b.numbers for b in batches]), selection)
+            assert len({len(batches) for batches in ranks}) == 1, "a rank that waits for another"
+            assert len({batch.x.shape for batches in ranks for batch in batches}) == 1
+            numbers = np.concatenate([b.numbers for batches in ranks for b in batches])
+            places = np.concatenate([b.places for batches in ranks for b in batches])
+            assert np.array_equal(numbers[numbers >= 0], selection)
+            assert np.array_equal(places[numbers >= 0], np.arange(len(selection)))
+            assert np.all(places[numbers < 0] == -1)
 
 
-def test_leaving_in_the_middle_leaves_no_thread(tone_set):
+def test_a_thousand_starts_leave_no_thread_and_no_descriptor(tone_set):
     shard_set = open_set(tone_set)
     order = Order(len(shard_set.index), 6, seed=0)
     loader = Loader(shard_set, np.arange(order.n), order, plan_batch(6, None, 1), 0, CPU)
-    before = threading.active_count()
-    for _ in range(20):
-        steps = loader.steps(0, 100)
-        next(steps)
+    gc.collect()
+    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for n in range(1000):
+        steps = loader.steps(n, 10**6)
+        for _, _ in zip(range(n % 3 + 1), steps, strict=False):
+            pass
         steps.close()
-    assert threading.active_count() == before
+    gc.collect()
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+    assert not [x for x in gc.get_objects() if type(x) is Slot], "a buffer is still held"
+
+
+def test_the_bytes_are_those_that_webdataset_reads(tone_set):
+    shard_set = open_set(tone_set)
+    plainly = [sample["npy"] for sample in read_plainly(tone_set)]
+    assert len(plainly) == len(shard_set.index)
+    numbers = np.random.default_rng(1).integers(0, len(plainly), 10_000)
+    with Reader(shard_set) as reader:
+        for some in np.split(numbers, 10):
+            got = reader.read(some)
+            assert got.tobytes() == b"".join(plainly[n].tobytes() for n in some)
+
+
+@pytest.mark.parametrize("where", ["memory", "device", "auto"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_resident_set_gives_the_same_and_is_read_once(tone_set, where, threads):
+    shard_set = open_set(tone_set)
+    selection = np.flatnonzero(shard_set.index["fold"] != 0)
+    order, plan = Order(len(selection), 12, seed=3), plan_batch(12, 4, 1)
+    parts = [Reading(threads=n, resident=r) for n, r in ((1, "none"), (threads, where))]
+    loaders = [Loader(shard_set, selection, order, plan, 0, CPU, reading) for reading in parts]
+    stop = 3 * order.steps_per_epoch
+    for one, other in zip(*(loader.steps(1, stop) for loader in loaders), strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
+            assert np.array_equal(a.numbers, b.numbers)
+    read = [sum(w.reader.bytes for w in loader._feed._workers) for loader in loaders]
+    sample = 2 * int(np.prod(shard_set.shape))
+    assert read[0] == (stop - 1) * 12 * sample
+    assert read[1] <= (len(selection) + 12 * threads) * sample  # two threads may meet at one
+
+
+def test_shards_that_come_next_are_asked_for_once(tone_set, monkeypatch):
+    shard_set, asked = open_set(tone_set), []
+    monkeypatch.setattr(ShardSet, "prefetch", lambda self, shards: asked.append(list(shards)))
+    monkeypatch.setattr(feed, "READAHEAD", 0)  # the next step
+    monkeypatch.setattr(feed, "GLANCE", 1)
+
+    class InTurn:
+        def batch(self, step, places):
+            return step * 6 + np.arange(places.start, places.stop)
+
+    n = len(shard_set.index)
+    loader = Loader(shard_set, np.arange(n), InTurn(), plan_batch(6, None, 1), 0, CPU)
+    list(loader.steps(0, n // 6))
+    shards = [shard for some in asked for shard in some]
+    assert shards == sorted(set(shards)) and len(shards) >= len(shard_set.shard_paths) - 1
+
+
+def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch):
+    monkeypatch.setattr(resident, "free_memory", lambda: 800)
+    assert [resident.choose("auto", 100, CPU, n) for n in (1, 2, 3)] == ["memory"] * 2 + ["none"]
+    assert resident.choose("auto", 201, CPU, 1) == "none"
+    assert resident.choose("device", 10**18, CPU, 1) == "device"
+    monkeypatch.undo()
+    assert (
+        1 << 20 < resident.free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    )
+
+
+def test_figures_say_what_was_waited_for_and_read(tone_set, monkeypatch):
+    shard_set = open_set(tone_set)
+    order, plan = Order(len(shard_set.index), 6, seed=0), plan_batch(6, None, 1)
+    loader = Loader(shard_set, np.arange(order.n), order, plan, 0, CPU)
+    read_rows = Reader.read_rows
+    monkeypatch.setattr(
+        Reader, "read_rows", lambda *words: (time.sleep(0.05), read_rows(*words))[1]
+    )
+    began = time.perf_counter()
+    list(loader.steps(0, 8))
+    seconds = time.perf_counter() - began
+    figures = loader.figures()
+    assert 0.5 < figures["loader_wait"] <= 1  # nothing but waiting was done
+    assert figures["samples_per_s"] == pytest.approx(48 / seconds, rel=0.2)
+    read = figures["bytes_per_s"] / figures["samples_per_s"]
+    assert read == pytest.approx(2 * np.prod(shard_set.shape), rel=0.01)
 
 
 def test_a_shard_cut_under_the_reader_is_named(tone_set, tmp_path):

@@ -35,6 +35,9 @@ class DataConfig:
     weights: dict[str, float] | str | None = None  #: {class: times}, or an .npy: one a sample
     samples_per_epoch: int | None = None  #: null: as many as the training part has
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
+    threads: int = 2  #: that read ahead, a process
+    check: bool = True  #: hold every payload that is read against its checksum
+    resident: str = "auto"  #: auto | device | memory | none: where samples stay once they were read
     normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
     n_mels: int | None = None  #: bands
@@ -135,12 +138,13 @@ CHOICES = {
     "augment.eq_kind": ("linear", "step"),
     "data.shuffle": ("full", "window", "none"),
     "data.balance": ("none", "class"),
+    "data.resident": ("auto", "device", "memory", "none"),
     "train.precision": ("no", "bf16", "fp16", "auto"),
     "train.best_metric": ("macro_f1", "accuracy", "balanced_accuracy", "loss"),
     "train.resume": ("auto", "never", "must"),
 }
 AT_LEAST = {
-    "data.fold": 0, "data.cache_gb": 0, "data.fraction": 0, "data.window": 1,
+    "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
     "data.samples_per_epoch": 1,
     "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,

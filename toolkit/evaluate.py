@@ -7,9 +7,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather
 from torch import nn
 
+from shards.feed import Reading
 from shards.index import ShardSet
 from shards.loader import evaluation_batches
-from shards.order import share
 from shards.selection import Selection
 from toolkit.augment import Transform
 from toolkit.strategy import bare
@@ -25,27 +25,25 @@ def log_probabilities(
     world: World,
     accelerator: Accelerator,
     batch_size: int,
+    reading: Reading = Reading(),  # noqa: B008
 ) -> np.ndarray:
     """What the model says of the samples `numbers`, in their order, on every rank.
 
-    Each rank computes a contiguous share; shares are padded to one length, gathered, and cut again,
-    so that uneven parts can hang nothing and no sample counts twice. Shape: (N,) -> (N, K) float64.
+    Each rank computes a contiguous share in as many batches as any other, padded at the end; what
+    it found travels with the sample's place, -1 for padding. So uneven parts can hang nothing, and
+    the result is a function of the set alone. Shape: (N,) -> (N, K) float64.
     """
-    module = bare(model)  # its forward keeps the autocast; DDP would synchronise
+    module = bare(model)  # keeps the autocast; DDP would synchronise
     module.eval()
-    batches = evaluation_batches(
-        shard_set, numbers, batch_size, world.rank, world.size, world.device
-    )
-    rows = [F.log_softmax(module(transform(batch.x)).double(), dim=1) for batch in batches]
-    shares = [len(share(len(numbers), rank, world.size)) for rank in range(world.size)]
-    for _ in range(-(-max(shares) // batch_size) - len(rows)):
-        # Each forward of ZeRO-3 and FSDP gathers weights: all ranks have to do equally many.
-        module(torch.zeros(1, 1, *shard_set.shape, device=world.device))
+    found = [torch.zeros(0, len(shard_set.class_names), dtype=torch.float64, device=world.device)]
+    places = [np.zeros(0, np.int64)]
+    for batch in evaluation_batches(
+        shard_set, numbers, batch_size, world.rank, world.size, world.device, reading
+    ):
+        found.append(F.log_softmax(module(transform(batch.x)).double(), dim=1))
+        places.append(batch.places)
     module.train()
-    mine = torch.zeros(
-        max(shares), len(shard_set.class_names), dtype=torch.float64, device=world.device
-    )
-    if rows:
-        mine[: shares[world.rank]] = torch.cat(rows)
-    gathered = gather(mine).view(world.size, *mine.shape)
-    return torch.cat([gathered[rank, :n] for rank, n in enumerate(shares)]).cpu().numpy()
+    rows = gather(torch.cat(found)).cpu().numpy()
+    at = gather(torch.from_numpy(np.concatenate(places)).to(world.device)).cpu().numpy()
+    assert np.array_equal(at[at >= 0], np.arange(len(numbers))), "not every sample exactly once"
+    return rows[at >= 0]

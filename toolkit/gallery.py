@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from shards.errors import UserError
-from shards.index import ShardSet, display_names
-from shards.labels import shorten
+from shards.index import ShardSet
+from shards.labels import display_names, shorten
 from shards.loader import Loader
 from shards.order import plan_batch
 from shards.picture import Panel, draw, save

@@ -5,6 +5,7 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
+from shards.feed import Reading
 from shards.loader import Batch, Loader
 from shards.order import plan_batch
 from shards.randomness import key
+from shards.selection import Selection
 from toolkit import checkpoint, track
 from toolkit.augment import Augment, Transform
 from toolkit.config import Config
@@ -44,7 +47,9 @@ def fit(config: Config) -> dict[str, Any]:
     per_epoch = order.steps_per_epoch
     total = per_epoch * train.epochs
     target = min(total, train.max_steps or total)
-    loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device)
+    data = config.data
+    reading = Reading(data.threads, data.check, data.resident, world.on_this_node)
+    loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device, reading)
     transform = Transform(mean, std, world.device, config.data.normalize)
     augment = Augment(config.augment, shard_set, transform, train.seed, config.model.norm_batch)
 
@@ -54,6 +59,11 @@ def fit(config: Config) -> dict[str, Any]:
     optimizer = make_optimizer(model, config.optim)
     strategy = Strategy(accelerator, world, model, optimizer, plan, config.optim.grad_clip)
     model, module, optimizer = strategy.model, strategy.module, strategy.optimizer
+
+    def evaluate(numbers: Selection) -> np.ndarray:
+        return log_probabilities(
+            model, transform, shard_set, numbers, world, accelerator, plan.microbatch, reading
+        )
 
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
@@ -93,7 +103,7 @@ def fit(config: Config) -> dict[str, Any]:
         if step % train.log_every == 0:
             mean_loss = accelerator.reduce(loss, "mean").item()
             metrics.write("train", **now, loss=mean_loss, lr=rate, grad_norm=float(norm),
-                          loader_wait=round(loader.wait_share, 4))  # fmt: skip
+                          **loader.figures())  # fmt: skip
 
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
@@ -102,9 +112,7 @@ def fit(config: Config) -> dict[str, Any]:
             metrics.write("epoch", **now, train_loss=epoch_loss)
             line = f"epoch {epoch}/{train.epochs}  step {step}  loss {epoch_loss:.4f}"
             if len(parts["val"]):
-                found = log_probabilities(
-                    model, transform, shard_set, parts["val"], world, accelerator, plan.microbatch
-                )
+                found = evaluate(parts["val"])
                 result = scores(shard_set.rows(parts["val"][:])["label"], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
                 score = result[train.best_metric]
@@ -129,9 +137,7 @@ def fit(config: Config) -> dict[str, Any]:
         checkpoint.save_weights(strategy, folder / "best.safetensors")
     accelerator.wait_for_everyone()
     strategy.load_weights(load_file(folder / "best.safetensors"))
-    found = log_probabilities(
-        model, transform, shard_set, parts["test"], world, accelerator, plan.microbatch
-    )
+    found = evaluate(parts["test"])
     result = {}
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, target, state["seconds"])

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 #: What a second start may change of a run without changing its training.
 FREE = {
+    "data.threads", "data.check", "data.resident", "data.cache_gb",
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
     "train.resume", "train.threads", "train.max_steps", "run.dir",
 }  # fmt: skip

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from threading import Event, Thread
+from typing import TYPE_CHECKING, NoReturn
 
-from shards.errors import UserError
+from shards.errors import ShardError, UserError
 
 if TYPE_CHECKING:  # a typo in a config is told before torch has loaded
     import torch
     from accelerate import Accelerator
+
+LOOK_EVERY = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class World:
     size: int
     device: torch.device
     precision: str = "no"  #: no | bf16 | fp16
+    on_this_node: int = 1  #: processes that share the machine
 
     @property
     def is_main(self) -> bool:
@@ -80,6 +88,57 @@ def check_sharding(name: str, precision: str) -> None:
         raise UserError(f"train.precision=fp16 does not go with {name}; use bf16 or no")
 
 
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Around a training: where a rank meets a broken shard, one rank says so and all of them end.
+
+    The others would wait for it in a collective: gloo until its socket closes, NCCL for minutes. So
+    the ranks' common store counts who has failed, and each looks at the count once a second.
+    """
+    over, told = Event(), Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_EVERY):
+            if failures() and not over.is_set():
+                told.set()
+                leave()
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        Thread(target=watch, name="watch", daemon=True).start()
+    try:
+        yield
+    except ShardError as error:
+        over.set()
+        if failures(add=1) != 1:
+            leave()
+        print(f"error: {error}; python -m shards verify tells more", file=sys.stderr, flush=True)
+        leave()
+    except BaseException:
+        if told.is_set():  # a collective, because the rank that reported has left
+            leave()
+        raise
+    finally:
+        over.set()
+
+
+def leave() -> NoReturn:
+    """Exit code 1, whatever other threads wait for; not at once: the store may end with us."""
+    time.sleep(2 * LOOK_EVERY)
+    os._exit(1)
+
+
+def failures(add: int = 0) -> int:
+    """How many ranks have met a broken shard, counted up by `add`; of what can be known."""
+    from torch.distributed import distributed_c10d as c10d
+
+    if not c10d.is_initialized():
+        return add
+    try:
+        return int(c10d._get_default_store().add("wavefold/failures", add))
+    except RuntimeError:  # whoever held the store has gone
+        return add
+
+
 def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
     """Join the other processes of the launch.
 
@@ -112,10 +171,14 @@ def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
             f"the launcher started {launched} processes, accelerate joined "
             f"{accelerator.num_processes}; launch with --multi_gpu, or by torchrun"
         )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if accelerator.device.type == "cpu":
         # The launcher sets OMP_NUM_THREADS=1 when it was not told otherwise: half a laptop idle.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator, World(
-        accelerator.process_index, accelerator.num_processes, accelerator.device, precision
+        accelerator.process_index,
+        accelerator.num_processes,
+        accelerator.device,
+        precision,
+        local,
     )

@@ -1,0 +1,129 @@
+"""Samples that stay where the training needs them, once they were read.
+
+`n` samples of a selection, `P` of one step, `M` mel bands, `T` frames.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shards.read import Reader
+
+log = logging.getLogger(__name__)
+
+_NEVER = np.iinfo(np.int64).max
+SHARE = 4  # a set stays if it takes at most a quarter of what is free
+
+
+class Store:
+    """Brings samples from a reader to the device, and keeps them there, in memory, or nowhere.
+
+    `where` is device, memory or none. Filled while the first epoch runs: a sample is read from its
+    shard once, and has the same bytes ever after.
+    """
+
+    def __init__(
+        self, where: str, numbers: np.ndarray, shape: tuple[int, int], device: torch.device
+    ):
+        self.where, self.device = where, device
+        self._numbers = np.unique(numbers)
+        n = 0 if where == "none" else len(self._numbers)
+        place = device if where == "device" else torch.device("cpu")
+        self._data = torch.empty((n, *shape), dtype=torch.float16, device=place)
+        self._since = np.full(n, _NEVER)  # the step that read a sample
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def fill(
+        self,
+        step: int,
+        reader: Reader,
+        rows: np.ndarray,
+        numbers: np.ndarray,
+        x: np.ndarray,
+        places: np.ndarray,
+        fresh: np.ndarray,
+    ) -> None:
+        """Read the samples of these rows of the index, or find them; called by reading threads.
+
+        Fills x (P, M, T), or where the samples stay on the device `places` (P,) among them and
+        which of them are `fresh` (P,): only these are in x.
+        """
+        if self.where == "none":
+            reader.read_rows(rows, x)
+            return
+        places[:] = np.searchsorted(self._numbers, numbers)
+        # What a later step has read already, another thread's, is not on the device for this one.
+        fresh[:] = self._since[places] > (step if self.where == "device" else _NEVER - 1)
+        new = np.flatnonzero(fresh)
+        if self.where == "device":
+            reader.read_rows(rows[new], [x[n] for n in new])
+        else:
+            data = self._data.numpy()
+            reader.read_rows(rows[new], [data[place] for place in places[new]])
+            np.take(data, places, axis=0, out=x, mode="clip")  # "raise" would copy twice
+        self._since[places[new]] = step
+
+    def take(
+        self, x: torch.Tensor, y: torch.Tensor, places: np.ndarray, fresh: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """x and y on the device, and the CUDA event after which the host's may be overwritten.
+
+        Called for one step after the other: what a step found there, earlier ones have moved.
+        """
+        if self._stream is None:
+            return self._stay(x, places, fresh), y, None
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._stream):
+            moved, labels = self._stay(x, places, fresh), y.to(self.device, non_blocking=True)
+            copied = torch.cuda.Event(blocking=True)  # a thread that waits for it sleeps
+            copied.record()
+        current.wait_stream(self._stream)
+        for tensor in (moved, labels):
+            tensor.record_stream(current)  # its memory is not for others before this stream is done
+        return moved, labels, copied
+
+    def _stay(self, x: torch.Tensor, places: np.ndarray, fresh: np.ndarray) -> torch.Tensor:
+        if self.where != "device":
+            return x.to(self.device, non_blocking=True)
+        at = torch.from_numpy(places).to(self.device)
+        if fresh.any():
+            new = torch.from_numpy(np.flatnonzero(fresh))
+            self._data[at[new.to(self.device)]] = x[new].to(self.device)
+        return self._data.index_select(0, at)
+
+
+def choose(resident: str, size: int, device: torch.device, processes: int) -> str:
+    """Where `size` bytes of samples stay: what is asked for, or for `auto` what they fit into.
+
+    They fit if they take a quarter of the device's free memory, or of the host's, which the
+    `processes` of a machine share.
+    """
+    if resident != "auto":
+        return resident
+    if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // SHARE:
+        return "device"
+    return "memory" if size <= free_memory() // SHARE // processes else "none"
+
+
+def free_memory() -> int:
+    """Bytes that this process could still use: the machine's, or what its control group leaves."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except (OSError, StopIteration):
+        return 0
+    group = next((line[3:] for line in groups if line.startswith("0::")), "/")
+    folder = Path("/sys/fs/cgroup", group.lstrip("/"))
+    limits = [left(at) for at in (folder, *folder.parents) if (at / "memory.max").is_file()]
+    return min([1024 * int(kilobytes), *limits])
+
+
+def left(group: Path) -> int:
+    """Bytes between a control group's limit and what it holds for good; a cache can be dropped."""
+    limit = (group / "memory.max").read_text().strip()
+    held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return 1 << 62 if limit == "max" else int(limit) - int(held["anon"])

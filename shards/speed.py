@@ -1,0 +1,104 @@
+"""How fast a shard set can be read here, beside a memory copy of as many bytes."""
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+
+import numpy as np
+import torch
+
+from shards.errors import UserError
+from shards.feed import BUFFERS, Reading
+from shards.index import ShardSet
+from shards.loader import Loader
+from shards.order import Order, plan_batch
+
+BATCH = 256
+
+
+class InTurn:
+    """The order of the index, again and again."""
+
+    def __init__(self, n: int, batch_size: int):
+        self.n, self.batch_size = n, batch_size
+
+    def batch(self, step: int, places: range) -> np.ndarray:
+        return (step * self.batch_size + np.arange(places.start, places.stop)) % self.n
+
+
+def measure(shard_set: ShardSet, seconds: float, threads: int) -> Iterator[str]:
+    """A Markdown table, line by line: samples and bytes a second, a way of reading a row.
+
+    Raises:
+        UserError: an empty set.
+        ShardError: a shard cannot be read.
+    """
+    n = len(shard_set.index)
+    if n == 0:
+        raise UserError(f"{shard_set.path}: no samples to read; build it with some")
+    size = min(BATCH, n)
+    sample = 2 * int(np.prod(shard_set.shape))
+    ways: dict[str, Callable[[], Iterator[int]]] = {
+        "memory copy": lambda: copies(shard_set, size, threads)
+    }
+    for name, order in (("in turn", InTurn(n, size)), ("shuffled", Order(n, size, 0))):
+        ways[name] = lambda order=order: through(shard_set, order, Reading(threads))  # type: ignore
+    ways["shuffled, in memory"] = lambda: through(
+        shard_set, Order(n, size, 0), Reading(threads, resident="memory")
+    )
+    if importlib.util.find_spec("webdataset"):
+        ways["webdataset"] = lambda: by_webdataset(shard_set)
+    yield f"| {size} samples a batch, {threads} threads | samples/s | GB/s | of a memory copy |"
+    yield "|---|---|---|---|"
+    copied = 0.0
+    for name, way in ways.items():
+        rate = rate_of(way(), n, seconds)
+        copied = copied or rate
+        yield f"| {name} | {rate:,.0f} | {rate * sample / 1e9:.2f} | {rate / copied:.0%} |"
+
+
+def rate_of(counts: Iterator[int], n: int, seconds: float) -> float:
+    """Samples a second, after one pass (half the time at most) that fills caches and buffers."""
+    begun, seen = time.perf_counter(), 0
+    while seen < n and time.perf_counter() - begun < seconds / 2:
+        seen += next(counts)
+    begun, seen = time.perf_counter(), 0
+    while (took := time.perf_counter() - begun) < seconds / 2 or seen == 0:
+        seen += next(counts)
+    counts.close()  # type: ignore[attr-defined]
+    return seen / took
+
+
+def copies(shard_set: ShardSet, size: int, threads: int) -> Iterator[int]:
+    """Copy a large array into buffers like those that a feed fills, by as many threads."""
+    step = size * int(np.prod(shard_set.shape))
+    room = max(2 * step, min(len(shard_set.index) * step // size, 1 << 28))
+    source = torch.ones(room, dtype=torch.float16).numpy()
+    buffers = torch.zeros((BUFFERS, step), dtype=torch.float16).numpy()
+    parts = [slice(step * n // threads, step * (n + 1) // threads) for n in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        for turn in count():
+            at = turn % (room // step) * step
+            into, out_of = buffers[turn % BUFFERS], source[at : at + step]
+            list(pool.map(np.copyto, (into[p] for p in parts), (out_of[p] for p in parts)))
+            yield size
+
+
+def through(shard_set: ShardSet, order: Order, reading: Reading) -> Iterator[int]:
+    """Batches by the loader."""
+    plan, numbers = plan_batch(order.batch_size, None, 1), np.arange(order.n)
+    loader = Loader(shard_set, numbers, order, plan, 0, torch.device("cpu"), reading)
+    for batches in loader.steps(0, 1 << 40):
+        yield len(batches[0].y)
+
+
+def by_webdataset(shard_set: ShardSet) -> Iterator[int]:
+    """Samples as plain webdataset decodes them, in this process."""
+    import webdataset
+
+    urls = [str(path) for path in shard_set.shard_paths]
+    while True:
+        for _ in webdataset.WebDataset(urls, shardshuffle=False).decode():
+            yield 1
