@@ -16,6 +16,7 @@ from shards.index import ShardSet
 from shards.read import Reader
 
 BLOCK, TILE, CHUNK = 1024, 8192, 64  # rows and columns of the search; pairs compared at once
+READ = 64  # segments read at once: what is made of them stays in the processor's cache
 LIKENESS = (
     0.22  # cosine of two vectors from where on the grains are compared; chance spreads by 0.044
 )
@@ -51,8 +52,8 @@ def read_prints(shard_set: ShardSet) -> Prints:
     frame = mel["hop_length"] / mel["sample_rate"]
     with Reader(shard_set) as reader:
         grains = [
-            grain(reader.read(np.arange(first, min(first + BLOCK, len(index)))), frame)
-            for first in range(0, len(index), BLOCK)
+            grain(reader.read(np.arange(first, min(first + READ, len(index)))), frame)
+            for first in range(0, len(index), READ)
         ]
     return Prints(index["recording"], index["xxh3"], np.concatenate(grains), cut["seconds"])
 
