@@ -1,6 +1,6 @@
 """Checkpoints: whole or not there, checked when read, tensors as safetensors and the rest JSON.
 
-    checkpoints/step-00001200/model.safetensors optimizer.safetensors state.json
+    checkpoints/step-00001200/model.safetensors [ema.safetensors] optimizer.safetensors state.json
     checkpoints/latest
 
 Every random draw of the training is a function of (seed, step, place): no generator is saved.
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def save(
     folder: Path,
-    model: nn.Module,
+    models: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: int,
@@ -35,7 +36,8 @@ def save(
     aside = folder / f".{name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    save_weights(model, aside / "model.safetensors")
+    for part, model in models.items():
+        save_weights(model, aside / f"{part}.safetensors")
     moments = flatten(optimizer.state_dict()["state"])
     write_atomic(aside / "optimizer.safetensors", safetensors.torch.save(moments))
     files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
@@ -50,15 +52,16 @@ def save(
 
 
 def restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
-    """Load the newest sound checkpoint into model and optimiser; its state, or None."""
+    """Load the newest sound checkpoint into models and optimiser; its state, or None."""
     for path in reversed(checkpoints(folder)):
         fault = damage(path)
         if fault:
             log.warning("%s is damaged (%s); trying the one before it", path, fault)
             continue
-        model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
+        for part, model in models.items():
+            model.load_state_dict(safetensors.torch.load_file(path / f"{part}.safetensors"))
         tensors = safetensors.torch.load_file(path / "optimizer.safetensors")
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": unflatten(tensors), "param_groups": groups})

@@ -11,6 +11,7 @@ import yaml
 
 from shards.command import nearest
 from shards.errors import UserError
+from toolkit.metrics import SIGNS
 
 PROTOCOLS = ("split", "kfold", "kfold_nested")
 
@@ -46,9 +47,23 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    lr: float = 1e-3  #: peak learning rate of AdamW
-    weight_decay: float = 0.05  #: decoupled; not on norms and biases
-    warmup_epochs: float = 1.0  #: epochs of linear warmup, then cosine to 0
+    name: str = "adamw"  #: adamw | adam | sgd (with Nesterov's momentum)
+    lr: float = 1e-3  #: peak learning rate
+    weight_decay: float = 0.05  #: decoupled in adamw, else L2; none on norms, biases, embeddings
+    beta1: float = 0.9  #: adamw, adam: decay of the mean of gradients
+    beta2: float = 0.999  #: adamw, adam: decay of the mean of their squares
+    momentum: float = 0.9  #: sgd
+    schedule: str = "cosine"  #: constant | cosine | linear | onecycle | plateau
+    warmup_epochs: float = 1.0  #: epochs of linear warmup; onecycle has its own rise instead
+    end_factor: float = 0.0  #: where cosine, linear, onecycle end, and plateau's floor; times lr
+    start_factor: float = 0.04  #: where onecycle begins, times lr
+    pct_start: float = 0.3  #: share of all steps in which onecycle rises
+    plateau_metric: str = "loss"  #: of the validation part; any that train.best_metric takes
+    plateau_factor: float = 0.1  #: what the rate is multiplied by when the metric stands still
+    plateau_patience: int = 10  #: evaluations without a better value that are borne
+    plateau_threshold: float = 1e-4  #: what counts as better, relative
+    plateau_cooldown: int = 0  #: evaluations after a drop that are not counted
+    ema: float = 0.0  #: decay of the averaged weights that are scored and saved; 0: off
     grad_clip: float = 1.0  #: largest gradient norm; 0 is off
     label_smoothing: float = 0.0  #: of the cross entropy
 
@@ -69,9 +84,10 @@ class TrainConfig:
     microbatch: int | None = None  #: largest forward on one device; null: the whole share
     precision: str = "auto"  #: no | bf16 | fp16 | auto (what `accelerate launch` says)
     seed: int = 42  #: of weights, order, dropout and augmentation
-    best_metric: str = (
-        "macro_f1"  #: of the validation part: macro_f1 | accuracy | balanced_accuracy | loss
-    )
+    #: of the validation part: macro_f1 | accuracy | balanced_accuracy | loss | roc_auc |
+    #: average_precision | ece | eer (two classes); chooses the epoch
+    best_metric: str = "macro_f1"
+    patience: int = 0  #: evaluations without a better best_metric that end the training; 0: off
     log_every: int = 10  #: steps between lines of metrics.jsonl
     save_every: int = 0  #: steps between checkpoints; 0: at the end of each epoch
     keep_last: int = 1  #: checkpoints to keep
@@ -106,7 +122,10 @@ CHOICES = {
     "data.last_batch": ("wrap", "drop"),
     "data.normalize": ("band", "global", "none"),
     "train.precision": ("no", "bf16", "fp16", "auto"),
-    "train.best_metric": ("macro_f1", "accuracy", "balanced_accuracy", "loss"),
+    "train.best_metric": tuple(SIGNS),
+    "optim.name": ("adamw", "adam", "sgd"),
+    "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
+    "optim.plateau_metric": tuple(SIGNS),
     "train.resume": ("auto", "never", "must"),
 }
 AT_LEAST = {
@@ -115,8 +134,14 @@ AT_LEAST = {
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
     "augment.freq_masks": 0, "augment.freq_width": 0, "train.epochs": 1, "train.batch_size": 1,
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
-    "train.max_steps": 1, "train.threads": 1,
+    "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
+    "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
+    "optim.plateau_cooldown": 0,
 }  # fmt: skip
+BELOW_ONE = (
+    "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
+    "optim.ema",
+)  # fmt: skip
 
 
 def load(words: Sequence[str]) -> Config:
@@ -172,6 +197,9 @@ def parse(values: Mapping[str, Mapping[str, Any]]) -> Config:
         value = get(config, name)
         if value is not None and value < minimum:
             raise UserError(f"{name}={value}: at least {minimum}")
+    for name in BELOW_ONE:
+        if not 0 <= get(config, name) < 1:
+            raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
             raise UserError(f"{name}={get(config, name)}: one of {', '.join(choices)}")

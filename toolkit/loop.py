@@ -4,6 +4,8 @@ import logging
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,19 +13,21 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
-from shards.index import open_set
+from shards.index import ShardSet, open_set
 from shards.loader import Batch, Loader
 from shards.order import Order, key, plan_batch
-from toolkit import checkpoint, track
+from toolkit import checkpoint, history, track
 from toolkit.augment import Transform, spec_augment
 from toolkit.config import Config
 from toolkit.evaluate import log_probabilities
+from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.models.batchnorm import merge_running_stats
-from toolkit.optim import learning_rate, make_optimizer
+from toolkit.optim import Average, learning_rate, make_optimizer, set_rate
 from toolkit.protocol import check_fits, normalisation, part_masks, select
 from toolkit.report import write_fold
 from toolkit.world import start
@@ -43,6 +47,7 @@ def fit(config: Config) -> dict[str, Any]:
     check_fits(shard_set, config.data)
     masks = part_masks(shard_set, config.data.protocol, config.data.fold)
     parts = select(shard_set, masks)
+    history.check(config, shard_set, parts["val"])
     plan = plan_batch(train.batch_size, train.microbatch, world.size, config.model.norm_batch)
     order = Order(len(parts["train"]), train.batch_size, train.seed, config.data.last_batch)
     per_epoch = order.steps_per_epoch
@@ -51,19 +56,22 @@ def fit(config: Config) -> dict[str, Any]:
     loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device)
     mean, std = normalisation(shard_set, masks["train"], config.data.normalize)
     transform = Transform(mean, std, world.device)
+    predict = partial(log_probabilities, transform=transform, shard_set=shard_set, world=world,
+                      accelerator=accelerator, batch_size=plan.microbatch)  # fmt: skip
 
     # Model and optimiser.
-    torch.manual_seed(train.seed)
-    model = build(config.model, len(shard_set.class_names), shard_set.shape)
-    optimizer = make_optimizer(model, config.optim)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer, average = make_model(config, shard_set, accelerator)
     module = accelerator.unwrap_model(model)
+    judged = average.module if average else module  # what is evaluated and kept as best
+    models = {"model": module, **({"ema": judged} if average else {})}
 
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
     accelerator.wait_for_everyone()
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "best": None}
-    state |= checkpoint.restore(folder / "checkpoints", module, optimizer) or {}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "history": []}
+    state |= checkpoint.restore(folder / "checkpoints", models, optimizer) or {}
+    past = History(state["history"], config)
+    target = state["step"] if past.stopped else target
     finished = track.finished(folder, target)
     if finished:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
@@ -74,6 +82,7 @@ def fit(config: Config) -> dict[str, Any]:
         (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config.model, shard_set, mean, std)
+        keep_best(folder, judged, past, state["step"])
     loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=world.device)
     begun = time.perf_counter() - state["seconds"]
     quiet = not (world.is_main and sys.stderr.isatty())
@@ -81,14 +90,15 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Loop: one pass is one optimiser step over one global batch.
     for step, batches in enumerate(loader.steps(state["step"], target), state["step"] + 1):
-        rate = learning_rate(config.optim, step - 1, total, per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate(config.optim, step - 1, total, per_epoch, past.drops)
+        set_rate(optimizer, rate)
         loss = train_step(accelerator, model, transform, batches, config, step)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or torch.inf)
         optimizer.step()
         optimizer.zero_grad()
         merge_running_stats(module)
+        if average:
+            average.update(module, step)
         loss_sum += loss
         bar.update()
         epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
@@ -104,48 +114,56 @@ def fit(config: Config) -> dict[str, Any]:
             epoch_loss = accelerator.reduce(loss_sum, "mean").item() / ((step - 1) % per_epoch + 1)
             loss_sum *= step % per_epoch != 0  # a dry run may stop, and go on, inside an epoch
             metrics.write("epoch", **now, train_loss=epoch_loss)
-            line = f"epoch {epoch}/{train.epochs}  step {step}  loss {epoch_loss:.4f}"
+            result = {}
             if len(parts["val"]):
-                found = log_probabilities(
-                    model, transform, shard_set, parts["val"], world, accelerator, plan.microbatch
-                )
+                found = predict(judged, numbers=parts["val"])
                 result = scores(shard_set.index["label"][parts["val"]], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
-                score = result[train.best_metric]
-                if better(score, state["best"], train.best_metric):
-                    state["best"] = {"step": step, "epoch": epoch, "score": score}
-                    if world.is_main:
-                        checkpoint.save_weights(module, folder / "best.safetensors")
-                line += f"  val {train.best_metric} {score:.4f}"
+                if step % per_epoch == 0:  # a dry run that ends inside an epoch decides nothing
+                    past.add(result, step, epoch, world.device)
             if world.is_main:
                 bar.clear()
-                log.info("%s  %.0f s", line, seconds)
+                track.tell_epoch(now, train, epoch_loss, result, past.stopped)
 
         # Save: whole or not at all, and never half an epoch behind.
         if ends or (train.save_every and step % train.save_every == 0):
             unfinished = accelerator.reduce(loss_sum, "mean").item()
             state |= {"step": step, "seconds": seconds, "loss_sum": unfinished}
             if world.is_main:
-                checkpoint.save(folder / "checkpoints", module, optimizer, state, train.keep_last)
+                checkpoint.save(folder / "checkpoints", models, optimizer, state, train.keep_last)
+                keep_best(folder, judged, past, step)
+        if past.stopped:
+            break
 
     # Score: the test part, once, by the chosen weights or, where nothing is chosen, the last ones.
     bar.close()
-    chosen: dict[str, Any] = state["best"] or {"step": target, "epoch": -(-target // per_epoch)}
-    if world.is_main and state["best"] is None:
-        checkpoint.save_weights(module, folder / "best.safetensors")
+    chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
+    if world.is_main and not past.best:
+        checkpoint.save_weights(judged, folder / "best.safetensors")
     accelerator.wait_for_everyone()
     module.load_state_dict(load_file(folder / "best.safetensors"))
-    found = log_probabilities(
-        model, transform, shard_set, parts["test"], world, accelerator, plan.microbatch
-    )
+    found = predict(model, numbers=parts["test"])
     result = {}
     if world.is_main:
-        header = track.header(config, shard_set, world, chosen, target, state["seconds"])
+        header = track.header(config, shard_set, world, chosen, state, past.stopped)
         result = write_fold(folder, shard_set, parts["test"], found, header)
         log.info("%s", track.closing(folder, result))
     accelerator.wait_for_everyone()  # a rank that leaves while another writes takes it along
     accelerator.end_training()
     return result
+
+
+def make_model(
+    config: Config, shard_set: ShardSet, accelerator: Accelerator
+) -> tuple[nn.Module, Optimizer, Average | None]:
+    """The model with fresh weights, its optimiser, and the average of its weights if there is one,
+    for this launch."""
+    torch.manual_seed(config.train.seed)
+    model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    optimizer = make_optimizer(model, config.optim)
+    average = Average(model, config.optim.ema, accelerator) if config.optim.ema else None
+    model, optimizer = accelerator.prepare(model, optimizer)
+    return model, optimizer, average
 
 
 def train_step(
@@ -176,7 +194,11 @@ def train_step(
     return total
 
 
-def better(score: float, best: dict[str, Any] | None, metric: str) -> bool:
-    """Whether `score` beats the best so far; the first of equals stays."""
-    sign = -1.0 if metric == "loss" else 1.0
-    return best is None or sign * score > sign * best["score"]
+def keep_best(folder: Path, judged: nn.Module, past: History, step: int) -> None:
+    """Write best.safetensors if the best epoch is the one that ends with `step`.
+
+    After the checkpoint of that step, and again when training goes on from it: a kill between the
+    two leaves no best weights but those that the history tells of.
+    """
+    if past.best and past.best["step"] == step:
+        checkpoint.save_weights(judged, folder / "best.safetensors")
