@@ -289,15 +289,16 @@ def test_two_ranks_stop_together_and_the_run_is_finished(tone_set, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")} == before
 
 
-def run_and_die(config, function: str, at: int) -> int:
-    """Train in a process that kills itself at call `at` of a function of the loop; how it ended."""
+def run_and_die(config, function: str, when) -> int:
+    """Train in a process that kills itself at the call of a function of the loop for which
+    `when(number of the call, its arguments)`; how it ended."""
 
     def body():
         original, calls = getattr(loop, function), []
 
         def dying(*words):
             calls.append(words)
-            if len(calls) == at:
+            if when(len(calls), words):
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*words)
 
@@ -318,8 +319,14 @@ def test_killed_four_times_it_decides_and_ends_as_if_it_never_was(tone_set, tmp_
     assert result["stopped"]["epoch"] > 5 and len(rates) >= 3  # the plateau has dropped the rate
     # 4 steps an epoch. Epochs 3 and 5 are better than those before: of their ends, steps 12 and 20,
     # the checkpoint is left and the best weights are not.
-    for function, at in (("set_rate", 6), ("keep_best", 5), ("keep_best", 5), ("set_rate", 11)):
-        assert run_and_die(killed, function, at) == -signal.SIGKILL
+    deaths = (
+        ("set_rate", lambda call, words: call == 6),
+        ("keep_best", lambda call, words: call > 1 and words[-1] == 12),
+        ("keep_best", lambda call, words: call > 1 and words[-1] == 20),
+        ("set_rate", lambda call, words: call == 11),
+    )
+    for function, when in deaths:
+        assert run_and_die(killed, function, when) == -signal.SIGKILL
     assert not (killed.folder() / "scores.json").exists()
     assert on_ranks(1, lambda: loop.fit(killed))[0]["stopped"] == result["stopped"]
     for kind, names in (("train", ("step", "loss", "lr")), ("eval", ("step", "loss", "macro_f1"))):
