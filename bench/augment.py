@@ -16,9 +16,9 @@ from side_by_side import Contestant, arguments, conditions, one_thread, publish,
 from shards.index import ShardSet
 from shards.loader import Batch
 from toolkit.augment import Augment, Transform
-from toolkit.config import AugmentConfig, ModelConfig, OptimConfig
 from toolkit.models import build
 from toolkit.optim import make_optimizer
+from toolkit.schema import AugmentConfig, ModelConfig, OptimConfig
 
 BATCHES = 10
 ON: dict[str, dict[str, float | str]] = {

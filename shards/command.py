@@ -67,6 +67,9 @@ def parse_flags(
             loose.append(word)
             continue
         name, has_value, value = word[2:].partition("=")
+        if "." in name and any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+            loose.append(word)  # a setting of a config, --section.key=value
+            continue
         name = name.replace("-", "_")
         parameter = parameters.get(name)
         if parameter is None or parameter.kind is parameter.VAR_POSITIONAL:

@@ -14,10 +14,10 @@ from shards.loader import Batch
 from shards.order import plan_batch
 from shards.read import Reader
 from toolkit.augment import SWITCHES, Augment, Transform
-from toolkit.config import AugmentConfig, OptimConfig
 from toolkit.effects import filter_curves, spans
 from toolkit.optim import learning_rate, make_optimizer
 from toolkit.protocol import normalisation, part_masks, select
+from toolkit.schema import AugmentConfig, OptimConfig
 
 CLASSES = 3
 EVERYTHING = {

@@ -20,8 +20,8 @@ from shards.merge import merge
 from shards.sources.legacy import convert
 from shards.sources.unpickle import load
 from shards.verify import verify
-from toolkit.config import DataConfig
 from toolkit.protocol import check_fits, part_masks, select
+from toolkit.schema import DataConfig
 
 M, T = 16, 20
 KNOWN = {"sample_rate": 8000, "n_fft": 512, "hop_length": 128, "fmin": 0.0, "fmax": 4000.0}

@@ -12,9 +12,9 @@ from shards.index import open_set
 from shards.loader import Loader
 from shards.order import Order, plan_batch
 from shards.randomness import uniform
-from toolkit.config import DataConfig
 from toolkit.data import make_groups, make_order
 from toolkit.protocol import part_masks, select
+from toolkit.schema import DataConfig
 from toolkit.world import start
 
 SHARDS, A_SHARD, WIDTH = 64, 300, 8

@@ -19,10 +19,10 @@ from shards.loader import Loader
 from shards.order import Order, plan_batch
 from toolkit.augment import Augment, Transform
 from toolkit.checkpoint import checkpoints, damage
-from toolkit.config import AugmentConfig, ModelConfig
 from toolkit.evaluate import log_probabilities
 from toolkit.metrics import scores
 from toolkit.models import build
+from toolkit.schema import AugmentConfig, ModelConfig
 from toolkit.world import start
 
 AUGMENT = [

@@ -14,8 +14,8 @@ from shards.picture import contact_sheet
 from shards.recording import Recording
 from shards.split import assign
 from shards.verify import verify
-from toolkit.config import DataConfig
 from toolkit.protocol import check_fits
+from toolkit.schema import DataConfig
 
 LABELS = ["rain", "dog", "dog;rain", "rain; dog", "dog; bird;rain"]
 

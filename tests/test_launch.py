@@ -20,6 +20,7 @@ from shards.errors import UserError
 from shards.order import plan_batch
 from toolkit import world
 from toolkit.checkpoint import checkpoints
+from toolkit.schema import OptimConfig
 from toolkit.strategy import Strategy
 
 SHAPES = ["cpu", "cpu_2", "gpu_1", "gpu_n", "multinode", "fsdp"]
@@ -146,7 +147,7 @@ def test_a_state_of_another_optimiser_is_said_to_start_anew():
         accelerator, here = world.start("no", 1)
         model = torch.nn.Linear(3, 2)
         optimizer = torch.optim.AdamW(model.parameters())
-        strategy = Strategy(accelerator, here, model, optimizer, plan_batch(4, None, 1), 1.0)
+        strategy = Strategy(accelerator, here, model, optimizer, plan_batch(4, None, 1), OptimConfig())
         said: list[str] = []
         handler = logging.Handler()
         handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]

@@ -15,9 +15,9 @@ from shards.errors import UserError
 from shards.index import open_set
 from shards.mixture import Mixture
 from shards.read import Reader
-from toolkit.config import DataConfig
 from toolkit.data import make_groups, make_order, open_data
 from toolkit.protocol import normalisation, part_masks, select
+from toolkit.schema import DataConfig
 
 
 @pytest.fixture(scope="module")

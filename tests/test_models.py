@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
-from toolkit.config import ModelConfig
 from toolkit.models import REGISTRY, build
 from toolkit.models.batchnorm import GroupedBatchNorm2d, merge_running_stats
+from toolkit.schema import ModelConfig
 
 
 def parameters(name, n_classes):

@@ -75,7 +75,7 @@ from pathlib import Path
 import numpy as np
 from shards.index import ROW, ShardSet
 from shards.order import plan_batch
-from toolkit.config import DataConfig
+from toolkit.schema import DataConfig
 from toolkit.data import make_groups, make_order
 from toolkit.protocol import part_masks, select
 

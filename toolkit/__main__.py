@@ -45,7 +45,37 @@ def show_augment(config: str, *overrides: str, out: str = "", samples: int = 4) 
     print(draw_augmentation(values, Path(out) if out else beside, samples))
 
 
-COMMANDS: Commands = {"collect": collect, "report": report, "show_augment": show_augment}
+def lr_find(
+    config: str,
+    *settings: str,
+    out: str = "lr_find.png",
+    steps: int = 100,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+) -> None:
+    """Draw the loss against a rising learning rate, and suggest a rate for CONFIG.
+
+    Fresh weights are trained --steps steps, each at a higher rate, from --lowest to --highest; the
+    suggested rate is where the smoothed loss falls fastest. --section.key=value as in train.py. The
+    run's folder is not touched.
+    """
+    from toolkit.config import load
+    from toolkit.world import yield_cores
+
+    loaded = load([config, *settings])
+    yield_cores()
+    from toolkit.lr_range import find
+
+    rate = find(loaded, Path(out), steps, lowest, highest)
+    print(f"{out}: steepest descent at --optim.lr={rate:.1e}")
+
+
+COMMANDS: Commands = {
+    "collect": collect,
+    "report": report,
+    "show_augment": show_augment,
+    "lr_find": lr_find,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,9 @@ from shards.index import ShardSet
 from shards.loader import Batch
 from shards.mel import FLOOR_DB
 from shards.randomness import uniform
-from toolkit.config import AugmentConfig
 from toolkit.effects import filter_curves, moved, offsets, spans
 from toolkit.mixing import hearing_weights, mix
+from toolkit.schema import AugmentConfig
 
 #: The key that turns each augmentation on, where it is not at its default; the place here is what
 #: keeps the draws of one apart from those of another, so that none changes when others come or go.

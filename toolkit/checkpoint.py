@@ -1,6 +1,6 @@
 """Checkpoints: whole or not there, checked when read, tensors as safetensors and the rest JSON.
 
-    checkpoints/step-00001200/model.safetensors optimizer.safetensors state.json
+    checkpoints/step-00001200/model.safetensors [ema.safetensors] optimizer.safetensors state.json
     checkpoints/latest
 
 Both hold whole tensors by name, whoever wrote them (toolkit.strategy).
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,19 @@ log = logging.getLogger(__name__)
 
 def save(folder: Path, strategy: Strategy, state: dict[str, Any], keep: int) -> None:
     """Gather a checkpoint of `state["step"]` on every rank and write it on one."""
-    weights, moments = strategy.weights(), strategy.moments()
+    models, moments = {"model": strategy.weights()}, strategy.moments()
+    if strategy.average:
+        models["ema"] = strategy.average.module.state_dict()
     if strategy.accelerator.is_main_process:
-        write(folder, weights, moments, state, keep)
+        write(folder, models, moments, state, keep)
 
 
 def write(
-    folder: Path, weights: Tensors, moments: Tensors, state: dict[str, Any], keep: int
+    folder: Path,
+    models: Mapping[str, Tensors],
+    moments: Tensors,
+    state: dict[str, Any],
+    keep: int,
 ) -> None:
     """Write a checkpoint aside, fsync, rename; then delete all but `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +45,8 @@ def write(
     aside = folder / f".{name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    write_atomic(aside / "model.safetensors", safetensors.torch.save(weights))
+    for part, weights in models.items():
+        write_atomic(aside / f"{part}.safetensors", safetensors.torch.save(weights))
     write_atomic(aside / "optimizer.safetensors", safetensors.torch.save(moments))
     files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
     write_atomic(aside / "state.json", json.dumps({**state, "files": files}).encode())
@@ -60,6 +68,10 @@ def restore(folder: Path, strategy: Strategy) -> dict[str, Any] | None:
             continue
         strategy.load_weights(safetensors.torch.load_file(path / "model.safetensors"))
         strategy.load_moments(safetensors.torch.load_file(path / "optimizer.safetensors"))
+        if strategy.average:
+            strategy.average.module.load_state_dict(
+                safetensors.torch.load_file(path / "ema.safetensors")
+            )
         return json.loads((path / "state.json").read_text())
     return None
 
@@ -82,7 +94,7 @@ def damage(path: Path) -> str | None:
 
 
 def save_weights(strategy: Strategy, file: Path) -> None:
-    """Gather the weights on every rank and write them on one, whole or not at all."""
-    weights = strategy.weights()
+    """Gather the weights that are judged, on every rank; write them on one, whole or not at all."""
+    weights = strategy.judged_weights()
     if strategy.accelerator.is_main_process:
         write_atomic(file, safetensors.torch.save(weights))

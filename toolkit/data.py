@@ -13,8 +13,8 @@ from shards.index import ShardSet, open_set
 from shards.mixture import Mixture, mix_sets
 from shards.order import Order
 from shards.selection import Selection
-from toolkit.config import Config, DataConfig
 from toolkit.protocol import Groups, check_fits, normalisation, part_masks, select
+from toolkit.schema import Config, DataConfig
 
 
 class Data(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from shards.mel import FLOOR_DB
-from toolkit.config import AugmentConfig
+from toolkit.schema import AugmentConfig
 
 
 def offsets(draws: np.ndarray, places: int) -> np.ndarray:

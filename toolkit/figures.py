@@ -217,6 +217,27 @@ def draw_fold_curves(records: Mapping[str, Records]) -> Figure:
 
 
 @rc_context(STYLE)
+def draw_lr_range(
+    rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, place: int | None
+) -> Figure:
+    """Loss over learning rate (S,), raw and smoothed; `place` is the suggested one (lr_range)."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
+    axes.plot(rates, losses, color=BLUE, alpha=0.3, lw=0.8, label="each step")
+    axes.plot(rates, smooth, color=BLUE, label="smoothed")
+    if place is not None:
+        axes.axvline(rates[place], color=ORANGE, lw=0.8, ls=(0, (4, 3)))
+        label = f"steepest descent: {rates[place]:.1e}"
+        axes.plot(rates[place], smooth[place], "o", color=ORANGE, label=label)
+    top, bottom = 1.3 * max(smooth[0], losses[0]), min(smooth.min(), np.nanmin(losses))
+    axes.set(ylim=(bottom - 0.05 * (top - bottom), top), xlim=(rates[0], rates[-1]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.legend(loc="lower left")
+    return figure
+
+
+@rc_context(STYLE)
 def draw_reliability(count: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray) -> Figure:
     """Accuracy over confidence, one bar a bin (see `metrics.reliability`), and the counts below."""
     figure = Figure(figsize=(3.8, 3.8), layout="constrained")

@@ -13,8 +13,8 @@ from shards.loader import Loader
 from shards.order import plan_batch
 from shards.picture import Panel, draw, save
 from toolkit.augment import SWITCHES, Augment, Sound, Transform
-from toolkit.config import AugmentConfig, Config
 from toolkit.data import open_parts
+from toolkit.schema import AugmentConfig, Config
 
 LIMIT = 64  # samples that are read and augmented for it, or one group where that is more
 

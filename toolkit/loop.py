@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,24 @@ from torch import nn
 from tqdm import tqdm
 
 from shards.feed import Reading
+from shards.index import ShardSet
 from shards.loader import Batch, Loader
-from shards.order import plan_batch
+from shards.order import BatchPlan, plan_batch
 from shards.randomness import key
 from shards.selection import Selection
-from toolkit import checkpoint, track
+from toolkit import checkpoint, history, track
 from toolkit.augment import Augment, Transform
-from toolkit.config import Config
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
+from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.models.batchnorm import merge_running_stats
-from toolkit.optim import learning_rate, make_optimizer
+from toolkit.optim import learning_rate, make_optimizer, set_rate
 from toolkit.report import write_fold
+from toolkit.schema import Config
 from toolkit.strategy import Strategy, micro_step
-from toolkit.world import start
+from toolkit.world import World, start
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Data: which samples, in which order, spread over ranks and micro-steps.
     shard_set, parts, order, mean, std = open_parts(config)
+    history.check(config, shard_set, parts["val"])
     plan = plan_batch(train.batch_size, train.microbatch, world.size, config.model.norm_batch)
     per_epoch = order.steps_per_epoch
     total = per_epoch * train.epochs
@@ -54,13 +58,11 @@ def fit(config: Config) -> dict[str, Any]:
     augment = Augment(config.augment, shard_set, transform, train.seed, config.model.norm_batch)
 
     # Model and optimiser.
-    torch.manual_seed(train.seed)
-    model = build(config.model, len(shard_set.class_names), shard_set.shape)
-    optimizer = make_optimizer(model, config.optim)
-    strategy = Strategy(accelerator, world, model, optimizer, plan, config.optim.grad_clip)
+    strategy = make_model(config, shard_set, accelerator, world, plan)
     model, module, optimizer = strategy.model, strategy.module, strategy.optimizer
+    average, judged = strategy.average, strategy.judged  # what is evaluated and kept as best
 
-    def evaluate(numbers: Selection) -> np.ndarray:
+    def evaluate(model: nn.Module, numbers: Selection) -> np.ndarray:
         return log_probabilities(
             model, transform, shard_set, numbers, world, accelerator, plan.microbatch, reading
         )
@@ -68,8 +70,10 @@ def fit(config: Config) -> dict[str, Any]:
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
     accelerator.wait_for_everyone()
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "best": None}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "history": []}
     state |= checkpoint.restore(folder / "checkpoints", strategy) or {}
+    past = History(state["history"], config)
+    target = state["step"] if past.stopped else target
     finished = track.finished(folder, target)
     if finished:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
@@ -80,6 +84,7 @@ def fit(config: Config) -> dict[str, Any]:
         (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config, shard_set, mean, std)
+    keep_best(folder, strategy, past, state["step"])
     loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=world.device)
     begun = time.perf_counter() - state["seconds"]
     quiet = not (world.is_main and sys.stderr.isatty())
@@ -87,14 +92,15 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Loop: one pass is one optimiser step over one global batch.
     for step, batches in enumerate(loader.steps(state["step"], target), state["step"] + 1):
-        rate = learning_rate(config.optim, step - 1, total, per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate(config.optim, step - 1, total, per_epoch, past.drops)
+        set_rate(optimizer, rate)
         loss = train_step(accelerator, model, augment, batches, config, step)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or torch.inf)
         optimizer.step()
         optimizer.zero_grad()
         merge_running_stats(module)
+        if average:
+            average.update(module, step)
         loss_sum += loss
         bar.update()
         epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
@@ -110,42 +116,53 @@ def fit(config: Config) -> dict[str, Any]:
             epoch_loss = accelerator.reduce(loss_sum, "mean").item() / ((step - 1) % per_epoch + 1)
             loss_sum *= step % per_epoch != 0  # a dry run may stop, and go on, inside an epoch
             metrics.write("epoch", **now, train_loss=epoch_loss)
-            line = f"epoch {epoch}/{train.epochs}  step {step}  loss {epoch_loss:.4f}"
+            result = {}
             if len(parts["val"]):
-                found = evaluate(parts["val"])
+                found = evaluate(judged, parts["val"])
                 result = scores(shard_set.rows(parts["val"][:])["label"], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
-                score = result[train.best_metric]
-                if better(score, state["best"], train.best_metric):
-                    state["best"] = {"step": step, "epoch": epoch, "score": score}
-                    checkpoint.save_weights(strategy, folder / "best.safetensors")
-                line += f"  val {train.best_metric} {score:.4f}"
+                if step % per_epoch == 0:  # a dry run that ends inside an epoch decides nothing
+                    past.add(result, step, epoch, world.device)
             if world.is_main:
                 bar.clear()
-                log.info("%s  %.0f s", line, seconds)
+                track.tell_epoch(now, train, epoch_loss, result, past.stopped)
 
         # Save: whole or not at all, and never half an epoch behind.
         if ends or (train.save_every and step % train.save_every == 0):
             unfinished = accelerator.reduce(loss_sum, "mean").item()
             state |= {"step": step, "seconds": seconds, "loss_sum": unfinished}
             checkpoint.save(folder / "checkpoints", strategy, state, train.keep_last)
+            keep_best(folder, strategy, past, step)
+        if past.stopped:
+            break
 
     # Score: the test part, once, by the chosen weights or, where nothing is chosen, the last ones.
     bar.close()
-    chosen: dict[str, Any] = state["best"] or {"step": target, "epoch": -(-target // per_epoch)}
-    if state["best"] is None:
+    chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
+    if not past.best:
         checkpoint.save_weights(strategy, folder / "best.safetensors")
     accelerator.wait_for_everyone()
     strategy.load_weights(load_file(folder / "best.safetensors"))
-    found = evaluate(parts["test"])
+    found = evaluate(model, parts["test"])
     result = {}
     if world.is_main:
-        header = track.header(config, shard_set, world, chosen, target, state["seconds"])
+        header = track.header(config, shard_set, world, chosen, state, past.stopped)
         result = write_fold(folder, shard_set, parts["test"][:], found, header)
         log.info("%s", track.closing(folder, result))
     accelerator.wait_for_everyone()  # a rank that leaves while another writes takes it along
     accelerator.end_training()
     return result
+
+
+def make_model(
+    config: Config, shard_set: ShardSet, accelerator: Accelerator, world: World, plan: BatchPlan
+) -> Strategy:
+    """The model with fresh weights, its optimiser, and the average of its weights if there is one,
+    as this launch spreads them."""
+    torch.manual_seed(config.train.seed)
+    model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    optimizer = make_optimizer(model, config.optim)
+    return Strategy(accelerator, world, model, optimizer, plan, config.optim)
 
 
 def train_step(
@@ -174,7 +191,11 @@ def train_step(
     return total
 
 
-def better(score: float, best: dict[str, Any] | None, metric: str) -> bool:
-    """Whether `score` beats the best so far; the first of equals stays."""
-    sign = -1.0 if metric == "loss" else 1.0
-    return best is None or sign * score > sign * best["score"]
+def keep_best(folder: Path, strategy: Strategy, past: History, step: int) -> None:
+    """Write best.safetensors if the best epoch is the one that ends with `step`.
+
+    After the checkpoint of that step, and again when training goes on from it: a kill between the
+    two leaves no best weights but those that the history tells of.
+    """
+    if past.best and past.best["step"] == step:
+        checkpoint.save_weights(strategy, folder / "best.safetensors")

@@ -12,6 +12,12 @@ from shards.errors import UserError
 
 Scores = dict[str, Any]
 
+#: What a run can be chosen by: metric -> 1 where higher is better, -1 where lower is.
+SIGNS = {
+    "macro_f1": 1, "accuracy": 1, "balanced_accuracy": 1, "loss": -1, "roc_auc": 1,
+    "average_precision": 1, "ece": -1, "eer": -1,
+}  # fmt: skip
+
 #: The log of the smallest normal float64; lower log-probabilities count as this, so no score is
 #: infinite.
 FLOOR = float(np.log(np.finfo(np.float64).tiny))

@@ -1,28 +1,109 @@
-"""The optimiser, and the learning rate as a pure function of the step."""
+"""The optimiser, the learning rate as a pure function of the step, and the average of weights."""
 
 import math
+import re
+from copy import deepcopy
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-from toolkit.config import OptimConfig
+from toolkit.schema import OptimConfig
+
+#: Parameters of two dimensions or more that do not decay, by the last words of their names.
+EMBEDDING = re.compile(
+    r"(^|[._])(cls|tokens?|pos_embed|pos(ition)?_embeddings?|position_bias_table)(\.weight)?$"
+)
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov, Hutter, ICLR 2019), no decay on norms and biases."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    free = [p for p in model.parameters() if p.ndim <= 1]
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay applies: not to norms and biases (one dimension), nor to positions and
+    tokens such as `cls_token` and `pos_embed`."""
+    return parameter.ndim > 1 and not EMBEDDING.search(name)
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov, Hutter, ICLR 2019), Adam (Kingma, Ba, ICLR 2015), or SGD with Nesterov's
+    momentum (Sutskever et al., ICML 2013)."""
+    named = list(model.named_parameters())
+    decayed = [p for name, p in named if decays(name, p)]
+    free = [p for name, p in named if not decays(name, p)]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    if config.name == "sgd":
+        momentum = config.momentum
+        return torch.optim.SGD(groups, config.lr, momentum, nesterov=momentum > 0, fused=True)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
+    return kind(groups, config.lr, (config.beta1, config.beta2), fused=True)
 
 
-def learning_rate(config: OptimConfig, step: int, total: int, steps_per_epoch: int) -> float:
-    """The rate of optimiser step `step` (from 0) of `total`: linear warmup, then cosine to 0."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Have the next step taken at `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def learning_rate(
+    config: OptimConfig, step: int, total: int, steps_per_epoch: int, drops: int = 0
+) -> float:
+    """The rate of optimiser step `step` (from 0) of `total`, after `drops` of the plateau's rule.
+
+    A linear warmup, then what `optim.schedule` says; onecycle (Smith, Topin, 2018; cosine in both
+    phases, momentum left alone) rises and falls over all steps instead.
+    """
+    if config.schedule == "onecycle":
+        return config.lr * one_cycle(config, step, total)
     warmup = round(config.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return config.lr * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, total - warmup)
-    return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+    ramp = min(1.0, (step + 1) / (warmup + 1))
+    progress = max(0.0, (step - warmup) / max(1, total - warmup))
+    factor = {
+        "constant": 1.0,
+        "cosine": cosine(1.0, config.end_factor, progress),
+        "linear": 1.0 + (config.end_factor - 1.0) * progress,
+        "plateau": max(config.plateau_factor**drops, config.end_factor),
+    }[config.schedule]
+    return config.lr * ramp * factor
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` along half a wave, `progress` in 0..1."""
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def one_cycle(config: OptimConfig, step: int, total: int) -> float:
+    """The factor of onecycle at `step` of `total`; the peak need not be at a whole step."""
+    peak, last = config.pct_start * total - 1, total - 1
+    if step < peak:
+        return cosine(config.start_factor, 1.0, step / peak)
+    return cosine(1.0, config.end_factor, (step - peak) / (last - peak))
+
+
+class Average:
+    """An exponential moving average of a model's weights, float32, in a copy of the model.
+
+    The decay warms up, min(decay, (1 + t) / (10 + t)) at step t = 1, 2, ..., so that the first
+    weights are soon forgotten. Floating buffers (the running statistics of batch norm) are averaged
+    like the weights that they belong to; other buffers are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, accelerator: Accelerator):
+        """Begin with the weights of `model`, which is not yet wrapped; `module` is the copy."""
+        copy = deepcopy(model).requires_grad_(False)
+        self.module = accelerator.prepare_model(copy, evaluation_mode=True)  # device and precision
+        self.decay = decay
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights of `model` after optimiser step `step`, counted from 1."""
+        if not self._pairs:  # the tensors stay the same ones; to collect them costs 100 us
+            theirs = model.state_dict()
+            self._pairs = [(mine, theirs[name]) for name, mine in self.module.state_dict().items()]
+        moving = [pair for pair in self._pairs if pair[0].is_floating_point()]
+        weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([mine for mine, _ in moving], [other for _, other in moving], weight)
+        for mine, other in self._pairs:
+            if not mine.is_floating_point():
+                mine.copy_(other)

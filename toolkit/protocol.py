@@ -9,7 +9,7 @@ import numpy as np
 from shards.errors import UserError
 from shards.index import SPLITS, ShardSet
 from shards.selection import CHUNK, Selection, deal
-from toolkit.config import DataConfig
+from toolkit.schema import DataConfig
 
 Masks = dict[str, np.ndarray]
 

@@ -17,7 +17,10 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from shards.errors import UserError
 from shards.order import BatchPlan
+from toolkit.optim import Average
+from toolkit.schema import OptimConfig
 from toolkit.world import World, sharding
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,7 @@ class Strategy:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         plan: BatchPlan,
-        grad_clip: float,
+        config: OptimConfig,
     ):
         self.accelerator = accelerator
         self.zero = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -48,12 +51,24 @@ class Strategy:
             # DeepSpeed calls what torch has renamed, and torch says so at every step.
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
             accelerator.gradient_accumulation_steps = plan.accumulation
-            fill(accelerator.deepspeed_plugin.deepspeed_config, plan, grad_clip)
+            fill(accelerator.deepspeed_plugin.deepspeed_config, plan, config.grad_clip)
+        if config.ema and sharding():
+            raise UserError(f"optim.ema={config.ema} does not go with {sharding()}; use 0, or DDP")
+        self.average = Average(model, config.ema, accelerator) if config.ema else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.module = bare(self.model)
         if self.zero:
             backward = self.model.backward  # the loop has divided by the micro-steps already
             self.model.backward = lambda loss: backward(loss, scale_wrt_gas=False)
+
+    @property
+    def judged(self) -> nn.Module:
+        """What is evaluated, and kept as the best: the average of the weights, if there is one."""
+        return self.average.module if self.average else self.model
+
+    def judged_weights(self) -> Tensors:
+        """Its whole weights and buffers; only rank 0 can count on having them."""
+        return self.average.module.state_dict() if self.average else self.weights()
 
     def weights(self) -> Tensors:
         """The whole weights and buffers; only rank 0 can count on having them."""

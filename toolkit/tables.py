@@ -102,6 +102,10 @@ def notices(summary: Summary) -> list[str]:
     missing = summary["missing"]
     total = len(missing) + len(summary["folds"])
     lines = [f"{len(missing)} of {total} folds missing: {', '.join(missing)}"] if missing else []
+    for fold in summary["folds"]:
+        if end := fold.get("stopped"):
+            name = f"fold {fold['fold']}: " if fold["fold"] else ""
+            lines.append(f"{name}stopped early, after epoch {end['epoch']}: {end['why']}")
     return [*lines, *summary["warnings"]]
 
 

@@ -21,8 +21,8 @@ from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from shards.order import BatchPlan
 from shards.selection import Selection
-from toolkit.config import Config, get
 from toolkit.data import sources
+from toolkit.schema import Config, TrainConfig, get
 from toolkit.world import World
 
 log = logging.getLogger(__name__)
@@ -154,12 +154,12 @@ def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) 
 
 
 def finished(folder: Path, target: int) -> dict[str, Any] | None:
-    """The scores of a run that has been trained to step `target` and scored, else None."""
+    """The scores of a run trained to step `target`, or stopped early, and scored; else None."""
     try:
         result = json.loads((folder / "scores.json").read_text())
     except (OSError, ValueError):
         return None
-    return result if result["steps"] >= target else None
+    return result if result["steps"] >= target or result["stopped"] else None
 
 
 def plain(result: dict[str, Any]) -> dict[str, float]:
@@ -207,8 +207,8 @@ def header(
     shard_set: ShardSet,
     world: World,
     chosen: dict[str, Any],
-    steps: int,
-    seconds: float,
+    state: dict[str, Any],
+    stopped: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What scores.json says of how its numbers came about."""
     fold = None if config.data.protocol == "split" else shard_set.folds[config.data.fold]
@@ -219,10 +219,26 @@ def header(
         "folds": shard_set.folds,
         "step": chosen["step"],
         "epoch": chosen["epoch"],
-        "steps": steps,
-        "seconds": seconds,
+        "steps": state["step"],
+        "stopped": stopped,
+        "seconds": state["seconds"],
         "world_size": world.size,
     }
+
+
+def tell_epoch(
+    now: dict[str, Any],
+    train: TrainConfig,
+    loss: float,
+    result: dict[str, Any],
+    stopped: dict[str, Any] | None,
+) -> None:
+    """The line an epoch; `result` are the scores of the validation part, if there is one."""
+    line = f"epoch {now['epoch']}/{train.epochs}  step {now['step']}  loss {loss:.4f}"
+    line += f"  val {train.best_metric} {result[train.best_metric]:.4f}" if result else ""
+    log.info("%s  %.0f s", line, now["seconds"])
+    if stopped:
+        log.info("stopped early: %s", stopped["why"])
 
 
 def closing(folder: Path, result: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@ from torch import nn
 
 from shards.command import nearest
 from shards.errors import UserError
-from toolkit.config import ModelConfig
 from toolkit.models.cnn import TinyCNN, cnn_small
+from toolkit.schema import ModelConfig
 
 REGISTRY: dict[str, Callable[..., Any]] = {
     "cnn_tiny": TinyCNN,

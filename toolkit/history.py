@@ -1,0 +1,109 @@
+"""The history of the validation part's scores, and what it decides: best epoch, plateau, end.
+
+All of it is a pure function of the history, which checkpoints hold: a training that was killed
+decides as one that never stopped.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast
+
+from shards.errors import UserError
+from shards.index import ShardSet
+from shards.selection import Selection
+from toolkit.metrics import SIGNS
+from toolkit.schema import Config, OptimConfig, TrainConfig
+
+Entries = list[dict[str, Any]]  #: one an epoch: step, epoch, and the metrics that decide
+
+
+class History:
+    """What was evaluated, and what follows: `best` entry, where and why `stopped`, `drops`."""
+
+    def __init__(self, entries: Entries, config: Config):
+        self.entries, self.config = entries, config
+        self._decide()
+
+    def add(self, result: Mapping[str, Any], step: int, epoch: int, device: torch.device) -> None:
+        """Add the scores of an evaluation: those of rank 0, whatever the other ranks found."""
+        names = list(metrics_of(self.config))
+        mine = torch.tensor([result[name] for name in names], dtype=torch.float64, device=device)
+        values = dict(zip(names, broadcast(mine).tolist(), strict=True))
+        self.entries.append({"step": step, "epoch": epoch, **values})
+        self._decide()
+
+    def _decide(self) -> None:
+        self.best = best(self.entries, self.config.train.best_metric)
+        self.stopped = stopped(self.entries, self.config.train)
+        self.drops = drops(self.entries, self.config.optim)
+
+
+def metrics_of(config: Config) -> dict[str, str]:
+    """The metrics that decide something, and the key that names each."""
+    plateau = config.optim.schedule == "plateau"
+    names = {config.optim.plateau_metric: "optim.plateau_metric"} if plateau else {}
+    return {config.train.best_metric: "train.best_metric", **names}
+
+
+def check(config: Config, shard_set: ShardSet, numbers: np.ndarray | Selection) -> None:
+    """Whether the validation samples `numbers` (N,) can give what `config` decides by.
+
+    Raises:
+        UserError: no validation part where one is needed, or a metric is not defined on it.
+    """
+    labels, classes = shard_set.rows(numbers[:])["label"], len(shard_set.class_names)
+    asking = {"optim.schedule=plateau": config.optim.schedule == "plateau"}
+    asking[f"train.patience={config.train.patience}"] = config.train.patience > 0
+    if not len(labels) and any(asking.values()):
+        words = next(words for words, asked in asking.items() if asked)
+        raise UserError(
+            f"{words} needs a validation part, and data.protocol={config.data.protocol} has none "
+            "here; use data.protocol=kfold_nested, or split with a set built with --split"
+        )
+    for metric, key in metrics_of(config).items() if len(labels) else ():
+        if metric == "eer" and classes != 2:
+            raise UserError(f"{key}=eer: for two classes, the shard set has {classes}; use roc_auc")
+        ranks = metric in ("roc_auc", "average_precision", "eer")
+        if ranks and (classes < 2 or len(np.unique(labels)) < classes):
+            raise UserError(
+                f"{key}={metric}: not defined, the validation part has {len(np.unique(labels))} of "
+                f"{classes} classes; use balanced_accuracy or another split"
+            )
+
+
+def best(entries: Entries, metric: str) -> dict[str, Any] | None:
+    """The entry with the best value, the first of equals; None where nothing was evaluated."""
+    return max(entries, key=lambda entry: SIGNS[metric] * entry[metric], default=None)
+
+
+def stopped(entries: Entries, train: TrainConfig) -> dict[str, Any] | None:
+    """Where and why early stopping ends the training, or None if it goes on."""
+    found = best(entries, train.best_metric)
+    since = len(entries) - 1 - entries.index(found) if found else 0
+    if not found or not train.patience or since < train.patience:
+        return None
+    last, metric = entries[-1], train.best_metric
+    why = (
+        f"validation {metric} was no better than {found[metric]:.4g}, that of epoch "
+        f"{found['epoch']}, for {since} evaluations"
+    )
+    return {"step": last["step"], "epoch": last["epoch"], "why": why}
+
+
+def drops(entries: Entries, config: OptimConfig) -> int:
+    """How often the plateau's rule, that of torch's ReduceLROnPlateau, has lowered the rate."""
+    if config.schedule != "plateau":
+        return 0
+    sign, metric = SIGNS[config.plateau_metric], config.plateau_metric
+    record, bad, cooling, count = -sign * float("inf"), 0, 0, 0
+    for value in (entry[metric] for entry in entries):
+        better = sign * value > sign * record * (1.0 + sign * config.plateau_threshold)
+        record, bad = (value, 0) if better else (record, bad + 1)
+        if cooling:
+            cooling, bad = cooling - 1, 0
+        if bad > config.plateau_patience:
+            count, cooling, bad = count + 1, config.plateau_cooldown, 0
+    return count

@@ -1,0 +1,95 @@
+"""The learning-rate range test: how the loss answers while the rate rises step by step.
+
+Smith, Cyclical learning rates for training neural networks (WACV 2017). `S` steps.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shards.errors import UserError
+from shards.index import write_atomic
+from shards.loader import Loader
+from shards.order import plan_batch
+from toolkit import figures
+from toolkit.augment import Augment, Transform
+from toolkit.data import open_parts
+from toolkit.loop import make_model, train_step
+from toolkit.models.batchnorm import merge_running_stats
+from toolkit.optim import set_rate
+from toolkit.schema import Config
+from toolkit.world import start
+
+log = logging.getLogger(__name__)
+
+DIVERGED = 4.0  #: times the first loss: the sweep need not go on
+SMOOTHING = 3.0  #: standard deviation of the Gaussian over the losses, steps
+
+
+def find(config: Config, out: Path, steps: int, lowest: float, highest: float) -> float:
+    """Sweep, draw the curve into `out`, return the suggested rate. The run's folder is left alone.
+
+    Raises:
+        UserError: rates or steps that make no sweep, or a loss that never falls.
+    """
+    if not (0 < lowest < highest and steps >= 20):
+        raise UserError(
+            f"--lowest={lowest:g} --highest={highest:g} --steps={steps}: expected "
+            "0 < lowest < highest and at least 20 steps"
+        )
+    rates, losses = sweep(config, np.geomspace(lowest, highest, steps))
+    smooth, place = steepest(losses)
+    write_atomic(out, figures.to_png(figures.draw_lr_range(rates, losses, smooth, place)))
+    if place is None:
+        raise UserError(
+            f"{out}: the loss never fell below that of the untrained model; "
+            f"sweep other rates than {lowest:g} to {highest:g}"
+        )
+    return float(rates[place])
+
+
+def sweep(config: Config, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Train fresh weights a step at each of `rates` (S,), until the loss diverges.
+
+    Returns the rates that were tried, and the loss before each step: both of one length, <= S.
+    """
+    accelerator, world = start(config.train.precision, config.train.threads)
+    shard_set, parts, order, mean, std = open_parts(config)
+    train, group = config.train, config.model.norm_batch
+    plan = plan_batch(train.batch_size, train.microbatch, world.size, group)
+    loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device)
+    transform = Transform(mean, std, world.device, config.data.normalize)
+    augment = Augment(config.augment, shard_set, transform, train.seed, group)
+    strategy = make_model(config, shard_set, accelerator, world, plan)
+    model, optimizer = strategy.model, strategy.optimizer
+    losses: list[float] = []
+    for step, batches in enumerate(loader.steps(0, len(rates)), 1):
+        set_rate(optimizer, float(rates[step - 1]))
+        loss = train_step(accelerator, model, augment, batches, config, step)
+        accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or torch.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        merge_running_stats(strategy.module)
+        losses.append(accelerator.reduce(loss, "mean").item())
+        if step % 10 == 0:
+            log.info("step %d  lr %.2e  loss %.4f", step, rates[step - 1], losses[-1])
+        if not losses[-1] < DIVERGED * losses[0]:
+            break
+    return rates[: len(losses)], np.array(losses)
+
+
+def steepest(losses: np.ndarray) -> tuple[np.ndarray, int | None]:
+    """The losses (S,) smoothed, and where they fall fastest before their minimum; None: nowhere.
+
+    The smoothing is centred, a running mean would lag and tell too high a rate.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    ceiling = np.where(np.isfinite(losses), losses, np.inf).clip(max=DIVERGED * losses[0])
+    smooth = gaussian_filter1d(ceiling, SMOOTHING, mode="nearest")
+    lowest = int(smooth.argmin())
+    if smooth[lowest] >= 0.98 * smooth[0]:
+        return smooth, None
+    return smooth, int(np.gradient(smooth)[: lowest + 1].argmin())
