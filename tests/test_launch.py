@@ -147,7 +147,9 @@ def test_a_state_of_another_optimiser_is_said_to_start_anew():
         accelerator, here = world.start("no", 1)
         model = torch.nn.Linear(3, 2)
         optimizer = torch.optim.AdamW(model.parameters())
-        strategy = Strategy(accelerator, here, model, optimizer, plan_batch(4, None, 1), OptimConfig())
+        strategy = Strategy(
+            accelerator, here, model, optimizer, plan_batch(4, None, 1), OptimConfig()
+        )
         said: list[str] = []
         handler = logging.Handler()
         handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
