@@ -55,7 +55,7 @@ def plan(labels: np.ndarray, speakers: np.ndarray) -> Callable[[], object]:
     from shards.plan import make_plan, make_recipe, settle
 
     manifest.resolve = lambda paths, *_: ((path, "") for path in paths)
-    manifest.headers = lambda _, pieces, __: (Probe(80000, 16000, 1) for _ in pieces)  # type: ignore
+    manifest.headers = lambda _, pieces, *__: (Probe(80000, 16000, 1) for _ in pieces)  # type: ignore
     words: dict[str, Any] = {
         "sample_rate": 16000,
         "segment_seconds": 5.0,

@@ -178,6 +178,7 @@ def build(
         strict,
         open_set(folder) if append else None,
         partial(hear, timeout=file_timeout) if on_duplicate != "warn" else None,
+        file_timeout,
     )
     plan = replace(plan, command=typed(audio, out, asked))
     if not overwrite and is_complete(plan):

@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from shards.remote import Damaged, retried
 logger = logging.getLogger(__name__)
 
 CACHE_GB = 50.0
+LOOK = 0.05  # seconds between two looks at a lock that another holds
 PART = "part"  # temporaries are `part.SIZE.NAME`: what they will take up counts from the start
 
 
@@ -135,8 +137,7 @@ def locked(file: Path, keep: bool = False) -> Iterator[bool]:
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        is_mine = is_at(descriptor, file)
+        is_mine = taken(descriptor, file)
         try:
             yield is_mine
         finally:
@@ -144,6 +145,22 @@ def locked(file: Path, keep: bool = False) -> Iterator[bool]:
                 file.unlink()
     finally:
         os.close(descriptor)
+
+
+def taken(descriptor: int, file: Path) -> bool:
+    """Wait for the lock of an open file; False once another file, or none, has its name.
+
+    Not by a lock that blocks: a shard that has come keeps its inode under its new name, and whoever
+    reads it holds the lock as long as the training lasts.
+    """
+    while is_at(descriptor, file):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOOK)
+            continue
+        return is_at(descriptor, file)
+    return False
 
 
 def remove_unused(file: Path) -> bool:

@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from shards.audio import AudioError, Probe, piece_frames
@@ -14,6 +15,7 @@ from shards.progress import Progress
 from shards.recording import Piece
 from shards.remote import Url, list_files
 from shards.root import Root, read_header, tidied
+from shards.workers import ordered
 
 #: What libsndfile and FFmpeg read, by the suffixes that people give it.
 SUFFIXES = {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
@@ -61,27 +63,36 @@ def is_audio(path: str) -> bool:
 
 
 def headers(
-    audio: Root, pieces: Sequence[Piece], missing: Mapping[int, str]
+    audio: Root, pieces: Sequence[Piece], missing: Mapping[int, str], timeout: float
 ) -> Iterator[Probe | AudioError]:
-    """The header of each piece, or why there is none; a file is opened once."""
+    """The header of each piece, or why there is none; a file is opened once.
 
-    def read(path: str) -> Probe | AudioError:
-        try:
-            str(audio / path).encode()  # what is no text breaks libsndfile and readers of JSON
-            return read_header(audio, path)
-        except UnicodeEncodeError:
-            return AudioError("its name is not valid UTF-8; rename it")
-        except AudioError as error:
-            return error
-
-    paths = dict.fromkeys(piece.path for n, piece in enumerate(pieces) if n not in missing)
-    with tidied(), ThreadPoolExecutor(PROBES) as pool, Progress("headers", len(paths)) as progress:
-        found = {}
-        for path, header in zip(paths, pool.map(read, paths), strict=True):
+    In processes of their own, since a file can kill who reads its header, or hang it for `timeout`
+    seconds; 0 is no limit, and everything is done here.
+    """
+    paths = list(dict.fromkeys(piece.path for n, piece in enumerate(pieces) if n not in missing))
+    probes = min(PROBES, len(paths)) if timeout else 1
+    outcomes = ordered(
+        partial(read, audio), paths, probes, timeout=timeout, lost=lambda _, why: AudioError(why)
+    )
+    found = {}
+    with tidied(), closing(outcomes), Progress("headers", len(paths)) as progress:
+        for path, header in zip(paths, outcomes, strict=True):
             found[path] = header
             progress.update()
     for n, piece in enumerate(pieces):
         yield AudioError(missing[n]) if n in missing else clipped(found[piece.path], piece)
+
+
+def read(audio: Root, path: str) -> Probe | AudioError:
+    """One header, or why there is none."""
+    try:
+        str(audio / path).encode()  # what is no text breaks libsndfile and readers of JSON
+        return read_header(audio, path)
+    except UnicodeEncodeError:
+        return AudioError("its name is not valid UTF-8; rename it")
+    except AudioError as error:
+        return error
 
 
 def clipped(header: Probe | AudioError, piece: Piece) -> Probe | AudioError:

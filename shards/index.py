@@ -133,6 +133,10 @@ class ShardSet:
         """Whether a shard may have to be fetched first."""
         return False
 
+    def cache_figures(self) -> dict[str, int]:
+        """How often a file was in the cache, and how often not; nothing of a set on a disk."""
+        return {}
+
     @property
     def open_at_most(self) -> int:
         """How many shards a reader may hold open."""

@@ -65,7 +65,7 @@ class Loader:
 
     def figures(self) -> dict[str, float]:
         """Since it was last asked: the share of time spent waiting for data, samples a second on
-        this rank, bytes a second that came out of the shards."""
+        this rank, bytes a second that came out of the shards; of a cache, all hits and misses."""
         feed = self._feed
         if feed is None:
             return {}
@@ -76,6 +76,7 @@ class Loader:
             "loader_wait": round(waited / seconds, 4),
             "samples_per_s": round(samples / seconds, 1),
             "bytes_per_s": round(read / seconds),
+            **self.shard_set.cache_figures(),
         }
 
     def _numbers(self, step: int, part: range) -> np.ndarray:

@@ -31,6 +31,7 @@ def scan(
     *,
     strict: bool = False,
     seed: int = 0,
+    file_timeout: float = 0.0,
     label_from: str | None = None,
     group_from: str | None = None,
     fold_from: str | None = None,
@@ -42,7 +43,8 @@ def scan(
     rows of `table`, whose paths are relative to `audio`. A `*_from` is a column of the table, or
     else a pattern, searched in the file name, or in the path below `audio` if the pattern has a
     `/`; its value is group 1, or the whole match if it has no group. Hidden files are skipped.
-    With `strict` nothing that the table names may be missing.
+    With `strict` nothing that the table names may be missing. A file whose header takes longer than
+    `file_timeout` seconds, or kills its reader, is rejected; 0 is no limit.
 
     Raises:
         UserError: no folder, no audio, a single class, a pattern that is no regular expression or
@@ -71,7 +73,9 @@ def scan(
         columns["split"] = list(map(split_name, columns["split"]))
 
     recordings, rejected = [], []
-    for n, (piece, header) in enumerate(zip(pieces, headers(audio, pieces, missing), strict=True)):
+    for n, (piece, header) in enumerate(
+        zip(pieces, headers(audio, pieces, missing, file_timeout), strict=True)
+    ):
         said = {name: words[n] for name, words in columns.items()}
         if strict and isinstance(header, Unfetched):
             raise UserError(f"--strict: {piece.path!r} {header}; mend the table or the connection")

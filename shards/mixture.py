@@ -4,6 +4,7 @@ Samples, shards and recordings are numbered through, the first set's first. Clas
 the first set where all have the same names; `classes` may name others, in the order wanted.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -91,6 +92,10 @@ class Mixture(ShardSet):
         """Where the tar with this number can be opened: its own set knows."""
         source, local = self.shard_source(shard)
         return source.shard_file(local)
+
+    def cache_figures(self) -> dict[str, int]:
+        """How often a file was in the cache, and how often not, over all sources."""
+        return dict(sum((Counter(source.cache_figures()) for source in self.sources), Counter()))
 
     @property
     def open_at_most(self) -> int:

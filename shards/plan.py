@@ -155,6 +155,7 @@ def make_plan(
     strict: bool = False,
     base: ShardSet | None = None,
     settle_copies: Callable[[Scan], Scan] | None = None,
+    file_timeout: float = 0.0,
 ) -> Plan:
     """Scan the audio, deal out folds and parts, and tell what was understood.
 
@@ -166,7 +167,8 @@ def make_plan(
     """
     seed = settings["seed"]
     columns = {f"{x}_from": settings[f"{x}_from"] for x in ("label", "group", "fold", "split")}
-    found = scan(recipe.audio, table, strict=strict, seed=seed, **columns)
+    words = {"strict": strict, "seed": seed, "file_timeout": file_timeout}
+    found = scan(recipe.audio, table, **words, **columns)
     if base is not None:
         return extension(recipe, base, only_new(base, found, settings), settings)
     if settle_copies:

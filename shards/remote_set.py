@@ -46,6 +46,10 @@ class RemoteSet(ShardSet):
         """The name of its folder."""
         return self.url.name
 
+    def cache_figures(self) -> dict[str, int]:
+        """How often a file was in the cache, and how often this process fetched it."""
+        return {"cache_hits": self.cache.hits, "cache_misses": self.cache.misses}
+
     @property
     def open_at_most(self) -> int:
         """So few that they leave half of the cache to the shards that are coming."""

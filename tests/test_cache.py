@@ -1,5 +1,6 @@
 """Shard sets at an address: each shard fetched once, whole, checked, whatever the server does."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +22,7 @@ from servers import Page, Site, folder_pages, serving
 
 from shards import remote
 from shards.__main__ import main
-from shards.cache import Cache, entries
+from shards.cache import Cache, entries, locked
 from shards.errors import ShardError, UserError
 from shards.index import open_set, seal
 from shards.read import Reader
@@ -109,7 +111,7 @@ def test_training_ends_in_the_same_weights(tone_set, tmp_path) -> None:
         "run": {"name": "x", "dir": str(tmp_path)},
         "data": {"shards": str(tone_set), "protocol": "kfold"},
         "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"max_steps": 4, "batch_size": 8, "threads": 1},
+        "train": {"max_steps": 4, "batch_size": 8, "threads": 1, "log_every": 1},
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     words = [str(ROOT / "train.py"), str(tmp_path / "c.yaml")]
@@ -124,6 +126,11 @@ def test_training_ends_in_the_same_weights(tone_set, tmp_path) -> None:
     assert counts["/samples-000000.tar"] == 3 and counts["/samples-000001.tar"] == 2
     weights = [tmp_path / name / "fold-0/best.safetensors" for name in ("here", "there")]
     assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in weights}) == 1
+    logged = [weights[1].with_name("metrics.jsonl"), weights[0].with_name("metrics.jsonl")]
+    lines = [json.loads(line) for line in logged[0].read_text().splitlines()]
+    last = [line for line in lines if "bytes_per_s" in line][-1]
+    files = len(open_set(tone_set).info["shards"]) + 2  # and index.npy, stats.npy
+    assert last["cache_misses"] >= files - 1 and "cache_hits" not in logged[1].read_text()
 
 
 def test_two_processes_fetch_a_shard_once(tone_set) -> None:
@@ -279,3 +286,24 @@ def test_a_damaged_dataset_json_is_not_opened(tone_set) -> None:
         site = Site(lambda path, bad=bad: (200, {}, bad) if "dataset" in path else None)
         with serving(site), pytest.raises(UserError, match=told):
             open_set(site.url)
+
+
+def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(tmp_path) -> None:
+    """A shard that has come keeps its inode under its new name, and with it the readers' lock."""
+    part, file, found = tmp_path / "part.1.x", tmp_path / "x", []
+
+    def wait() -> None:
+        with locked(part) as is_mine:
+            found.append(is_mine)
+
+    with locked(part) as is_mine:
+        assert is_mine
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        time.sleep(0.2)  # it has opened the file
+        part.rename(file)
+        reader = os.open(file, os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_SH)
+    waiting.join(5)
+    os.close(reader)
+    assert found == [False] and file.exists()

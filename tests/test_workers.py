@@ -1,7 +1,9 @@
 """shards.workers: results in order, and an item that kills or holds up its process costs itself."""
 
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from media import riff
 from shards import plan as plan_module
 from shards.condition import Conditioning
 from shards.errors import UserError
-from shards.manifest import Reject
+from shards.manifest import Reject, scan
 from shards.mel import MelSettings
 from shards.recipe import Features, Recipe
 from shards.recording import Piece
@@ -125,6 +127,31 @@ def test_a_file_that_kills_its_decoder_changes_no_byte_of_the_others(
         assert "rejected    2" in said
         assert hashes(out) == hashes(tmp_path / "careful")
     assert len((out / "rejected.csv").read_text().splitlines()) == 3
+
+
+class Deadly(type(Path())):  # type: ignore[misc]
+    """A folder in which reading a header can end its process, or take long."""
+
+    def __truediv__(self, name: str) -> Path:
+        if multiprocessing.parent_process() is not None:
+            if "kills" in str(name):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "hangs" in str(name):
+                time.sleep(60)
+        return Path(str(self)) / name
+
+
+def test_a_header_that_kills_its_reader_costs_that_file(small: Path) -> None:
+    there = scan(small).recordings
+    label = there[0].label
+    for name in ("kills.wav", "hangs.wav"):
+        shutil.copy(small / there[0].path, small / label / name)
+    found = scan(Deadly(small), file_timeout=2.0)
+    assert found.recordings == there
+    assert {(r.path, r.reason) for r in found.rejected} == {
+        (f"{label}/kills.wav", "killed its decoder (or memory ran out)"),
+        (f"{label}/hangs.wav", "timed out after 2 s"),
+    }
 
 
 def test_a_worker_takes_less_than_500_mb_for_an_hour(tmp_path: Path) -> None:
