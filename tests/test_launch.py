@@ -147,7 +147,9 @@ def test_a_state_of_another_optimiser_is_said_to_start_anew():
         accelerator, here = world.start("no", 1)
         model = torch.nn.Linear(3, 2)
         optimizer = torch.optim.AdamW(model.parameters())
-        strategy = Strategy(accelerator, here, model, optimizer, plan_batch(4, None, 1), OptimConfig())
+        strategy = Strategy(
+            accelerator, here, model, optimizer, plan_batch(4, None, 1), OptimConfig()
+        )
         said: list[str] = []
         handler = logging.Handler()
         handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -209,3 +211,23 @@ def test_fp16_does_not_go_with_a_sharded_model(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(UserError, match="use bf16"):
         world.check_sharding("FSDP", "fp16")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_weights_are_averaged_where_they_are_whole(config):
+    """ZeRO 2 as one process, the average included; ZeRO 3 and FSDP refuse in one line."""
+    needs_deepspeed("deepspeed")
+    words = [str(config), "--train.max_steps=6", "--optim.ema=0.9", "--optim.name=sgd"]
+    for shape in ("cpu", "deepspeed_zero2"):
+        launch(shape, *words, f"--run.name=ema_{shape}")
+    one, two = (config.parent / f"runs/ema_{n}/fold-0" for n in ("cpu", "deepspeed_zero2"))
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
+    for name in ("best.safetensors", "checkpoints/step-00000006/ema.safetensors"):
+        mine, theirs = load_file(two / name), load_file(one / name)
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(mine[key], value, rtol=1e-3, atol=1e-5, msg=key)
+    for shape in ("deepspeed_zero3", "fsdp"):
+        with pytest.raises(AssertionError, match=r"optim\.ema=0\.9 averages whole weights"):
+            launch(shape, *words, f"--run.name=ema_{shape}")
