@@ -7,7 +7,6 @@ import statistics
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from side_by_side import (
     arguments,
     conditions,
@@ -22,6 +21,7 @@ from toolkit.models import build
 from toolkit.models.batchnorm import merge_running_stats
 from toolkit.optim import Average, make_optimizer
 from toolkit.schema import ModelConfig, OptimConfig
+from toolkit.world import World
 
 STEPS, UPDATES = 4, 100
 
@@ -33,7 +33,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = build(ModelConfig(name="cnn_small"), 10, (128, 157))
     parameters = sum(p.numel() for p in model.parameters())
-    average = Average(model, 0.999, Accelerator(cpu=True))
+    average = Average(model, 0.999, World(0, 1, torch.device("cpu")))
     optimizer = make_optimizer(model, OptimConfig(lr=1e-4))
     x, y = torch.randn(32, 1, 128, 157), torch.arange(32) % 10
 
@@ -55,7 +55,7 @@ def main() -> None:
     ]
     middle = statistics.median(shares)
     lines = [
-        conditions(words.rounds, ["torch", "accelerate"]),
+        conditions(words.rounds, ["torch"]),
         f"cnn_small, {parameters / 1e6:.1f} M parameters, batch 32 of 128 x 157.",
         "",
         *times(turns, {"training step": STEPS, "average": UPDATES}, "step"),

@@ -211,3 +211,23 @@ def test_fp16_does_not_go_with_a_sharded_model(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(UserError, match="use bf16"):
         world.check_sharding("FSDP", "fp16")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_weights_are_averaged_where_they_are_whole(config):
+    """ZeRO 2 as one process, the average included; ZeRO 3 and FSDP refuse in one line."""
+    needs_deepspeed("deepspeed")
+    words = [str(config), "--train.max_steps=6", "--optim.ema=0.9", "--optim.name=sgd"]
+    for shape in ("cpu", "deepspeed_zero2"):
+        launch(shape, *words, f"--run.name=ema_{shape}")
+    one, two = (config.parent / f"runs/ema_{n}/fold-0" for n in ("cpu", "deepspeed_zero2"))
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
+    for name in ("best.safetensors", "checkpoints/step-00000006/ema.safetensors"):
+        mine, theirs = load_file(two / name), load_file(one / name)
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(mine[key], value, rtol=1e-3, atol=1e-5, msg=key)
+    for shape in ("deepspeed_zero3", "fsdp"):
+        with pytest.raises(AssertionError, match=r"optim\.ema=0\.9 averages whole weights"):
+            launch(shape, *words, f"--run.name=ema_{shape}")

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from toolkit.history import History, best, drops, stopped
 from toolkit.lr_range import steepest, sweep
 from toolkit.optim import Average, decays, learning_rate, make_optimizer
 from toolkit.schema import OptimConfig, TrainConfig
-from toolkit.world import start
+from toolkit.world import World, start
 
 TOTAL, PER_EPOCH, WARMUP = 97, 10, 15
 SHARE = 1 / (25 * 1e4)  # where torch's onecycle ends: 1 / (div_factor * final_div_factor)
@@ -147,8 +146,7 @@ def test_adam_takes_its_betas():
 def test_the_average_is_that_of_arithmetic(decay):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
-    unwrapped = SimpleNamespace(prepare_model=lambda model, evaluation_mode: model)
-    average = Average(model, decay, unwrapped)
+    average = Average(model, decay, World(0, 1, torch.device("cpu")))
     expected = {name: t.numpy().astype(np.float64) for name, t in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(1, 31):

@@ -5,10 +5,10 @@ import re
 from copy import deepcopy
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from toolkit.schema import OptimConfig
+from toolkit.world import World
 
 #: Parameters of two dimensions or more that do not decay, by the last words of their names.
 EMBEDDING = re.compile(
@@ -88,10 +88,12 @@ class Average:
     like the weights that they belong to; other buffers are copied.
     """
 
-    def __init__(self, model: nn.Module, decay: float, accelerator: Accelerator):
+    def __init__(self, model: nn.Module, decay: float, world: World):
         """Begin with the weights of `model`, which is not yet wrapped; `module` is the copy."""
-        copy = deepcopy(model).requires_grad_(False)
-        self.module = accelerator.prepare_model(copy, evaluation_mode=True)  # device and precision
+        self.module = deepcopy(model).requires_grad_(False).to(world.device)
+        if world.precision != "no":
+            lower = {"bf16": torch.bfloat16, "fp16": torch.float16}[world.precision]
+            self.module.forward = torch.autocast(world.device.type, lower)(self.module.forward)
         self.decay = decay
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 

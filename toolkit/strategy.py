@@ -42,6 +42,14 @@ class Strategy:
     ):
         self.accelerator = accelerator
         self.zero = accelerator.distributed_type == DistributedType.DEEPSPEED
+        third = self.zero and accelerator.deepspeed_plugin.zero_stage == 3
+        if config.ema and (third or accelerator.is_fsdp2):
+            raise UserError(
+                f"optim.ema={config.ema} averages whole weights, and this launch spreads them; "
+                "use optim.ema=0, or DDP, ZeRO 1 or ZeRO 2"
+            )
+        # Before forward is wrapped, since a copy's would lead to the original's.
+        self.average = Average(model, config.ema, world) if config.ema else None
         accelerator.gradient_accumulation_steps = 1  # micro-steps are the plan's, not a launcher's
         if sharding() and world.precision == "bf16":
             # As DDP does it: weights, gradients and buffers stay float32, whatever holds them.
@@ -52,9 +60,6 @@ class Strategy:
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
             accelerator.gradient_accumulation_steps = plan.accumulation
             fill(accelerator.deepspeed_plugin.deepspeed_config, plan, config.grad_clip)
-        if config.ema and sharding():
-            raise UserError(f"optim.ema={config.ema} does not go with {sharding()}; use 0, or DDP")
-        self.average = Average(model, config.ema, accelerator) if config.ema else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.module = bare(self.model)
         if self.zero:
