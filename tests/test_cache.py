@@ -296,14 +296,12 @@ def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(tmp_path) -> None:
         with locked(part) as is_mine:
             found.append(is_mine)
 
-    with locked(part) as is_mine:
-        assert is_mine
-        waiting = threading.Thread(target=wait, daemon=True)
-        waiting.start()
-        time.sleep(0.2)  # it has opened the file
-        part.rename(file)
-        reader = os.open(file, os.O_RDONLY)
+    reader = os.open(part, os.O_RDWR | os.O_CREAT)
     fcntl.flock(reader, fcntl.LOCK_SH)
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    time.sleep(0.2)  # it has opened the file
+    part.rename(file)
     waiting.join(5)
     os.close(reader)
     assert found == [False] and file.exists()
