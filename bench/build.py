@@ -2,13 +2,14 @@
 
 WAV files of 5 s at 44.1 kHz, mono, 16 bits, to 128 bands at 16 kHz, n_fft 2048, hop 512; with
 --esc10=DIR and --fsdd=DIR also ESC-10 (Ogg, a folder a class) and the Free Spoken Digit Dataset
-(FLAC, `7_lucas_3.flac`). What this file imports is imported by every worker of a build, too.
+(FLAC, `7_lucas_3.flac`).
 """
 
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from time import process_time
+from time import process_time, sleep
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,8 @@ def main() -> None:
         ProcessPoolExecutor(2, fresh_context(), one_thread) as pool,
     ):
         write_audio(Path(folder), words.files)
+        list(pool.map(sleep, [0.5, 0.5]))  # both are there, so that what follows is not theirs
+        del sys.modules["__main__"].__file__  # a build's workers would import it, not `shards`
         corpora: dict[str, tuple[str, dict[str, Any]]] = {
             "WAV": (folder, {"segment_seconds": SECONDS}),
             "ESC-10": (words.esc10, {"segment_seconds": SECONDS}),

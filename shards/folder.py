@@ -21,7 +21,7 @@ from shards.workers import ordered
 SUFFIXES = {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
 SUFFIXES |= {".rf64", ".snd", ".w64", ".wav", ".wave"}
 SUFFIXES |= {".aac", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma"}
-PROBES = 8  # headers on network storage wait, they do not compute
+NEAR, FAR = 2, 8  # processes that read headers: over a network they wait, else starting them counts
 
 
 def list_folder(audio: Root, loose: bool) -> tuple[list[str], list[str]]:
@@ -71,7 +71,7 @@ def headers(
     seconds; 0 is no limit, and everything is done here.
     """
     paths = list(dict.fromkeys(piece.path for n, piece in enumerate(pieces) if n not in missing))
-    probes = min(PROBES, len(paths)) if timeout else 1
+    probes = min(FAR if isinstance(audio, Url) else NEAR, len(paths)) if timeout else 1
     outcomes = ordered(
         partial(read, audio), paths, probes, timeout=timeout, lost=lambda _, why: AudioError(why)
     )
