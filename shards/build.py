@@ -14,16 +14,9 @@ from typing import Any
 from shards.copies import without_leaks
 from shards.duplicates import warn
 from shards.errors import UserError
-from shards.index import BESIDE, READY, open_set, shard_name
+from shards.index import open_set, shard_name
 from shards.merge import finish
-from shards.output import (
-    check_contents,
-    check_places,
-    check_settings,
-    errors_named,
-    existing,
-    locked,
-)
+from shards.output import check_places, errors_named
 from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
@@ -38,9 +31,10 @@ from shards.workers import available, ordered, warm_up
 from shards.workshop import (
     begin,
     is_complete,
+    is_finished,
     is_written,
     notes_file,
-    put_in_place,
+    reopen,
 )
 from shards.write import write_shard
 
@@ -160,13 +154,7 @@ def build(
     settings = settle(words | own_columns(table, words) if table else words)
     warm_up()
     recipe = make_recipe(root, settings)
-    if (folder / READY).exists():  # killed on its last lines
-        with errors_named(folder), locked(folder):
-            put_in_place(folder)
-    there = None if overwrite else existing(folder)
-    if there:
-        check_settings(folder, there, settings)
-    check_contents(folder)
+    reopen(folder, settings, overwrite)
     if append and not (folder / "dataset.json").exists():
         raise UserError(f"{out}: no finished shard set to append to; build it without --append")
     hear = partial(without_leaks, recipe=recipe, rule=on_duplicate, workers=workers or available())
@@ -181,10 +169,7 @@ def build(
         file_timeout,
     )
     plan = replace(plan, command=typed(audio, out, asked))
-    if not overwrite and is_complete(plan):
-        if (folder / BESIDE).exists():
-            with locked(folder):
-                put_in_place(folder)
+    if not overwrite and is_finished(plan):
         return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
     with errors_named(folder), held(folder, share):
         if not overwrite and is_complete(plan):

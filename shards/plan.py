@@ -5,7 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from shards.append import only_new
 from shards.condition import Conditioning
 from shards.copies import RULES
 from shards.errors import UserError
-from shards.index import SPLITS, ShardSet
+from shards.index import ShardSet
 from shards.labels import classes_of, label_sets, names, numbers
 from shards.manifest import Scan, scan
 from shards.mel import MelSettings
@@ -22,7 +22,7 @@ from shards.recipe import Recipe
 from shards.recording import Recording, Reject, digest
 from shards.root import Root
 from shards.segment import PADS, TAILS, segment_starts
-from shards.split import assign, fold_names, parse_parts
+from shards.split import dealt, parse_parts
 from shards.summary import describe
 from shards.table import Table
 from shards.write import Numbers, sample_bytes
@@ -176,12 +176,7 @@ def make_plan(
     classes = classes_of(r.label for r in found.recordings)
     check_left(set(classes), found.rejected)
     parts = tuple(settings["split"]) if settings["split"] else None
-    fold, split, method = assign(found.recordings, settings["folds"], parts, seed)
-    folds = fold_names(found.recordings, settings["folds"])
-    recordings = [
-        replace(r, fold=folds[f] if folds else None, split=SPLITS[s])
-        for r, f, s in zip(found.recordings, fold.tolist(), split.tolist(), strict=True)
-    ]
+    recordings, folds, method = dealt(found.recordings, settings["folds"], parts, seed)
     logger.info("%s", describe(Scan(recordings, found.rejected, found.passed_by)))
     return Plan(
         recipe=recipe,

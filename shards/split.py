@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -79,6 +80,19 @@ def assign(
         tell_gaps(fold[holders], labels, ordered, names_of_folds)
     back = np.argsort(order)
     return fold[back], split[back], ", ".join(methods)
+
+
+def dealt(
+    recordings: Sequence[Recording], folds: int | None, parts: Parts | None, seed: int
+) -> tuple[list[Recording], list[str], str]:
+    """The recordings with their folds and parts, the names of the folds, and how: see `assign`."""
+    fold, split, method = assign(recordings, folds, parts, seed)
+    names_of_folds = fold_names(recordings, folds)
+    placed = [
+        replace(r, fold=names_of_folds[f] if names_of_folds else None, split=SPLITS[s])
+        for r, f, s in zip(recordings, fold.tolist(), split.tolist(), strict=True)
+    ]
+    return placed, names_of_folds, method
 
 
 def fold_names(recordings: Sequence[Recording], folds: int | None) -> list[str]:

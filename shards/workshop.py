@@ -24,7 +24,17 @@ from shards.index import (
     write_atomic,
 )
 from shards.notes import load
-from shards.output import SHARD, check_manifest, check_settings, clear, promises
+from shards.output import (
+    SHARD,
+    check_contents,
+    check_manifest,
+    check_settings,
+    clear,
+    errors_named,
+    existing,
+    locked,
+    promises,
+)
 from shards.plan import Plan, make_recipe
 from shards.recording import Reject
 
@@ -128,6 +138,31 @@ def is_complete(plan: Plan) -> bool:
     if plan.base is None or there["manifest"] != plan.base.info["manifest"]:
         check_manifest(plan.out, there, plan.manifest)
     return bool(there["manifest"] == plan.manifest)
+
+
+def reopen(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """End what was killed on its last lines; see that a build by `settings` may go on there.
+
+    Raises:
+        UserError: the set there has other settings, or the folder holds what is none of a set.
+    """
+    if (folder / READY).exists():
+        with errors_named(folder), locked(folder):
+            put_in_place(folder)
+    there = None if overwrite else existing(folder)
+    if there:
+        check_settings(folder, there, settings)
+    check_contents(folder)
+
+
+def is_finished(plan: Plan) -> bool:
+    """`is_complete`, and then nothing of the build is left beside the set."""
+    if not is_complete(plan):
+        return False
+    if (plan.out / BESIDE).exists():
+        with locked(plan.out):
+            put_in_place(plan.out)
+    return True
 
 
 def begin(plan: Plan, part: Path | None, overwrite: bool) -> None:

@@ -31,11 +31,6 @@ def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
-def npy_bytes(array: np.ndarray) -> bytes:
-    """An array as a .npy file, the same bytes under every version of numpy."""
-    return npy_header(array.dtype, array.shape) + array.tobytes()
-
-
 def sample_key(path: str, recording: int, segment: int) -> str:
     """`a.v2 (é).wav` as `a_v2_e_-0000012-0003`: unique ASCII, without the dot that ends a key."""
     plain = (

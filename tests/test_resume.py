@@ -22,6 +22,7 @@ from shards import workers as workers_module
 from shards import write as write_module
 from shards.errors import UserError
 from shards.index import open_set
+from shards.output import locked
 from shards.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,7 +181,7 @@ def test_an_overwrite_that_is_stopped_leaves_nothing_of_the_old_set(
 
 def test_one_build_at_a_time(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
-    with build_module.locked(out), pytest.raises(UserError, match="another build"):
+    with locked(out), pytest.raises(UserError, match="another build"):
         build_tones(small, out, folds=2)
 
 

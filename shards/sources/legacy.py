@@ -13,29 +13,22 @@ from typing import Any, cast
 import numpy as np
 
 from shards.errors import UserError
-from shards.index import BESIDE, READY, SPLITS, open_set, shard_name
+from shards.index import open_set, shard_name
 from shards.labels import classes_of, label_sets
 from shards.manifest import compiled, values
 from shards.mel import CONSTANTS, FLOOR, FLOOR_DB, MelSettings
 from shards.merge import finish
 from shards.notes import save
-from shards.output import (
-    check_contents,
-    check_places,
-    check_settings,
-    errors_named,
-    existing,
-    locked,
-)
+from shards.output import check_places, errors_named, locked
 from shards.plan import DEFAULT_FOLDS, Plan, parse_size
 from shards.progress import Progress
 from shards.recipe import Features, Recipe, band_sums
 from shards.recording import Recording, digest, place
 from shards.sources.clips import Clip
 from shards.sources.survey import Survey, look, read_array, read_clips, told
-from shards.split import assign, fold_names
+from shards.split import dealt
 from shards.summary import summary
-from shards.workshop import begin, is_complete, notes_file, put_in_place
+from shards.workshop import begin, is_finished, notes_file, reopen
 from shards.write import sample_bytes, write_shard
 
 
@@ -122,18 +115,9 @@ def convert(
     }
     if not clips[0].split and not clips[0].fold and folds is None:
         settings["folds"] = DEFAULT_FOLDS
-    if (folder / READY).exists():  # killed on its last lines
-        with errors_named(folder), locked(folder):
-            put_in_place(folder)
-    there = None if overwrite else existing(folder)
-    if there:
-        check_settings(folder, there, settings)
-    check_contents(folder)
+    reopen(folder, settings, overwrite)
     plan = make_plan(source, folder, clips, survey, settings)
-    if not overwrite and is_complete(plan):
-        if (folder / BESIDE).exists():
-            with locked(folder):
-                put_in_place(folder)
+    if not overwrite and is_finished(plan):
         return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
     with errors_named(folder), locked(folder):
         begin(plan, None, overwrite)
@@ -169,13 +153,8 @@ def make_plan(
     seed, paths = settings["seed"], {reject.path for reject in survey.rejected}
     recordings = [r for r in recordings if r.path not in paths]
     recordings.sort(key=lambda r: place(r.path, seed))
-    dealt = None if recordings[0].fold else settings["folds"]
-    fold, split, method = assign(recordings, dealt, None, seed)
-    folds = fold_names(recordings, dealt)
-    recordings = [
-        replace(r, fold=folds[f] if folds else None, split=SPLITS[s])
-        for r, f, s in zip(recordings, fold.tolist(), split.tolist(), strict=True)
-    ]
+    asked = None if recordings[0].fold else settings["folds"]
+    recordings, folds, method = dealt(recordings, asked, None, seed)
     classes = classes_of(r.label for r in recordings)
     power = settings["scale"] == "power"
     mel = OldMel(
