@@ -16,7 +16,6 @@ from conftest import (
     hashes,
 )
 
-from shards import build as build_module
 from shards import output as output_module
 from shards import workers as workers_module
 from shards import write as write_module
