@@ -87,8 +87,8 @@ class WandbRun:
 
 def serve() -> None:
     """Do what the training asks for, a line a call, until it closes the run or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # Slurm sends them to every process of a job
+    # Slurm sends them to every process of a job; it is the training that says when to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # where wandb may print
     Thread(target=outlive, args=(os.getppid(),), daemon=True).start()
