@@ -54,7 +54,7 @@ def launch(shape: str, *words: str) -> None:
 
 
 def variables(shape: str) -> dict[str, str]:
-    """What `accelerate launch` with a file of ours sets for its processes, short of starting them."""
+    """What `accelerate launch` with a file of ours sets for the processes that it would start."""
     found: dict[str, str] = {}
     words = [f"--config_file={ROOT / 'launch' / shape}.yaml", "--num_processes=2", "train.py"]
     with pytest.MonkeyPatch.context() as patch:
