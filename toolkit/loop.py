@@ -25,6 +25,7 @@ from toolkit.evaluate import log_probabilities
 from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
+from toolkit.models.transfer import prepare
 from toolkit.optim import learning_rate, make_optimizer
 from toolkit.report import write_fold
 from toolkit.schema import Config
@@ -145,10 +146,11 @@ def fit(config: Config) -> dict[str, Any]:
 def make_model(
     config: Config, shard_set: ShardSet, accelerator: Accelerator, world: World, plan: BatchPlan
 ) -> Strategy:
-    """The model with fresh weights, its optimiser, and the average of its weights if there is one,
-    as this launch spreads them."""
+    """The model with the weights that it begins with, its optimiser, and the average of its weights
+    if there is one, as this launch spreads them."""
     torch.manual_seed(config.train.seed)
     model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    prepare(model, config.model, shard_set.class_names)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)
 
