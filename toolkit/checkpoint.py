@@ -1,79 +1,280 @@
 """Checkpoints: whole or not there, checked when read, tensors as safetensors and the rest JSON.
 
-    checkpoints/step-00001200/model.safetensors [ema.safetensors] optimizer.safetensors state.json
+    checkpoints/step-00001200/model.safetensors [ema.safetensors] optimizer.safetensors
+                              state.json manifest.json (bytes and SHA-256 of all others)
     checkpoints/latest
 
-Both hold whole tensors by name, whoever wrote them (toolkit.strategy).
-Every random draw of the training is a function of (seed, step, place): no generator is saved.
+Tensors are whole, by name, whoever wrote them (toolkit.strategy). A thread of rank 0 writes them
+while the training goes on (toolkit.snapshot). Every random draw of the training is a function of
+(seed, step, place): no generator is saved.
 """
 
+import errno
 import json
 import logging
 import os
+import re
 import shutil
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import torch
+from accelerate.utils import broadcast
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from shards.errors import UserError
 from shards.index import file_entry, sync_folder, write_atomic
+from toolkit import history, signals
+from toolkit.identity import changes
+from toolkit.metrics import SIGNS
+from toolkit.schema import TrainConfig
+from toolkit.snapshot import Snapshot
 from toolkit.strategy import Strategy, Tensors
+from toolkit.world import World
 
 log = logging.getLogger(__name__)
 
-
-def save(folder: Path, strategy: Strategy, state: dict[str, Any], keep: int) -> None:
-    """Gather a checkpoint of `state["step"]` on every rank and write it on one."""
-    models, moments = {"model": strategy.weights()}, strategy.moments()
-    if strategy.average:
-        models["ema"] = strategy.average.module.state_dict()
-    if strategy.accelerator.is_main_process:
-        write(folder, models, moments, state, keep)
+FORMAT = 2
+NONE, DAMAGED = -1, -2  # instead of the step to go on from
 
 
-def write(
-    folder: Path,
-    models: Mapping[str, Tensors],
-    moments: Tensors,
-    state: dict[str, Any],
-    keep: int,
-) -> None:
-    """Write a checkpoint aside, fsync, rename; then delete all but `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"step-{state['step']:08d}"
-    aside = folder / f".{name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for part, weights in models.items():
-        write_atomic(aside / f"{part}.safetensors", safetensors.torch.save(weights))
-    write_atomic(aside / "optimizer.safetensors", safetensors.torch.save(moments))
-    files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
-    write_atomic(aside / "state.json", json.dumps({**state, "files": files}).encode())
-    if (folder / name).exists():  # the same step again, after a resume from before it
-        shutil.rmtree(folder / name)
-    os.replace(aside, folder / name)
-    sync_folder(folder)
-    write_atomic(folder / "latest", name.encode())
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+class Checkpoints:
+    """Those of one run; every rank calls every method, and rank 0 writes.
 
+    `identity` is what may not change between two starts, `launch` what may; `target` is the last
+    step. Of the best epoch the weights stand in the run's folder as best.safetensors; where nothing
+    is validated, those of the last step.
+    """
 
-def restore(folder: Path, strategy: Strategy) -> dict[str, Any] | None:
-    """Load the newest sound checkpoint into model and optimiser; its state, or None."""
-    for path in reversed(checkpoints(folder)):
-        fault = damage(path)
-        if fault:
-            log.warning("%s is damaged (%s); trying the one before it", path, fault)
-            continue
-        strategy.load_weights(safetensors.torch.load_file(path / "model.safetensors"))
-        strategy.load_moments(safetensors.torch.load_file(path / "optimizer.safetensors"))
-        if strategy.average:
-            strategy.average.module.load_state_dict(
-                safetensors.torch.load_file(path / "ema.safetensors")
+    def __init__(
+        self,
+        folder: Path,
+        strategy: Strategy,
+        train: TrainConfig,
+        world: World,
+        identity: dict[str, Any],
+        launch: dict[str, Any],
+        target: int,
+    ):
+        self.run, self.folder = folder, folder / "checkpoints"
+        self.strategy, self.train, self.world = strategy, train, world
+        self.identity, self.launch, self.target = identity, launch, target
+        self.stop = 0  #: the signal that the ranks have agreed to end by
+        self.step = 0  #: of the last checkpoint that was restored or asked for
+        self._since = time.monotonic()
+        self._writer: threading.Thread | None = None
+        self._snapshot: Snapshot | None = None
+        self._failed: OSError | None = None
+        self._owed: Tensors | None = None  # best weights that found no room
+        strategy.before_step(self._hold)
+
+    def restore(self) -> dict[str, Any]:
+        """Load the newest sound checkpoint into model and optimiser; its state, `{}` if none is.
+
+        Raises:
+            UserError: it is of another model, other data or other classes; all are damaged; or
+                there is none and `train.resume` is `must`.
+        """
+        self.step = self._agree(self._newest() if self.world.is_main else 0)
+        if self.step == DAMAGED:
+            raise UserError(
+                f"{self.folder}: no checkpoint is sound; put one back from a copy, or start over "
+                "with --train.resume=never"
             )
-        return json.loads((path / "state.json").read_text())
-    return None
+        if self.step == NONE:
+            if self.train.resume == "must":
+                raise UserError(
+                    f"train.resume=must: there is no checkpoint in {self.folder}; "
+                    "start it with --train.resume=auto"
+                )
+            self.step = 0
+            return {}
+        path = self.folder / name_of(self.step)
+        stored = json.loads((path / "state.json").read_text())
+        changed = changes(stored["identity"], self.identity)
+        if changed:
+            raise UserError(
+                f"{path} is of another training ({'; '.join(changed)}); bring back what changed, "
+                "give this one another --run.name, or start over with --train.resume=never"
+            )
+        self._load(path)
+        if self.world.is_main and stored["launch"] != self.launch:
+            log.info("launched otherwise than before (%s): sums may round differently, samples and "
+                     "their order stay", compare(stored["launch"], self.launch))  # fmt: skip
+        if self.world.is_main and self._is_best(stored["state"]):
+            write_tensors(self.run / "best.safetensors", load_file(path / self._judged))
+        return stored["state"]
+
+    def asked(self) -> dict[str, float]:
+        """This rank's wishes, of which the ranks take the largest each step: see `due`."""
+        minutes = (time.monotonic() - self._since) / 60
+        late = self.world.is_main and 0 < self.train.save_minutes <= minutes
+        return {"save": float(late), "stop": float(signals.received())}
+
+    def due(self, step: int, ends: bool, agreed: Mapping[str, float]) -> bool:
+        """Whether `step` is to be saved, which may end an epoch, or where a wish was `agreed`."""
+        self.stop = int(agreed["stop"])
+        every = self.train.save_every
+        return ends or bool(agreed["save"] or self.stop) or (every > 0 and step % every == 0)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Begin to write a checkpoint of `state["step"]`, once the one before it is written."""
+        self._settle()
+        groups = self.strategy.tensors()
+        self.step, self._since = state["step"], time.monotonic()
+        if not self.world.is_main:
+            return
+        self._snapshot = Snapshot(groups)
+        contents = {"state": state, "identity": self.identity, "launch": self.launch}
+        text = json.dumps(contents)  # now: the loop goes on to change it
+        words = (self._snapshot, text, self._is_best(state), self._kept(state))
+        self._writer = threading.Thread(target=self._write, args=words, name="checkpoint")
+        self._writer.start()
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, and where a signal asked for it end here, with code 75.
+
+        Raises:
+            OSError: the checkpoint could not be written.
+        """
+        self._settle()
+        failed = (self._failed.errno or errno.EIO) if self._failed else 0
+        if code := self._agree(failed):
+            raise OSError(code, os.strerror(code), str(self.folder))
+        self.stop = self._agree(self.stop or signals.received())
+        if self.stop:
+            if self.world.is_main:
+                signals.mark(self.run, self.stop, self.step)
+            self.strategy.accelerator.wait_for_everyone()  # the first to leave takes all along
+            self.strategy.accelerator.end_training()
+            raise SystemExit(signals.REQUEUE)
+
+    @property
+    def _judged(self) -> str:
+        """The file of the weights that are evaluated."""
+        return "ema.safetensors" if self.strategy.average else "model.safetensors"
+
+    def _agree(self, value: int) -> int:
+        """What rank 0 says."""
+        return int(broadcast(torch.tensor([value], device=self.world.device)).item())
+
+    def _hold(self) -> None:
+        """Before an optimiser's step: what it will change has to be copied."""
+        if self._snapshot:
+            self._snapshot.hold()
+            self._snapshot = None
+
+    def _settle(self) -> None:
+        """Wait until nothing is being written."""
+        if self._writer:
+            self._writer.join()
+        self._writer = self._snapshot = None
+
+    def _newest(self) -> int:
+        """The step of the newest sound checkpoint, after removing what a kill has left behind."""
+        for left in self.folder.glob(".step-*"):
+            shutil.rmtree(left)
+        found = checkpoints(self.folder)
+        for path in reversed(found):
+            fault = damage(path)
+            if not fault:
+                return step_of(path)
+            log.warning("%s is damaged (%s); trying the one before it", path, fault)
+        return DAMAGED if found else NONE
+
+    def _load(self, path: Path) -> None:
+        self.strategy.load_weights(load_file(path / "model.safetensors"))
+        self.strategy.load_moments(load_file(path / "optimizer.safetensors"))
+        if self.strategy.average:
+            self.strategy.average.module.load_state_dict(load_file(path / "ema.safetensors"))
+
+    def _is_best(self, state: dict[str, Any]) -> bool:
+        """Whether best.safetensors has to hold the weights of `state`."""
+        best = history.best(state["history"], self.train.best_metric)
+        return best["step"] == state["step"] if best else state["step"] >= self.target
+
+    def _kept(self, state: dict[str, Any]) -> set[int]:
+        """The steps of the best epochs, whose checkpoints stay."""
+        metric = self.train.best_metric
+        ranked = sorted(state["history"], key=lambda entry: -SIGNS[metric] * entry[metric])
+        return {entry["step"] for entry in ranked[: self.train.keep_best]}
+
+    def _write(self, snapshot: Snapshot, text: str, best: bool, kept: set[int]) -> None:
+        """The writer's thread. What it cannot write costs a line, and `close` an error."""
+        step, began = self.step, time.monotonic()
+        try:
+            groups = snapshot.take()
+            judged = groups[self._judged.partition(".")[0]]
+            self._owed = judged if best else self._owed
+            if self._owed is not judged and self._owed:
+                write_tensors(self.run / "best.safetensors", self._owed)
+            write(self.folder, step, groups, text)
+            if best:  # last: the history of every checkpoint tells of best weights that are there
+                write_tensors(self.run / "best.safetensors", judged)
+            self._owed = None
+            prune(self.folder, step, self.train.keep_last, kept)
+            self._failed = None
+        except Exception as error:
+            self._failed = as_os_error(error, self.folder)
+            log.warning("the checkpoint of step %d could not be written (%s); training goes on, "
+                        "and those before it stay", step, error)  # fmt: skip
+        signals.check_grace(time.monotonic() - began)
+
+
+def write(folder: Path, step: int, groups: Mapping[str, Tensors], text: str) -> None:
+    """Write a checkpoint aside, fsync, rename, fsync the folder."""
+    path, aside = folder / name_of(step), folder / f".{name_of(step)}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        for part, tensors in groups.items():
+            save_file(tensors, aside / f"{part}.safetensors")
+        (aside / "state.json").write_text(text, encoding="utf-8")
+        files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
+        manifest = json.dumps({"format": FORMAT, "files": files}, indent=2)
+        (aside / "manifest.json").write_text(manifest, encoding="utf-8")
+        for file in (*aside.iterdir(), aside):
+            sync_folder(file)
+        if path.exists():  # a damaged one, that the training went on before
+            discard(path)
+        os.replace(aside, path)
+        sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    write_atomic(folder / "latest", path.name.encode())
+
+
+def write_tensors(file: Path, tensors: Tensors) -> None:
+    """Write a safetensors file whole or not at all."""
+    aside = file.with_name(f".{file.name}.tmp")
+    try:
+        save_file(tensors, aside)
+        sync_folder(aside)
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(file.parent)
+
+
+def prune(folder: Path, step: int, keep_last: int, kept: set[int]) -> None:
+    """Remove all but the last ones up to `step`, and those `kept`; of later ones, all."""
+    found = checkpoints(folder)
+    last = [path for path in found if step_of(path) <= step][-keep_last:]
+    for path in found:
+        if path not in last and (step_of(path) not in kept or step_of(path) > step):
+            discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint so that a kill leaves none that looks finished."""
+    aside = path.with_name(f".{path.name}.old")
+    os.replace(path, aside)
+    shutil.rmtree(aside)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -81,11 +282,23 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
+def name_of(step: int) -> str:
+    """The folder of the checkpoint of `step`."""
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The inverse of `name_of`."""
+    return int(path.name.partition("-")[2])
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files = json.loads((path / "state.json").read_text())["files"]
-        for name, entry in files.items():
+        manifest = json.loads((path / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']}, this wavefold reads format {FORMAT}"
+        for name, entry in manifest["files"].items():
             if file_entry(path / name) != entry:
                 return f"{name} is not what was written"
     except (OSError, ValueError, KeyError) as error:
@@ -93,8 +306,13 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def save_weights(strategy: Strategy, file: Path) -> None:
-    """Gather the weights that are judged, on every rank; write them on one, whole or not at all."""
-    weights = strategy.judged_weights()
-    if strategy.accelerator.is_main_process:
-        write_atomic(file, safetensors.torch.save(weights))
+def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """`world_size 2, now 1`, of what differs."""
+    return ", ".join(f"{k} {there.get(k)}, now {v}" for k, v in here.items() if there.get(k) != v)
+
+
+def as_os_error(error: Exception, folder: Path) -> OSError:
+    """`error` with the errno that safetensors has put into words."""
+    found = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+    code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return OSError(code or errno.EIO, str(error), str(folder))
