@@ -18,7 +18,7 @@ from side_by_side import (
 )
 
 from toolkit.models import build
-from toolkit.models.batchnorm import merge_running_stats
+from toolkit.models.batchnorm import fold_in, grouped_norms, take_statistics
 from toolkit.optim import Average, make_optimizer
 from toolkit.schema import ModelConfig, OptimConfig
 from toolkit.world import World
@@ -35,6 +35,7 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     average = Average(model, 0.999, World(0, 1, torch.device("cpu")))
     optimizer = make_optimizer(model, OptimConfig(lr=1e-4))
+    norms = grouped_norms(model)
     x, y = torch.randn(32, 1, 128, 157), torch.arange(32) % 10
 
     def steps() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             optimizer.zero_grad()
-            merge_running_stats(model)
+            fold_in(norms, take_statistics(norms))
 
     def updates() -> None:
         for step in range(UPDATES):

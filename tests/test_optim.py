@@ -327,10 +327,10 @@ def test_killed_four_times_it_decides_and_ends_as_if_it_never_was(tone_set, tmp_
     assert len(better) >= 2
     first, second = better[0], better[-1]
     deaths = (
-        ("set_rate", lambda call, words: call == 6),
+        ("learning_rate", lambda call, words: call == 6),
         ("keep_best", lambda call, words: call > 1 and words[-1] == first),
         ("keep_best", lambda call, words: call > 1 and words[-1] == second),
-        ("set_rate", lambda call, words: call == 11),
+        ("learning_rate", lambda call, words: call == 11),
     )
     for function, when in deaths:
         assert run_and_die(killed, function, when) == -signal.SIGKILL

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
@@ -16,9 +15,8 @@ from tqdm import tqdm
 
 from shards.feed import Reading
 from shards.index import ShardSet
-from shards.loader import Batch, Loader
+from shards.loader import Loader
 from shards.order import BatchPlan, plan_batch
-from shards.randomness import key
 from shards.selection import Selection
 from toolkit import checkpoint, history, track
 from toolkit.augment import Augment, Transform
@@ -27,11 +25,11 @@ from toolkit.evaluate import log_probabilities
 from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
-from toolkit.models.batchnorm import merge_running_stats
-from toolkit.optim import learning_rate, make_optimizer, set_rate
+from toolkit.optim import learning_rate, make_optimizer
 from toolkit.report import write_fold
 from toolkit.schema import Config
-from toolkit.strategy import Strategy, micro_step
+from toolkit.step import Stepper
+from toolkit.strategy import Strategy
 from toolkit.world import World, start
 
 log = logging.getLogger(__name__)
@@ -59,8 +57,7 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Model and optimiser.
     strategy = make_model(config, shard_set, accelerator, world, plan)
-    model, module, optimizer = strategy.model, strategy.module, strategy.optimizer
-    average, judged = strategy.average, strategy.judged  # what is evaluated and kept as best
+    stepper = Stepper(strategy, augment, config, plan, world)
 
     def evaluate(model: nn.Module, numbers: Selection) -> np.ndarray:
         return log_probabilities(
@@ -85,40 +82,31 @@ def fit(config: Config) -> dict[str, Any]:
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config, shard_set, mean, std)
     keep_best(folder, strategy, past, state["step"])
-    loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=world.device)
-    begun = time.perf_counter() - state["seconds"]
+    loss_sum, begun = state["loss_sum"], time.perf_counter() - state["seconds"]
     quiet = not (world.is_main and sys.stderr.isatty())
     bar = tqdm(total=target, initial=state["step"], unit="step", disable=quiet, leave=False)
 
     # Loop: one pass is one optimiser step over one global batch.
     for step, batches in enumerate(loader.steps(state["step"], target), state["step"] + 1):
         rate = learning_rate(config.optim, step - 1, total, per_epoch, past.drops)
-        set_rate(optimizer, rate)
-        loss = train_step(accelerator, model, augment, batches, config, step)
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or torch.inf)
-        optimizer.step()
-        optimizer.zero_grad()
-        merge_running_stats(module)
-        if average:
-            average.update(module, step)
-        loss_sum += loss
+        taken = stepper(batches, step, rate)
+        loss_sum += taken.loss
         bar.update()
         epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
         seconds, samples = round(time.perf_counter() - begun, 3), step * train.batch_size
         now = {"step": step, "epoch": epoch, "seconds": seconds, "samples": samples}
         if step % train.log_every == 0:
-            mean_loss = accelerator.reduce(loss, "mean").item()
-            metrics.write("train", **now, loss=mean_loss, lr=rate, grad_norm=float(norm),
+            metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=taken.norm,
                           **loader.figures())  # fmt: skip
 
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
-            epoch_loss = accelerator.reduce(loss_sum, "mean").item() / ((step - 1) % per_epoch + 1)
+            epoch_loss = loss_sum / ((step - 1) % per_epoch + 1)
             loss_sum *= step % per_epoch != 0  # a dry run may stop, and go on, inside an epoch
             metrics.write("epoch", **now, train_loss=epoch_loss)
             result = {}
             if len(parts["val"]):
-                found = evaluate(judged, parts["val"])
+                found = evaluate(strategy.judged, parts["val"])
                 result = scores(shard_set.rows(parts["val"][:])["label"], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
                 if step % per_epoch == 0:  # a dry run that ends inside an epoch decides nothing
@@ -129,8 +117,7 @@ def fit(config: Config) -> dict[str, Any]:
 
         # Save: whole or not at all, and never half an epoch behind.
         if ends or (train.save_every and step % train.save_every == 0):
-            unfinished = accelerator.reduce(loss_sum, "mean").item()
-            state |= {"step": step, "seconds": seconds, "loss_sum": unfinished}
+            state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum}
             checkpoint.save(folder / "checkpoints", strategy, state, train.keep_last)
             keep_best(folder, strategy, past, step)
         if past.stopped:
@@ -143,7 +130,7 @@ def fit(config: Config) -> dict[str, Any]:
         checkpoint.save_weights(strategy, folder / "best.safetensors")
     accelerator.wait_for_everyone()
     strategy.load_weights(load_file(folder / "best.safetensors"))
-    found = evaluate(model, parts["test"])
+    found = evaluate(strategy.model, parts["test"])
     result = {}
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, state, past.stopped)
@@ -163,32 +150,6 @@ def make_model(
     model = build(config.model, len(shard_set.class_names), shard_set.shape)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)
-
-
-def train_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    augment: Augment,
-    batches: list[Batch],
-    config: Config,
-    step: int,
-) -> torch.Tensor:
-    """Forward and backward over this rank's microbatches of one global batch; the mean loss here.
-
-    Microbatches are of one size, so the mean of their means is the mean over the global batch, once
-    DDP, ZeRO or FSDP has averaged over ranks; gradients travel with the last of them.
-    """
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    for batch in batches:
-        with micro_step(accelerator, model, last=batch is batches[-1]):
-            # Dropout is a function of the place in the global batch, whoever computes it.
-            torch.manual_seed(int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1))
-            x, y = augment(batch, step)
-            logits = model(x)
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
-            accelerator.backward(loss / len(batches))
-        total += loss.detach().double() / len(batches)
-    return total
 
 
 def keep_best(folder: Path, strategy: Strategy, past: History, step: int) -> None:

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from shards.errors import UserError
 from shards.index import write_atomic
@@ -16,10 +15,9 @@ from shards.order import plan_batch
 from toolkit import figures
 from toolkit.augment import Augment, Transform
 from toolkit.data import open_parts
-from toolkit.loop import make_model, train_step
-from toolkit.models.batchnorm import merge_running_stats
-from toolkit.optim import set_rate
+from toolkit.loop import make_model
 from toolkit.schema import Config
+from toolkit.step import Stepper
 from toolkit.world import start
 
 log = logging.getLogger(__name__)
@@ -63,16 +61,10 @@ def sweep(config: Config, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     transform = Transform(mean, std, world.device, config.data.normalize)
     augment = Augment(config.augment, shard_set, transform, train.seed, group)
     strategy = make_model(config, shard_set, accelerator, world, plan)
-    model, optimizer = strategy.model, strategy.optimizer
+    stepper = Stepper(strategy, augment, config, plan, world)
     losses: list[float] = []
     for step, batches in enumerate(loader.steps(0, len(rates)), 1):
-        set_rate(optimizer, float(rates[step - 1]))
-        loss = train_step(accelerator, model, augment, batches, config, step)
-        accelerator.clip_grad_norm_(model.parameters(), config.optim.grad_clip or torch.inf)
-        optimizer.step()
-        optimizer.zero_grad()
-        merge_running_stats(strategy.module)
-        losses.append(accelerator.reduce(loss, "mean").item())
+        losses.append(stepper(batches, step, float(rates[step - 1])).loss)
         if step % 10 == 0:
             log.info("step %d  lr %.2e  loss %.4f", step, rates[step - 1], losses[-1])
         if not losses[-1] < DIVERGED * losses[0]:

@@ -119,6 +119,7 @@ class TrainConfig:
     max_steps: int | None = None  #: stop after so many steps, evaluate and report: a dry run
     resume: str = "auto"  #: auto | never (start over) | must
     threads: int | None = None  #: CPU threads a process; null: the cores it may use, shared out
+    exact: bool = False  #: the same bits on 1, 2, 4, ... processes; needs microbatch and threads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

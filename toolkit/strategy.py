@@ -62,7 +62,14 @@ class Strategy:
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
             accelerator.gradient_accumulation_steps = plan.accumulation
             fill(accelerator.deepspeed_plugin.deepspeed_config, plan, config.grad_clip)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if sharding():
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        else:  # no DDP: toolkit.reduction sums the gradients, with all else that ranks share
+            self.model = accelerator.prepare_model(model, evaluation_mode=True)
+            self.optimizer = accelerator.prepare_optimizer(optimizer)
+            for module in filter(None, (model, self.average and self.average.module)):
+                for tensor in module.state_dict().values() if world.size > 1 else ():
+                    torch.distributed.broadcast(tensor, 0)
         self.module = bare(self.model)
         if self.zero:
             backward = self.model.backward  # the loop has divided by the micro-steps already

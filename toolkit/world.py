@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,14 +154,11 @@ def failures(add: int = 0) -> int:
 def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
     """Join the other processes of the launch.
 
-    Batch norm keeps its own statistics in step (toolkit.models.batchnorm), so DDP need not
-    broadcast buffers at each forward.
-
     Raises:
         UserError: a precision that this device lacks, or a launch that cannot work.
     """
     import torch
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator
 
     precision = mixed_precision(precision)
     asked = sharding()
@@ -170,14 +166,11 @@ def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
         check_sharding(asked, precision)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; use bf16 or no on a CPU")
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    # torch renames the switch in 2.13; accelerate has the old name only.
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     mixed = "no" if asked else precision  # for the others toolkit.strategy sees to it
     # Without cpu=True accelerate takes the processes of a launch on a machine without a GPU for one
     # training each, all of them rank 0.
     cpu = not has_gpu()
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(

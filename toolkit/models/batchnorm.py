@@ -6,7 +6,6 @@ micro-steps and ranks once a step. `G` groups of `S` samples: B = G * S.
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -52,23 +51,25 @@ class GroupedBatchNorm2d(nn.Module):
         )  # fmt: skip
 
 
-@torch.no_grad()
-def merge_running_stats(model: nn.Module) -> None:
-    """Fold the statistics of one optimiser step into the running ones, alike on all ranks.
+def grouped_norms(model: nn.Module) -> list[GroupedBatchNorm2d]:
+    """The layers of `model` that keep statistics of this kind."""
+    return [m for m in model.modules() if isinstance(m, GroupedBatchNorm2d)]
 
-    Every rank has seen the same number of groups, so the mean over ranks is the mean over groups.
-    One all-reduce for the whole model.
+
+def take_statistics(norms: list[GroupedBatchNorm2d]) -> list[torch.Tensor]:
+    """Mean and variance over the groups since they were last taken: two (C,) a layer.
+
+    They lie in the layers and hold until the next forward.
     """
-    norms = [m for m in model.modules() if isinstance(m, GroupedBatchNorm2d) and m.step_groups]
-    if not norms:
-        return
-    statistics = [s for norm in norms for s in (norm.step_mean, norm.step_var)]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        flat = torch.cat(statistics)
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        statistics = list(flat.split([len(s) for s in statistics]))
+    for norm in norms:
+        norm.step_groups = 0
+    return [s for norm in norms for s in (norm.step_mean, norm.step_var)]
+
+
+@torch.no_grad()
+def fold_in(norms: list[GroupedBatchNorm2d], statistics: list[torch.Tensor]) -> None:
+    """Fold the statistics of one optimiser step, as `take_statistics` gives them, into the running
+    ones. Every rank has seen as many groups, so the mean over ranks is the mean over groups."""
     for norm, mean, var in zip(norms, statistics[::2], statistics[1::2], strict=True):
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(var, norm.momentum)
-        norm.step_groups = 0

@@ -1,0 +1,137 @@
+"""One optimiser step over one global batch, the same whatever ranks and micro-steps share it."""
+
+import logging
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils.memory import should_reduce_batch_size
+
+from shards.errors import UserError
+from shards.loader import Batch
+from shards.order import BatchPlan
+from shards.randomness import key
+from toolkit.augment import Augment
+from toolkit.optim import set_rate
+from toolkit.reduction import Reduction
+from toolkit.schema import Config
+from toolkit.strategy import Strategy, micro_step
+from toolkit.world import World, sharding
+
+log = logging.getLogger(__name__)
+
+WISHES = ("stop", "save")  #: what any rank may ask for, and all ranks then do
+
+
+class Outcome(NamedTuple):
+    """What a step gave, the same on every rank."""
+
+    loss: float  #: mean over the global batch, before the step
+    norm: float  #: of its gradient, before clipping
+    asked: frozenset[str]  #: those of WISHES that some rank has
+
+
+class Stepper:
+    """Takes optimiser steps; halves the microbatch where memory runs out."""
+
+    def __init__(
+        self, strategy: Strategy, augment: Augment, config: Config, plan: BatchPlan, world: World
+    ):
+        self.strategy, self.augment, self.config = strategy, augment, config
+        self.plan, self.world = plan, world
+        self.reduction = Reduction(strategy.module, world, 2 + len(WISHES), config.train.exact)
+        self.pieces = 1  #: forwards that a microbatch of the plan has been cut into
+
+    @property
+    def microbatch(self) -> int:
+        """Samples of a forward."""
+        return self.plan.microbatch // self.pieces
+
+    def __call__(
+        self, batches: list[Batch], step: int, rate: float, wishes: frozenset[str] = frozenset()
+    ) -> Outcome:
+        """Step `step` (from 1) over this rank's microbatches of one global batch; every rank calls.
+
+        Raises:
+            UserError: not even the smallest microbatch fits into memory.
+        """
+        strategy, accelerator = self.strategy, self.strategy.accelerator
+        set_rate(strategy.optimizer, rate)
+        while True:
+            loss, out_of_memory, *asked = self._sums(batches, step, wishes)
+            if not out_of_memory:
+                break
+            self._halve()
+        self.reduction.give()
+        clip = self.config.optim.grad_clip or torch.inf
+        norm = float(accelerator.clip_grad_norm_(strategy.model.parameters(), clip))
+        strategy.optimizer.step()
+        strategy.optimizer.zero_grad()
+        if strategy.average:
+            strategy.average.update(strategy.module, step)
+        asked_for = frozenset(w for w, n in zip(WISHES, asked, strict=True) if n)
+        return Outcome(loss, norm, asked_for)
+
+    def _sums(self, batches: list[Batch], step: int, wishes: frozenset[str]) -> list[float]:
+        """Forward, backward, and one collective: loss, ranks out of memory, those that wish."""
+        asked = [float(wish in wishes) for wish in WISHES]
+        exact, device, given_up = self.config.train.exact, self.world.device, False
+        batches = [part for batch in batches for part in cut(batch, self.pieces)]
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        try:
+            for batch in batches:
+                loss = loss + self._micro_step(batch, step, last=batch is batches[-1])
+                if exact and batch is not batches[-1]:
+                    self.reduction.add(torch.stack([loss, *loss.new_zeros(1 + len(asked))]))
+                    loss = torch.zeros_like(loss)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if sharding() or exact:  # the others wait inside a collective; or the bits would change
+                raise UserError(f"{error}; lower train.microbatch={self.microbatch}") from error
+            given_up = True
+        if given_up and device.type == "cuda":  # outside `except`, which holds the tensors' frames
+            torch.cuda.empty_cache()
+        self.reduction.add(torch.stack([loss, *loss.new_tensor([given_up, *asked])]), given_up)
+        return self.reduction.total().tolist()
+
+    def _micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
+        """Forward and backward of one microbatch; its share of the global batch's mean loss.
+
+        Microbatches are of one size, so the mean of their means is the mean over the global batch.
+        """
+        config, strategy, plan = self.config, self.strategy, self.plan
+        with micro_step(strategy.accelerator, strategy.model, last):
+            # Dropout is a function of the place in the global batch, whoever computes it.
+            torch.manual_seed(int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1))
+            x, y = self.augment(batch, step)
+            logits = strategy.model(x)
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
+            parts = plan.accumulation * self.pieces
+            share = loss / (parts if sharding() else parts * plan.world_size)  # they take the mean
+            strategy.accelerator.backward(share)
+        return loss.detach().double() / (parts * plan.world_size)
+
+    def _halve(self) -> None:
+        """Cut microbatches further, into whole groups of batch norm; the config's numbers stay."""
+        self.strategy.optimizer.zero_grad()
+        group, size = self.config.model.norm_batch, self.microbatch
+        fitting = [n for n in range(2, size // group + 1) if size % (n * group) == 0]
+        if not fitting:
+            raise UserError(
+                f"out of memory with {size} samples a forward, and batch norm takes model."
+                f"norm_batch={group} at a time; lower that, or take a smaller model"
+            )
+        self.pieces *= fitting[0]
+        if self.world.is_main:
+            log.warning(
+                "out of memory: train.microbatch %d -> %d, accumulation %d; the same step again",
+                size, self.microbatch, self.plan.accumulation * self.pieces,
+            )  # fmt: skip
+
+
+def cut(batch: Batch, pieces: int) -> list[Batch]:
+    """A microbatch in equal parts, in its order."""
+    size = len(batch.numbers) // pieces
+    parts = [slice(i, i + size) for i in range(0, len(batch.numbers), size)]
+    return [Batch(batch.x[p], batch.y[p], batch.numbers[p], batch.places[p]) for p in parts]
