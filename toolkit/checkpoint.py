@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
-from shards.index import file_entry, sync_folder, write_atomic
+from shards.index import ShardSet, file_entry, sync_folder, write_atomic
+from shards.order import BatchPlan
 from toolkit import history, signals
-from toolkit.identity import changes
+from toolkit.identity import changes, identity
 from toolkit.metrics import SIGNS
 from toolkit.schema import TrainConfig
 from toolkit.snapshot import Snapshot
@@ -43,28 +44,29 @@ NONE, DAMAGED = -1, -2  # instead of the step to go on from
 
 
 class Checkpoints:
-    """Those of one run; every rank calls every method, and rank 0 writes.
+    """Those of the run in `folder`, up to step `target`; every rank calls every method.
 
-    `identity` is what may not change between two starts, `launch` what may; `target` is the last
-    step. Of the best epoch the weights stand in the run's folder as best.safetensors; where nothing
-    is validated, those of the last step.
+    The weights of the best epoch stand beside them as best.safetensors; where nothing is validated,
+    those of the last step.
     """
 
     def __init__(
         self,
         folder: Path,
         strategy: Strategy,
+        shard_set: ShardSet,
         train: TrainConfig,
         world: World,
-        identity: dict[str, Any],
-        launch: dict[str, Any],
+        plan: BatchPlan,
         target: int,
     ):
         self.run, self.folder = folder, folder / "checkpoints"
-        self.strategy, self.train, self.world = strategy, train, world
-        self.identity, self.launch, self.target = identity, launch, target
-        self.stop = 0  #: the signal that the ranks have agreed to end by
-        self.step = 0  #: of the last checkpoint that was restored or asked for
+        self.strategy, self.train, self.world, self.target = strategy, train, world, target
+        self.identity = identity(strategy, shard_set)  # what may not change between two starts
+        self.launch = {"world_size": world.size, "microbatch": plan.microbatch}  # what may
+        self.launch["threads"] = torch.get_num_threads()
+        self.stopping = False  #: whether a signal is to end the training
+        self.step = 0  #: of the last checkpoint that was restored or begun
         self._since = time.monotonic()
         self._writer: threading.Thread | None = None
         self._snapshot: Snapshot | None = None
@@ -79,7 +81,8 @@ class Checkpoints:
             UserError: it is of another model, other data or other classes; all are damaged; or
                 there is none and `train.resume` is `must`.
         """
-        self.step = self._agree(self._newest() if self.world.is_main else 0)
+        found = torch.tensor([self._newest() if self.world.is_main else 0])
+        self.step = int(broadcast(found.to(self.world.device)).item())
         if self.step == DAMAGED:
             raise UserError(
                 f"{self.folder}: no checkpoint is sound; put one back from a copy, or start over "
@@ -105,21 +108,26 @@ class Checkpoints:
         if self.world.is_main and stored["launch"] != self.launch:
             log.info("launched otherwise than before (%s): sums may round differently, samples and "
                      "their order stay", compare(stored["launch"], self.launch))  # fmt: skip
-        if self.world.is_main and self._is_best(stored["state"]):
-            write_tensors(self.run / "best.safetensors", load_file(path / self._judged))
         return stored["state"]
 
-    def asked(self) -> dict[str, float]:
-        """This rank's wishes, of which the ranks take the largest each step: see `due`."""
+    def keep_best(self, state: dict[str, Any]) -> None:
+        """Write best.safetensors if that is where training goes on: a kill may have come between
+        the checkpoint and them."""
+        if self.world.is_main and self.step and self._is_best(state):
+            weights = load_file(self.folder / name_of(self.step) / self._judged)
+            write_tensors(self.run / "best.safetensors", weights)
+
+    def wishes(self) -> frozenset[str]:
+        """What this rank asks the others to do after the next step."""
         minutes = (time.monotonic() - self._since) / 60
         late = self.world.is_main and 0 < self.train.save_minutes <= minutes
-        return {"save": float(late), "stop": float(signals.received())}
+        return frozenset(["save"] * late + ["stop"] * (signals.received() > 0))
 
-    def due(self, step: int, ends: bool, agreed: Mapping[str, float]) -> bool:
-        """Whether `step` is to be saved, which may end an epoch, or where a wish was `agreed`."""
-        self.stop = int(agreed["stop"])
+    def due(self, step: int, ends: bool, asked: frozenset[str]) -> bool:
+        """Whether to save `step`, which may end an epoch, and after which some rank has `asked`."""
+        self.stopping = "stop" in asked
         every = self.train.save_every
-        return ends or bool(agreed["save"] or self.stop) or (every > 0 and step % every == 0)
+        return ends or bool(asked) or (every > 0 and step % every == 0)
 
     def save(self, state: dict[str, Any]) -> None:
         """Begin to write a checkpoint of `state["step"]`, once the one before it is written."""
@@ -143,24 +151,26 @@ class Checkpoints:
         """
         self._settle()
         failed = (self._failed.errno or errno.EIO) if self._failed else 0
-        if code := self._agree(failed):
-            raise OSError(code, os.strerror(code), str(self.folder))
-        self.stop = self._agree(self.stop or signals.received())
-        if self.stop:
+        mine = torch.tensor([[failed, signals.received()]], device=self.world.device)
+        failed, signal = gather(mine).amax(dim=0).tolist()
+        if failed:
+            raise OSError(failed, os.strerror(failed), str(self.folder))
+        if signal:
             if self.world.is_main:
-                signals.mark(self.run, self.stop, self.step)
+                signals.mark(self.run, signal, self.step)
             self.strategy.accelerator.wait_for_everyone()  # the first to leave takes all along
             self.strategy.accelerator.end_training()
             raise SystemExit(signals.REQUEUE)
 
     @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is on its way."""
+        return self._writer is not None and self._writer.is_alive()
+
+    @property
     def _judged(self) -> str:
         """The file of the weights that are evaluated."""
         return "ema.safetensors" if self.strategy.average else "model.safetensors"
-
-    def _agree(self, value: int) -> int:
-        """What rank 0 says."""
-        return int(broadcast(torch.tensor([value], device=self.world.device)).item())
 
     def _hold(self) -> None:
         """Before an optimiser's step: what it will change has to be copied."""
@@ -176,6 +186,7 @@ class Checkpoints:
 
     def _newest(self) -> int:
         """The step of the newest sound checkpoint, after removing what a kill has left behind."""
+        signals.unmark(self.run)
         for left in self.folder.glob(".step-*"):
             shutil.rmtree(left)
         found = checkpoints(self.folder)

@@ -24,34 +24,37 @@ def content(shard_set: ShardSet) -> dict[str, Any]:
     index = shard_set.info.get("files", {}).get("index.npy", {})
     return {
         "shards": len(shards),
-        "samples": len(shard_set),
+        "samples": shard_set.info.get("samples"),
         "spectrograms": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
         "index": index.get("sha256"),
     }
 
 
 def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What differs, in words: of the checkpoint, and of this start."""
-    found = []
-    shapes = {n for n in there["model"] | here["model"] if there["model"].get(n) != here["model"].get(n)}  # noqa: E501
-    if shapes:
-        words = [change(n, there["model"].get(n), here["model"].get(n)) for n in sorted(shapes)[:3]]
-        more = [f"and {len(shapes) - 3} more"] if len(shapes) > 3 else []
-        found.append(f"model: {', '.join(words + more)}")
+    """What differs between a checkpoint and this start, in words."""
+    found = model_changes(there["model"], here["model"])
     if there["classes"] != here["classes"]:
-        found.append(change("classes", ", ".join(there["classes"]), ", ".join(here["classes"])))
-    if len(there["data"]) != len(here["data"]):
-        found.append(change("data: shard sets", len(there["data"]), len(here["data"])))
-        return found
-    for old, new in zip(there["data"], here["data"], strict=True):
-        if old["spectrograms"] != new["spectrograms"]:
-            sizes = [f"{x['samples']} samples in {x['shards']} shards" for x in (old, new)]
-            found.append(change("data", *sizes) if sizes[0] != sizes[1] else "data: other content")
-        elif old["index"] != new["index"]:
-            found.append("data: other labels, parts or folds for the same samples")
-    return found
+        names = [", ".join(one["classes"]) for one in (there, here)]
+        found.append(f"classes: {names[0]} there, {names[1]} here")
+    old, new = there["data"], here["data"]
+    if len(old) != len(new):
+        return [*found, f"data: {len(old)} shard sets there, {len(new)} here"]
+    return found + [data_change(*pair) for pair in zip(old, new, strict=True) if pair[0] != pair[1]]
 
 
-def change(what: str, there: Any, here: Any) -> str:
-    """`what A there, B here`."""
-    return f"{what} {'missing' if there is None else there} there, {'missing' if here is None else here} here"  # noqa: E501
+def model_changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """The first three tensors that are not what they were."""
+    names = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
+    words = [
+        f"{n} is {there.get(n, 'missing')} there, {here.get(n, 'missing')} here" for n in names
+    ]
+    more = [f"and {len(names) - 3} more tensors"] if len(names) > 3 else []
+    return [f"model: {', '.join(words[:3] + more)}"] if names else []
+
+
+def data_change(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What is not the same of a shard set."""
+    if there["spectrograms"] == here["spectrograms"]:
+        return "data: other labels, parts or folds for the same samples"
+    sizes = [f"{one['samples']} samples in {one['shards']} shards" for one in (there, here)]
+    return f"data: {sizes[0]} there, {sizes[1]} of other content here"

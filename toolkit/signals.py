@@ -4,7 +4,7 @@ A handler only notes the signal, so a second one interrupts nothing. The ranks a
 step (Checkpoints.due), and once the checkpoint stands rank 0 leaves a file in the run's folder for
 the batch script, since launchers return 1 whatever their workers do:
 
-    requeue     {"step": 1200, "signal": "SIGUSR1", "host": "n1", "time": "2026-01-31T12:00:00+00:00"}
+    requeue     {"step": 1200, "signal": "SIGUSR1", "host": "n1", "time": "2026-01-31T12:00:00Z"}
 """
 
 import ctypes
@@ -13,9 +13,9 @@ import logging
 import platform
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 
 from shards.durable import write_atomic
@@ -56,9 +56,9 @@ def noted() -> Iterator[None]:
 
 def mark(run: Path, number: int, step: int) -> None:
     """Leave the marker, and say so."""
-    name, now = signal.Signals(number).name, datetime.now(timezone.utc)
-    note = {"step": step, "signal": name, "host": platform.node()}
-    note["time"] = now.isoformat(timespec="seconds")
+    name = signal.Signals(number).name
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    note = {"step": step, "signal": name, "host": platform.node(), "time": now}
     write_atomic(run / MARKER, (json.dumps(note) + "\n").encode())
     log.info("%s: stopped by %s after step %d, with a checkpoint; start again to go on",
              run, name, step)  # fmt: skip

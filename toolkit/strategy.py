@@ -83,7 +83,9 @@ class Strategy:
     def tensors(self) -> dict[str, Tensors]:
         """All that a checkpoint holds; only rank 0 can count on having it."""
         groups = {"model": self.weights(), "optimizer": self.moments()}
-        return groups | ({"ema": self.average.module.state_dict()} if self.average else {})
+        if self.average:
+            groups["ema"] = self.average.module.state_dict()
+        return groups
 
     def weights(self) -> Tensors:
         """The whole weights, which only the optimiser's step changes, and copies of the buffers."""
