@@ -19,7 +19,7 @@ from torch import nn
 
 from shards.index import ShardSet
 from shards.order import plan_batch
-from toolkit.checkpoint import Checkpoints
+from toolkit.saver import Saver
 from toolkit.schema import OptimConfig, TrainConfig
 from toolkit.strategy import Strategy
 from toolkit.world import World
@@ -27,7 +27,7 @@ from toolkit.world import World
 WIDTH, PLAIN_STEPS, MOST = 1792, 5, 0.05
 
 
-class Waiting(Checkpoints):
+class Waiting(Saver):
     """Checkpoints that note how long the next step waits for them."""
 
     waited = 0.0

@@ -29,7 +29,7 @@ CONFIG = {
     "model": {"name": "cnn_tiny", "norm_batch": 4},
     "optim": {"ema": 0.9},
     "augment": {"time_masks": 1, "time_width": 8},
-    "train": {"epochs": 40, "batch_size": 16, "log_every": 1, "save_every": 2, "threads": 1},
+    "train": {"epochs": 12, "batch_size": 16, "log_every": 1, "save_every": 2, "threads": 1},
 }
 RESULTS = ("best.safetensors", "predictions.csv", "model.safetensors", "optimizer.safetensors")
 BUILD = ("--segment_seconds=1", "--sample_rate=8000", "--n_mels=32", "--n_fft=512", "--folds=2")

@@ -16,7 +16,9 @@ from shards.errors import UserError
 from shards.index import ShardSet
 from shards.order import plan_batch
 from toolkit import checkpoint, world
-from toolkit.checkpoint import Checkpoints, checkpoints, damage, prune, step_of
+from toolkit import saver as saving
+from toolkit.checkpoint import checkpoints, damage, prune, step_of
+from toolkit.saver import Saver
 from toolkit.schema import OptimConfig, TrainConfig
 from toolkit.strategy import Strategy
 
@@ -32,7 +34,7 @@ def make(folder: Path, width=2, info=None, ema=0.9, microbatch=None, **train):
     optimizer = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
     strategy = Strategy(accelerator, here, model, optimizer, plan, OptimConfig(ema=ema))
     shard_set = ShardSet(folder, info or INFO)
-    saver = Checkpoints(folder, strategy, shard_set, TrainConfig(**train), here, plan, target=99)
+    saver = Saver(folder, strategy, shard_set, TrainConfig(**train), here, plan, target=99)
 
     def step(n: int = 1) -> None:
         model(torch.ones(4, 3)).square().mean().backward()
@@ -68,7 +70,7 @@ def test_it_holds_what_was_when_it_was_asked_for_and_no_two_are_written_at_once(
     tmp_path, monkeypatch
 ):
     """The writer may not copy before a step waits for it, nor write before the next one is due."""
-    take, save, at_once = checkpoint.Snapshot.take, checkpoint.save_file, [0]
+    take, save, at_once = saving.Snapshot.take, checkpoint.save_file, [0]
     waiting, go = threading.Event(), threading.Event()
 
     def slow_take(snapshot):
@@ -83,7 +85,7 @@ def test_it_holds_what_was_when_it_was_asked_for_and_no_two_are_written_at_once(
 
     saver, step = make(tmp_path, best_metric="loss")
     step()
-    monkeypatch.setattr(checkpoint.Snapshot, "take", slow_take)
+    monkeypatch.setattr(saving.Snapshot, "take", slow_take)
     monkeypatch.setattr(checkpoint, "save_file", slow_save)
     before = copied(saver.strategy)
     saver.save(state(1))
@@ -255,9 +257,9 @@ def test_the_last_ones_and_those_of_the_best_epochs_are_kept(tmp_path):
 
 def test_steps_minutes_and_ends_of_epochs(tmp_path, monkeypatch):
     saver, _ = make(tmp_path, save_minutes=3, save_every=10)
-    begun = checkpoint.time.monotonic()
+    begun = saving.time.monotonic()
     assert saver.wishes() == frozenset()
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: begun + 181)
+    monkeypatch.setattr(saving.time, "monotonic", lambda: begun + 181)
     assert saver.wishes() == {"save"}
     nothing = frozenset()
     assert not saver.due(9, False, nothing)

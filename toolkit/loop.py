@@ -19,7 +19,6 @@ from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
 from toolkit import history, track
 from toolkit.augment import Augment, Transform
-from toolkit.checkpoint import Checkpoints
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
 from toolkit.history import History
@@ -27,6 +26,7 @@ from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.optim import learning_rate, make_optimizer
 from toolkit.report import write_fold
+from toolkit.saver import Saver
 from toolkit.schema import Config
 from toolkit.step import Stepper
 from toolkit.strategy import Strategy
@@ -67,7 +67,7 @@ def fit(config: Config) -> dict[str, Any]:
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
     accelerator.wait_for_everyone()
-    saver = Checkpoints(folder, strategy, shard_set, train, world, plan, target)
+    saver = Saver(folder, strategy, shard_set, train, world, plan, target)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "history": []}
     state |= saver.restore()
     past = History(state["history"], config)

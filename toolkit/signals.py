@@ -1,7 +1,7 @@
 """SIGTERM and SIGUSR1 ask a training to end: after a step, with a checkpoint, by exit code 75.
 
 A handler only notes the signal, so a second one interrupts nothing. The ranks agree at the next
-step (Checkpoints.due), and once the checkpoint stands rank 0 leaves a file in the run's folder for
+step (Saver.due), and once the checkpoint stands rank 0 leaves a file in the run's folder for
 the batch script, since launchers return 1 whatever their workers do:
 
     requeue     {"step": 1200, "signal": "SIGUSR1", "host": "n1", "time": "2026-01-31T12:00:00Z"}
