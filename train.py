@@ -5,6 +5,7 @@ import sys
 
 from shards.command import guard
 from toolkit.config import load
+from toolkit.signals import noted
 from toolkit.world import ending_together, speaks, yield_cores
 
 
@@ -12,10 +13,11 @@ def main() -> None:
     config = load(sys.argv[1:])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     yield_cores()
-    from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
+    with noted():
+        from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
 
-    with ending_together():
-        fit(config)
+        with ending_together():
+            fit(config)
 
 
 if __name__ == "__main__":

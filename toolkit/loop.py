@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from shards.index import ShardSet
 from shards.loader import Loader
 from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
-from toolkit import checkpoint, history, track
+from toolkit import history, track
 from toolkit.augment import Augment, Transform
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
@@ -28,6 +27,7 @@ from toolkit.models import build
 from toolkit.optim import learning_rate, make_optimizer
 from toolkit.precision import arrange
 from toolkit.report import write_fold
+from toolkit.saver import Saver
 from toolkit.schema import Config
 from toolkit.step import Stepper
 from toolkit.strategy import Strategy
@@ -68,8 +68,9 @@ def fit(config: Config) -> dict[str, Any]:
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
     accelerator.wait_for_everyone()
+    saver = Saver(folder, strategy, shard_set, train, world, plan, target)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "history": []}
-    state |= checkpoint.restore(folder / "checkpoints", strategy) or {}
+    state |= saver.restore()
     stepper.scale.load(state)
     past = History(state["history"], config)
     target = state["step"] if past.stopped else target
@@ -83,7 +84,7 @@ def fit(config: Config) -> dict[str, Any]:
         (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config, shard_set, mean, std)
-    keep_best(folder, strategy, past, state["step"])
+    saver.keep_best(state)
     loss_sum, begun = state["loss_sum"], time.perf_counter() - state["seconds"]
     quiet = not (world.is_main and sys.stderr.isatty())
     bar = tqdm(total=target, initial=state["step"], unit="step", disable=quiet, leave=False)
@@ -92,7 +93,7 @@ def fit(config: Config) -> dict[str, Any]:
     for step, batches in enumerate(loader.steps(state["step"], target), state["step"] + 1):
         moved = step - 1 - stepper.scale.skipped
         rate = learning_rate(config.optim, moved, total, per_epoch, past.drops)
-        taken = stepper(batches, step, rate)
+        taken = stepper(batches, step, rate, saver.wishes())
         loss_sum += taken.loss
         bar.update()
         epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
@@ -120,20 +121,16 @@ def fit(config: Config) -> dict[str, Any]:
                 track.tell_epoch(now, train, epoch_loss, result, past.stopped)
 
         # Save: whole or not at all, and never half an epoch behind.
-        if ends or (train.save_every and step % train.save_every == 0):
+        if saver.due(step, ends, taken.asked):
             state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum}
-            state |= stepper.scale.state()
-            checkpoint.save(folder / "checkpoints", strategy, state, train.keep_last)
-            keep_best(folder, strategy, past, step)
-        if past.stopped:
+            saver.save(state | stepper.scale.state())
+        if past.stopped or saver.stopping:
             break
 
     # Score: the test part, once, by the chosen weights or, where nothing is chosen, the last ones.
     bar.close()
+    saver.close()  # where a signal came, the process ends here
     chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
-    if not past.best:
-        checkpoint.save_weights(strategy, folder / "best.safetensors")
-    accelerator.wait_for_everyone()
     strategy.load_weights(load_file(folder / "best.safetensors"))
     found = evaluate(strategy.model, parts["test"])
     result = {}
@@ -157,13 +154,3 @@ def make_model(
     model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)
-
-
-def keep_best(folder: Path, strategy: Strategy, past: History, step: int) -> None:
-    """Write best.safetensors if the best epoch is the one that ends with `step`.
-
-    After the checkpoint of that step, and again when training goes on from it: a kill between the
-    two leaves no best weights but those that the history tells of.
-    """
-    if past.best and past.best["step"] == step:
-        checkpoint.save_weights(strategy, folder / "best.safetensors")

@@ -117,7 +117,9 @@ class TrainConfig:
     patience: int = 0  #: evaluations without a better best_metric that end the training; 0: off
     log_every: int = 10  #: steps between lines of metrics.jsonl
     save_every: int = 0  #: steps between checkpoints; 0: at the end of each epoch
-    keep_last: int = 1  #: checkpoints to keep
+    save_minutes: float = 30.0  #: and after so many minutes without one; 0: off
+    keep_last: int = 2  #: checkpoints to keep: a damaged one is passed over for the one before it
+    keep_best: int = 0  #: and those of so many best epochs; best.safetensors is there anyway
     max_steps: int | None = None  #: stop after so many steps, evaluate and report: a dry run
     resume: str = "auto"  #: auto | never (start over) | must
     threads: int | None = None  #: CPU threads a process; null: the cores it may use, shared out
@@ -186,6 +188,7 @@ AT_LEAST = {
     "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
     "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
+    "train.save_minutes": 0, "train.keep_best": 0,
     "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0,

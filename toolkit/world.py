@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
 import time
@@ -49,6 +50,18 @@ def yield_cores() -> None:
     one other busy process on 2 cores a training step of cnn_small took 2 to 3.4 s, asleep 0.6 s.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def under_launcher() -> bool:
+    """Whether `accelerate launch` or torchrun started this process."""
+    return not {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ)
+
+
+def grace() -> float:
+    """Seconds that torchrun leaves its processes between SIGTERM and SIGKILL; else infinite."""
+    asked = (os.environ.get(f"{x}_SHUTDOWN_TIMEOUT") for x in ("PET", "TORCH_ELASTIC"))
+    seconds = float(next(filter(None, asked), 30))
+    return seconds if "TORCHELASTIC_RUN_ID" in os.environ else math.inf
 
 
 def sharding() -> str | None:
