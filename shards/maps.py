@@ -50,7 +50,7 @@ class Maps:
 
     def add(self, shard: int, descriptor: int) -> None:
         """Map a shard."""
-        with self._lock, suppress(ValueError):  # it is empty by now: whoever reads it will say so
+        with self._lock, suppress(OSError, ValueError):  # no room, or it is empty by now: read it
             if not self._addresses[shard]:
                 self._maps.append(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
                 content = np.frombuffer(self._maps[-1], np.uint8)
