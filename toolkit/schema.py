@@ -32,7 +32,7 @@ class DataConfig:
     samples_per_epoch: int | None = None  #: null: as many as the training part has
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
     threads: int = 2  #: that read ahead, a process
-    check: bool = True  #: hold every payload that is read against its checksum
+    check: bool = True  #: hold each payload against its checksum when it is first read
     resident: str = "auto"  #: auto | device | memory | none: where samples stay once they were read
     normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
