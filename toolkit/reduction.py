@@ -58,7 +58,7 @@ class Reduction:
         self._sums.append((height, buffer))
 
     def total(self) -> torch.Tensor:
-        """Sum over ranks; the extras' sums (E,). All else is given out by `give`."""
+        """Sum over ranks; the extras' sums (E,). All else is given out by `give` and `settle`."""
         (_, self._sent), *rest = self._sums
         assert not rest, "the summands of a rank are a power of two"
         if self.world.size > 1 and self.exact:
@@ -70,14 +70,21 @@ class Reduction:
         return self._views(self._sent)[-1]
 
     def give(self) -> None:
-        """Give the parameters their gradients, and batch norm's layers the means over summands."""
-        views = self._views(self._sent)[:-1]
-        for p, gradient in zip(self.parameters, views, strict=False):
+        """Give the parameters their gradients."""
+        for p, gradient in zip(self.parameters, self._views(self._sent)[:-1], strict=False):
             p.grad = gradient
-        statistics = views[len(self.parameters) :]
-        if statistics:
+
+    def settle(self, finite: bool = True) -> None:
+        """Fold batch norm's statistics, the means over summands, into the running ones.
+
+        Those of a step that is not `finite` are forgotten, and cleared: NaN times 0 is still NaN.
+        """
+        statistics = self._views(self._sent)[len(self.parameters) : -1]
+        if statistics and finite:
             torch._foreach_div_(statistics, self._summands)
             fold_in(self.norms, statistics)
+        elif statistics:
+            torch._foreach_zero_(take_statistics(self.norms))
 
     def _double(self, mine: torch.Tensor) -> torch.Tensor:
         """Recursive doubling: ranks meet in the tree's order, and a + b is b + a bit for bit."""

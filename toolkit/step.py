@@ -1,6 +1,7 @@
 """One optimiser step over one global batch, the same whatever ranks and micro-steps share it."""
 
 import logging
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from toolkit.optim import set_rate
 from toolkit.reduction import Reduction
 from toolkit.schema import Config
 from toolkit.strategy import Strategy, micro_step
+from toolkit.watch import at
 from toolkit.world import World, sharding
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class Outcome(NamedTuple):
     loss: float  #: mean over the global batch, before the step
     norm: float  #: of its gradient, before clipping
     asked: frozenset[str]  #: those of WISHES that some rank has
+    finite: bool = True  #: whether loss and gradient are; else nothing has moved
 
 
 class Stepper:
@@ -55,6 +58,7 @@ class Stepper:
         Raises:
             UserError: not even the smallest microbatch fits into memory.
         """
+        at("train, step", step)
         strategy, accelerator = self.strategy, self.strategy.accelerator
         set_rate(strategy.optimizer, rate)
         while True:
@@ -65,12 +69,17 @@ class Stepper:
         self.reduction.give()
         clip = self.config.optim.grad_clip or torch.inf
         norm = float(accelerator.clip_grad_norm_(strategy.model.parameters(), clip))
-        strategy.optimizer.step()
+        scaled = accelerator.scaler is not None  # it skips by itself where float16 overflows
+        finite = math.isfinite(loss) and (scaled or math.isfinite(norm))
+        self.reduction.settle(finite)
+        if finite:
+            strategy.optimizer.step()
         strategy.optimizer.zero_grad()
-        if strategy.average:
+        if strategy.average and finite:
             strategy.average.update(strategy.module, step)
         asked_for = frozenset(w for w, n in zip(WISHES, asked, strict=True) if n)
-        return Outcome(loss, norm, asked_for)
+        at("after step", step)
+        return Outcome(loss, norm, asked_for, finite)
 
     def _sums(self, batches: list[Batch], step: int, wishes: frozenset[str]) -> list[float]:
         """Forward, backward, and one collective: loss, ranks out of memory, those that wish."""
@@ -80,7 +89,7 @@ class Stepper:
         loss = torch.zeros((), dtype=torch.float64, device=device)
         try:
             for batch in batches:
-                loss = loss + self._micro_step(batch, step, last=batch is batches[-1])
+                loss = loss + self.micro_step(batch, step, last=batch is batches[-1])
                 if exact and batch is not batches[-1]:
                     self.reduction.add(torch.stack([loss, *loss.new_zeros(1 + len(asked))]))
                     loss = torch.zeros_like(loss)
@@ -93,19 +102,24 @@ class Stepper:
         if given_up and device.type == "cuda":  # outside `except`, which holds the tensors' frames
             torch.cuda.empty_cache()
         self.reduction.add(torch.stack([loss, *loss.new_tensor([given_up, *asked])]), given_up)
+        at("collective of step", step)
         return self.reduction.total().tolist()
 
-    def _micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
+    def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits (B, K) of one microbatch, and its targets (B,) or (B, K)."""
+        # Dropout is a function of the place in the global batch, whoever computes it.
+        torch.manual_seed(int(key(self.config.train.seed, step, int(batch.places[0]))[0] >> 1))
+        x, y = self.augment(batch, step)
+        return self.strategy.model(x), y
+
+    def micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
         """Forward and backward of one microbatch; its share of the global batch's mean loss.
 
         Microbatches are of one size, so the mean of their means is the mean over the global batch.
         """
         config, strategy, plan = self.config, self.strategy, self.plan
         with micro_step(strategy.accelerator, strategy.model, last):
-            # Dropout is a function of the place in the global batch, whoever computes it.
-            torch.manual_seed(int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1))
-            x, y = self.augment(batch, step)
-            logits = strategy.model(x)
+            logits, y = self.forward(batch, step)
             loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
             parts = plan.accumulation * self.pieces
             share = loss / (parts if sharding() else parts * plan.world_size)  # they take the mean

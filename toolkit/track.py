@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 FREE = {
     "data.threads", "data.check", "data.resident", "data.cache_gb",
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
-    "train.resume", "train.threads", "train.max_steps", "run.dir",
+    "train.resume", "train.threads", "train.max_steps", "run.dir", "train.timeout",
+    "train.nonfinite_patience", "train.overfit_batch", "train.profile",
 }  # fmt: skip
 
 
