@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0  # seconds
 STALL = 60.0  # seconds without progress before it is said where each rank stands
+LISTEN = 10  # looks between those at the other ranks' places
 SILENT = 15.0  # seconds without a sign of a rank: it cannot speak for itself
 
 
@@ -106,7 +107,7 @@ class Watch:
             said = self.idle >= self.stall
 
     def _talk(self) -> None:
-        """Beat; hear of failures and, when nothing goes on here, of the others' places."""
+        """Beat; hear of failures, and of the others' places, more often when nothing goes on."""
         from torch.distributed import distributed_c10d as c10d
 
         store, beats, signs = None, 0, dict[int, bytes]()
@@ -120,7 +121,7 @@ class Watch:
                 store.set(f"wavefold/place/{self.rank}", json.dumps([beats, *_here]))
                 if store.add("wavefold/failures", 0):
                     self.failed.set()
-                if self.idle < self.stall / 2:
+                if beats % LISTEN and self.idle < self.stall / 2:
                     continue
                 keys = [f"wavefold/place/{rank}" for rank in range(self.size)]
                 for rank, text in enumerate(store.multi_get(keys)):
