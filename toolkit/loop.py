@@ -25,6 +25,7 @@ from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.optim import learning_rate, make_optimizer
+from toolkit.precision import arrange
 from toolkit.report import write_fold
 from toolkit.saver import Saver
 from toolkit.schema import Config
@@ -61,7 +62,7 @@ def fit(config: Config) -> dict[str, Any]:
 
     def evaluate(model: nn.Module, numbers: Selection) -> np.ndarray:
         return log_probabilities(
-            model, transform, shard_set, numbers, world, accelerator, plan.microbatch, reading
+            model, transform, shard_set, numbers, world, accelerator, stepper.microbatch, reading
         )
 
     # Run: its folder, and where it stopped.
@@ -70,6 +71,7 @@ def fit(config: Config) -> dict[str, Any]:
     saver = Saver(folder, strategy, shard_set, train, world, plan, target)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "history": []}
     state |= saver.restore()
+    stepper.scale.load(state)
     past = History(state["history"], config)
     target = state["step"] if past.stopped else target
     finished = track.finished(folder, target)
@@ -89,7 +91,8 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Loop: one pass is one optimiser step over one global batch.
     for step, batches in enumerate(loader.steps(state["step"], target), state["step"] + 1):
-        rate = learning_rate(config.optim, step - 1, total, per_epoch, past.drops)
+        moved = step - 1 - stepper.scale.skipped
+        rate = learning_rate(config.optim, moved, total, per_epoch, past.drops)
         taken = stepper(batches, step, rate, saver.wishes())
         loss_sum += taken.loss
         bar.update()
@@ -97,8 +100,9 @@ def fit(config: Config) -> dict[str, Any]:
         seconds, samples = round(time.perf_counter() - begun, 3), step * train.batch_size
         now = {"step": step, "epoch": epoch, "seconds": seconds, "samples": samples}
         if step % train.log_every == 0:
-            metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=taken.norm,
-                          **loader.figures())  # fmt: skip
+            norm = None if taken.skipped else taken.norm
+            metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=norm,
+                          **stepper.scale.figures(), **loader.figures())  # fmt: skip
 
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
@@ -119,7 +123,7 @@ def fit(config: Config) -> dict[str, Any]:
         # Save: whole or not at all, and never half an epoch behind.
         if saver.due(step, ends, taken.asked):
             state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum}
-            saver.save(state)
+            saver.save(state | stepper.scale.state())
         if past.stopped or saver.stopping:
             break
 
@@ -147,5 +151,6 @@ def make_model(
     as this launch spreads them."""
     torch.manual_seed(config.train.seed)
     model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)

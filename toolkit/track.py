@@ -33,7 +33,7 @@ FREE = {
     "data.threads", "data.check", "data.resident", "data.cache_gb",
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
     "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
-    "run.dir",
+    "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark", "run.dir",
 }  # fmt: skip
 PLACES = ("epoch", "seconds", "samples")  #: what every line has beside its step and its numbers
 
