@@ -11,7 +11,6 @@ import numpy as np
 
 from shards.duplicates import Pair, Prints, find_copies
 from shards.errors import UserError
-from shards.fingerprint import grain
 from shards.manifest import Scan
 from shards.progress import Progress
 from shards.recipe import Recipe
@@ -36,8 +35,7 @@ def hear(recipe: Recipe, piece: Piece) -> Heard | None:
     features = recipe.extract(piece)
     if isinstance(features, Reject):
         return None
-    frame_seconds = recipe.mel.hop_length / recipe.mel.sample_rate
-    return Heard(features.xxh3, grain(features.values, frame_seconds))
+    return Heard(features.xxh3, features.grains)
 
 
 def without_leaks(found: Scan, recipe: Recipe, rule: str, workers: int, timeout: float) -> Scan:

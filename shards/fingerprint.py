@@ -25,36 +25,26 @@ SHIFT = 0.5  # seconds, or a quarter of a segment if that is less
 
 
 def grain(values: np.ndarray, frame_seconds: float) -> np.ndarray:
-    """(S, M, T) dB to (S, G, B) int8, tenths of a dB."""
-    mels, frames = values.shape[1:]
-    bands, pool = min(BANDS, mels), min(frames, max(1, round(STEP / frame_seconds)))
-    edges = np.arange(bands) * mels // bands
-    x = values.astype(np.float32)
-    np.maximum(x, x.max(axis=(1, 2), keepdims=True) - RANGE, out=x)
-    x = np.add.reduceat(x, edges, axis=1) / np.diff(edges, append=mels)[:, None]
-    x = x[:, :, : frames // pool * pool].reshape(len(x), bands, -1, pool).mean(axis=3)
-    x = np.ascontiguousarray(x.transpose(0, 2, 1))
-    sounds = (np.ptp(x, axis=2, keepdims=True) > 1e-3).astype(np.float32)  # and is no padding
-    x -= x.mean(axis=2, keepdims=True)
-    x = sounds * (x - moving_sum(x * sounds) / np.maximum(1, moving_sum(sounds)))
-    rms = np.sqrt(
-        np.square(x).sum(axis=1, keepdims=True) / np.maximum(1, sounds.sum(axis=1))[:, None]
-    )
-    x = (x * (RMS / np.maximum(LEAST, rms))).clip(-LIMIT, LIMIT)
-    return np.rint(x * SCALE).astype(np.int8)
+    """(S, M, T) dB, float32, to (S, G, B) int8, tenths of a dB."""
+    from shards.kernels import flatten, pool
+
+    (count, mels, frames), values = values.shape, np.ascontiguousarray(values)
+    bands, span = min(BANDS, mels), min(frames, max(1, round(STEP / frame_seconds)))
+    x = np.empty((count, frames // span, bands), np.float32)
+    pool(values, np.arange(bands + 1) * mels // bands, values.max(axis=(1, 2)) - RANGE, x)
+    sounds = np.empty(x.shape[:2], bool)
+    for steps, some in zip(x, sounds, strict=True):
+        flatten(steps, some, ENVELOPE)
+    heard = np.maximum(1, np.count_nonzero(sounds, axis=1))[:, None, None]
+    rms = np.sqrt(np.einsum("sgb,sgb->sb", x, x)[:, None] / heard)
+    x *= SCALE * RMS / np.maximum(LEAST, rms)
+    return np.rint(x.clip(-LIMIT * SCALE, LIMIT * SCALE)).astype(np.int8)
 
 
 def busy_seconds(grains: np.ndarray, seconds: float) -> np.ndarray:
     """(S, G, B) grains of `seconds` to (S,): how much of each segment has any grain."""
     rms = np.sqrt(np.square(grains, dtype=np.float32).mean(axis=2))
     return (rms > LOWEST_RMS * SCALE).mean(axis=1) * seconds
-
-
-def moving_sum(x: np.ndarray) -> np.ndarray:
-    """The sum of (S, G, B) over 17 steps around each, as far as there are any."""
-    padded = np.pad(x, ((0, 0), (ENVELOPE + 1, ENVELOPE), (0, 0)))
-    sums = np.cumsum(padded, axis=1)
-    return sums[:, 2 * ENVELOPE + 1 :] - sums[:, : -2 * ENVELOPE - 1]
 
 
 def vectors(grains: np.ndarray, seconds: float) -> np.ndarray:
@@ -64,10 +54,11 @@ def vectors(grains: np.ndarray, seconds: float) -> np.ndarray:
     means over bands and over frequencies, which related sounds share; projected at random. Whole
     numbers, so that products of two are exact in float32: whatever the threads that add them up.
     """
+    from scipy.fft import rfft
     from threadpoolctl import threadpool_limits
 
     top = min(grains.shape[1] // 2, round(MODULATION * seconds))
-    x = np.sqrt(np.abs(np.fft.rfft(grains, axis=1)[:, 1 : top + 1])).astype(np.float32)
+    x = np.sqrt(np.abs(rfft(grains.astype(np.float32), axis=1)[:, 1 : top + 1]))
     x -= x.mean(axis=1, keepdims=True)
     x -= x.mean(axis=2, keepdims=True)
     flat = x.reshape(len(x), -1)

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,11 +32,9 @@ class Reader:
     each payload is held against its checksum in the index, while it is in the processor's cache.
     """
 
-    def __init__(self, shard_set: ShardSet, tars: Path | None = None, check: bool = True):
+    def __init__(self, shard_set: ShardSet, check: bool = True):
         self.shard_set, self.check = shard_set, check
         self.bytes = 0  #: read so far
-        # Tars and index are not yet together while a set is made.
-        self._tars = shard_set if tars is None else ShardSet(tars, shard_set.info)
         self._open: dict[int, _File] = {}
         self._doing: int | str = "at rest"  # a word, or the shard that is read
         self._next_look = 0.0
@@ -92,7 +89,7 @@ class Reader:
                     raise ShardError(f"{file.path}: other bytes at {offset} than the index says")
             self.bytes += size * len(rows)
         except OSError as error:
-            raise ShardError(f"{self._tars.shard_place(shard)}: {error.strerror}") from None
+            raise ShardError(f"{self.shard_set.shard_place(shard)}: {error.strerror}") from None
         self._doing = "at rest"
 
     def look(self) -> None:
@@ -121,11 +118,11 @@ class Reader:
             done += count
 
     def _opened(self, shard: int) -> _File:
-        while len(self._open) >= self._tars.open_at_most:
+        while len(self._open) >= self.shard_set.open_at_most:
             os.close(self._open.pop(next(iter(self._open))).descriptor)
         self._doing = f"waiting for shard {shard}"
-        path = self._tars.shard_place(shard)
+        path = self.shard_set.shard_place(shard)
         self._doing = f"opening {path}"
-        descriptor = self._tars.open_shard(shard)
+        descriptor = self.shard_set.open_shard(shard)
         self._open[shard] = file = _File(descriptor, path, _identity(os.fstat(descriptor)))
         return file

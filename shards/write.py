@@ -142,6 +142,7 @@ def fill(
     lines: list[dict[str, Any]] = []
     rejected: list[Reject] = []
     sums: dict[Cell, np.ndarray] = {}
+    grains: list[np.ndarray] = []
     for place, (recording, features) in enumerate(work, first):
         if isinstance(features, Reject):
             rejected.append(rejection(recording, features.reason))
@@ -159,8 +160,17 @@ def fill(
             rows.append((offset, xxh3, start, shard, len(lines), label, fold, split))
         lines.append(recording_line(recording, features))
         sums[cell] = sums.get(cell, 0) + features.sums
+        grains.append(features.grains)
     tar.finish()
-    return Notes(np.array(rows, ROW), lines, rejected, sums, tar.size, tar.digest.hexdigest())
+    return Notes(
+        rows=np.array(rows, ROW),
+        recordings=lines,
+        rejected=rejected,
+        sums=sums,
+        size=tar.size,
+        sha256=tar.digest.hexdigest(),
+        grains=np.concatenate(grains) if grains else None,
+    )
 
 
 def rejection(recording: Recording, reason: str) -> Reject:
@@ -186,5 +196,6 @@ def recording_line(recording: Recording, features: Features) -> dict[str, Any]:
         "segments": len(features.starts),
         "clipped": features.clipped,
         "dc": features.dc,
+        **features.acoustics._asdict(),
         "sha256": features.sha256,
     }

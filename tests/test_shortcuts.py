@@ -13,9 +13,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
 from shards.__main__ import main
+from shards.acoustics import acoustics
 from shards.build import build
 from shards.index import open_set
-from shards.shortcuts import acoustics, deal, describe, judge, permutations
+from shards.shortcuts import deal, describe, judge, permutations
 
 RATE = 16000
 SETTINGS: dict[str, Any] = {"segment_seconds": 1.0, "n_mels": 32, "n_fft": 1024, "folds": 2}

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from shards.acoustics import acoustics
 from shards.errors import UserError
 from shards.index import open_set, shard_name
 from shards.labels import classes_of, label_sets
@@ -228,7 +229,15 @@ def features(clip: Clip, recording: Recording, plan: Plan, floor: float) -> Feat
     stored = np.full((1, n_mels, frames), floor, "<f2")
     length = min(frames, array.shape[1])
     stored[0, :, :length] = array[:, :length]
-    sha256 = hashlib.sha256(clip.load().tobytes()).hexdigest()
-    xxh3 = xxhash.xxh3_64_intdigest(stored.tobytes())
-    seconds = recording.seconds
-    return Features(stored, [0.0], [xxh3], band_sums(stored), sha256, seconds, 0.0, 0.0)
+    return Features(
+        values=stored,
+        starts=[0.0],
+        xxh3=[xxhash.xxh3_64_intdigest(stored.tobytes())],
+        sums=band_sums(stored.astype(np.float32)),
+        grains=np.empty((0, 0, 0), np.int8),
+        acoustics=acoustics(stored),
+        sha256=hashlib.sha256(clip.load().tobytes()).hexdigest(),
+        seconds=recording.seconds,
+        clipped=0.0,
+        dc=0.0,
+    )
