@@ -22,10 +22,10 @@ class Acoustics(NamedTuple):
     band_limit: int  # the highest band with energy
 
 
-def acoustics(stored: np.ndarray) -> Acoustics:
-    """Of (S, M, T) float16, dB."""
-    stored = stored[:SEGMENTS]
-    frames = np.exp(stored.astype(np.float32) * np.float32(math.log(10) / 10)).sum(axis=1)
+def acoustics(values: np.ndarray, stored: np.ndarray) -> Acoustics:
+    """Of (S, M, T) in dB, as float32 and as float16."""
+    values, stored = values[:SEGMENTS], stored[:SEGMENTS]
+    frames = np.exp(values * np.float32(math.log(10) / 10)).sum(axis=1)
     audible = frames > 2 * stored.shape[1] * FLOOR
     level = 10 * math.log10(frames[audible].mean()) if audible.any() else FLOOR_DB
     loud = frames[0] > frames.max() * 10 ** (-QUIET / 10)

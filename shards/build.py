@@ -23,7 +23,7 @@ from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
 from shards.recipe import Features
-from shards.recording import Piece, Recording, Reject
+from shards.recording import Piece, Recording, Reject, runs_of
 from shards.remote import is_url
 from shards.root import as_root, tidied
 from shards.summary import summary
@@ -197,12 +197,12 @@ def write_shards(
     todo = [shard for shard in mine if not is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
     places = [place for shard in todo for place in plan.shards[shard]]
-    pieces = [plan.recordings[place].piece for place in places]
+    runs = runs_of(plan.recordings[place] for place in places)
     done, made, grains = total - len(places), 0, {}
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
-    workers = max(1, min(workers, len(pieces)))
-    outcomes = ordered(plan.recipe.extract, pieces, workers, timeout=file_timeout, lost=lost)
+    workers = max(1, min(workers, len(places)))
+    outcomes = ordered(plan.recipe.extract, runs, workers, timeout=file_timeout, lost=lost)
     with tidied(), closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]

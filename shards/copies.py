@@ -14,7 +14,7 @@ from shards.errors import UserError
 from shards.manifest import Scan
 from shards.progress import Progress
 from shards.recipe import Recipe
-from shards.recording import Piece, Recording, Reject
+from shards.recording import Piece, Recording, Reject, runs_of
 from shards.workers import ordered
 from shards.write import rejection
 
@@ -63,7 +63,7 @@ def copies(
     """The pairs of copies among the recordings, by their places."""
     outcomes = ordered(
         partial(hear, recipe),
-        [r.piece for r in recordings],
+        runs_of(recordings),
         max(1, min(workers, len(recordings))),
         timeout=timeout,
         lost=lambda piece, reason: None,

@@ -117,7 +117,10 @@ def likely_pairs(
 
     All vectors are multiplied by all, tile by tile: 10^10 products of 512 numbers take a minute.
     """
-    points = [vectors(grains[n : n + READ], seconds) for n in range(0, len(grains), READ)]
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        points = [vectors(grains[n : n + READ], seconds) for n in range(0, len(grains), READ)]
     table = np.concatenate(points) if points else np.zeros((0, 1), np.float32)
     for begin in range(0, len(table), BLOCK):
         found = [

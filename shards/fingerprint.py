@@ -53,18 +53,18 @@ def vectors(grains: np.ndarray, seconds: float) -> np.ndarray:
     The magnitudes of the Fourier transform over time, which a shift hardly touches, without the
     means over bands and over frequencies, which related sounds share; projected at random. Whole
     numbers, so that products of two are exact in float32: whatever the threads that add them up.
+    Those that project are the caller's: one, for the same numbers everywhere.
     """
-    from scipy.fft import rfft
-    from threadpoolctl import threadpool_limits
+    from scipy.fft import next_fast_len, rfft
 
-    top = min(grains.shape[1] // 2, round(MODULATION * seconds))
-    x = np.sqrt(np.abs(rfft(grains.astype(np.float32), axis=1)[:, 1 : top + 1]))
+    n, steps = next_fast_len(grains.shape[1], real=True), grains.shape[1]  # 157 steps are prime
+    top = min(steps // 2, round(MODULATION * seconds * n / steps))
+    x = np.sqrt(np.abs(rfft(grains.transpose(0, 2, 1).astype(np.float32), n)[..., 1 : top + 1]))
     x -= x.mean(axis=1, keepdims=True)
     x -= x.mean(axis=2, keepdims=True)
     flat = x.reshape(len(x), -1)
     if flat.shape[1] > DIMENSIONS:
-        with threadpool_limits(1):
-            flat = flat @ projection(flat.shape[1])
+        flat = flat @ projection(flat.shape[1])
     return np.rint(flat * (LENGTH / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)))
 
 

@@ -14,7 +14,7 @@ from shards.acoustics import Acoustics, acoustics
 from shards.audio import SILENT_PEAK, AudioError, Levels, decode, is_silent
 from shards.condition import Conditioning
 from shards.container import unreadable
-from shards.durable import sha256
+from shards.durable import xxh128
 from shards.fingerprint import grain
 from shards.mel import MelSettings, log_mel
 from shards.recording import Piece, Reject
@@ -34,7 +34,7 @@ class Features(NamedTuple):
     sums: np.ndarray  # (3, M) float64 over `values`: count, sum, sum of squares
     grains: np.ndarray  # (S, G, B) int8, see shards.fingerprint
     acoustics: Acoustics
-    sha256: str  # of the audio file
+    xxh128: str  # of the audio file
     seconds: float  # decoded
     clipped: float  # share of its samples at or above full scale
     dc: float  # mean of the wave
@@ -84,14 +84,14 @@ class Recipe:
         check_useful(wave, levels, len(wave) / self.mel.sample_rate, self.min_seconds)
         self.conditioning.level(wave)
         starts = segment_starts(len(wave), self.length, self.hop, self.tail)
-        values, sums, grains = self.spectrograms(wave, starts)
+        values, sums, grains, about = self.spectrograms(wave, starts)
         return Features(
             values,
             (piece.start + (offset + starts) / self.mel.sample_rate).tolist(),
             [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
             sums,
             grains,
-            acoustics(values),
+            about,
             file_hash(file, file.stat().st_mtime_ns),
             levels.seconds,
             levels.clipped,
@@ -100,7 +100,7 @@ class Recipe:
 
     def spectrograms(
         self, wave: np.ndarray, starts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Acoustics]:
         """(S, M, T) float16 of the segments at `starts` (S,), their sums (3, M), their grains.
 
         A run of them at a time: only one is ever held in float32.
@@ -120,13 +120,15 @@ class Recipe:
             halve(mel.view(np.int32), values[first : first + step].view(np.uint16))
             sums += band_sums(mel)
             grains.append(grain(mel, self.mel.hop_length / self.mel.sample_rate))
-        return values, sums, np.concatenate(grains)
+            if first == 0:
+                about = acoustics(mel, values)
+        return values, sums, np.concatenate(grains), about
 
 
 @lru_cache(maxsize=1)
 def file_hash(file: Path, changed: int) -> str:
-    """The SHA-256 of an audio file; its pieces follow each other, and all want the same one."""
-    return sha256(file)
+    """The XXH3-128 of an audio file; its pieces follow each other, and all want the same one."""
+    return xxh128(file)
 
 
 def check_useful(wave: np.ndarray, levels: Levels, seconds: float, least: float) -> None:
