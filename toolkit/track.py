@@ -33,6 +33,7 @@ FREE = {
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
     "train.resume", "train.threads", "train.max_steps", "run.dir",
 }  # fmt: skip
+KERNELS = {"train.microbatch", "train.threads"}  #: and of a run with train.exact its last bits
 
 
 class Metrics:
@@ -144,7 +145,8 @@ def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) 
         there, asked = stored.get(section, {}).get(key), get(config, name)
         if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
             there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))
-        if name not in FREE and there != asked:
+        free = name in FREE and not (config.train.exact and name in KERNELS)
+        if there != asked and not free:
             differing.append(f"{name}: {there} there, {asked} asked")
     if differing:
         raise UserError(
