@@ -26,6 +26,7 @@ from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.optim import learning_rate, make_optimizer
+from toolkit.precision import arrange
 from toolkit.report import write_fold
 from toolkit.schema import Config
 from toolkit.step import Stepper
@@ -62,7 +63,7 @@ def fit(config: Config) -> dict[str, Any]:
 
     def evaluate(model: nn.Module, numbers: Selection) -> np.ndarray:
         return log_probabilities(
-            model, transform, shard_set, numbers, world, accelerator, plan.microbatch, reading
+            model, transform, shard_set, numbers, world, accelerator, stepper.microbatch, reading
         )
 
     # Run: its folder, and where it stopped.
@@ -70,6 +71,7 @@ def fit(config: Config) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "history": []}
     state |= checkpoint.restore(folder / "checkpoints", strategy) or {}
+    stepper.scale.load(state)
     past = History(state["history"], config)
     target = state["step"] if past.stopped else target
     finished = track.finished(folder, target)
@@ -89,7 +91,8 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Loop: one pass is one optimiser step over one global batch.
     for step, batches in enumerate(loader.steps(state["step"], target), state["step"] + 1):
-        rate = learning_rate(config.optim, step - 1, total, per_epoch, past.drops)
+        moved = step - 1 - stepper.scale.skipped
+        rate = learning_rate(config.optim, moved, total, per_epoch, past.drops)
         taken = stepper(batches, step, rate)
         loss_sum += taken.loss
         bar.update()
@@ -97,8 +100,9 @@ def fit(config: Config) -> dict[str, Any]:
         seconds, samples = round(time.perf_counter() - begun, 3), step * train.batch_size
         now = {"step": step, "epoch": epoch, "seconds": seconds, "samples": samples}
         if step % train.log_every == 0:
-            metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=taken.norm,
-                          **loader.figures())  # fmt: skip
+            norm = None if taken.skipped else taken.norm
+            metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=norm,
+                          **stepper.scale.figures(), **loader.figures())  # fmt: skip
 
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
@@ -119,6 +123,7 @@ def fit(config: Config) -> dict[str, Any]:
         # Save: whole or not at all, and never half an epoch behind.
         if ends or (train.save_every and step % train.save_every == 0):
             state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum}
+            state |= stepper.scale.state()
             checkpoint.save(folder / "checkpoints", strategy, state, train.keep_last)
             keep_best(folder, strategy, past, step)
         if past.stopped:
@@ -149,6 +154,7 @@ def make_model(
     as this launch spreads them."""
     torch.manual_seed(config.train.seed)
     model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)
 

@@ -106,6 +106,10 @@ class TrainConfig:
     batch_size: int = 32  #: global: samples per optimiser step over all processes
     microbatch: int | None = None  #: largest forward on one device; null: the whole share
     precision: str = "auto"  #: no | bf16 | fp16 | auto (what `accelerate launch` says)
+    compile: str = "off"  #: off | default | reduce-overhead: torch.compile of the training forward
+    channels_last: bool | str = "auto"  #: true | false | auto: where it is faster
+    tf32: bool = True  #: on GPUs: float32 products and convolutions of inputs rounded to 10 bits
+    cudnn_benchmark: bool = True  #: on GPUs: try convolutions, take the fastest; off with `exact`
     seed: int = 42  #: of weights, order, dropout and augmentation
     #: of the validation part: macro_f1 | accuracy | balanced_accuracy | loss | roc_auc |
     #: average_precision | ece | eer (two classes); chooses the epoch
@@ -152,6 +156,8 @@ CHOICES = {
     "data.balance": ("none", "class"),
     "data.resident": ("auto", "device", "memory", "none"),
     "train.precision": ("no", "bf16", "fp16", "auto"),
+    "train.compile": ("off", "default", "reduce-overhead"),
+    "train.channels_last": (True, False, "auto"),
     "train.best_metric": tuple(SIGNS),
     "optim.name": ("adamw", "adam", "sgd"),
     "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
@@ -201,7 +207,7 @@ def check(config: Config) -> None:
             raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
-            raise UserError(f"{name}={get(config, name)}: one of {', '.join(choices)}")
+            raise UserError(f"{name}={get(config, name)}: one of {', '.join(map(str, choices))}")
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
     if config.augment.mix != "none" and config.model.norm_batch < 2:

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from shards.errors import UserError
 from shards.order import BatchPlan
 from toolkit.optim import Average
+from toolkit.precision import autocast
 from toolkit.schema import OptimConfig
 from toolkit.world import World, sharding
 
@@ -51,10 +52,7 @@ class Strategy:
         # Before forward is wrapped, since a copy's would lead to the original's.
         self.average = Average(model, config.ema, world) if config.ema else None
         accelerator.gradient_accumulation_steps = 1  # micro-steps are the plan's, not a launcher's
-        if sharding() and world.precision == "bf16":
-            # As DDP does it: weights, gradients and buffers stay float32, whatever holds them.
-            autocast = torch.autocast(world.device.type, torch.bfloat16)
-            model.forward = autocast(model.forward)
+        autocast(model, world)
         if self.zero:
             # DeepSpeed calls what torch has renamed, and torch says so at every step.
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -63,9 +61,8 @@ class Strategy:
         if sharding():
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         else:  # no DDP: toolkit.reduction sums the gradients, with all else that ranks share
-            self.model = accelerator.prepare_model(model, evaluation_mode=True)
-            self.optimizer = accelerator.prepare_optimizer(optimizer)
-            for module in filter(None, (model, self.average and self.average.module)):
+            self.model, self.optimizer = model.to(world.device), optimizer
+            for module in (model, *([self.average.module] if self.average else [])):
                 for tensor in module.state_dict().values() if world.size > 1 else ():
                     torch.distributed.broadcast(tensor, 0)
         self.module = bare(self.model)
@@ -159,8 +156,13 @@ def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def place(entry: Tensors, p: nn.Parameter) -> Tensors:
     """One parameter's state, in parts where the parameter is."""
-    if not isinstance(p, DTensor):
-        return entry
+    if not isinstance(p, DTensor):  # in the parameter's own layout, such as channels_last
+        return {
+            key: torch.empty_like(p, dtype=value.dtype).copy_(value)
+            if value.shape == p.shape
+            else value
+            for key, value in entry.items()
+        }
     return {
         key: distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
         if value.shape == p.shape

@@ -32,6 +32,7 @@ FREE = {
     "data.threads", "data.check", "data.resident", "data.cache_gb",
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
     "train.resume", "train.threads", "train.max_steps", "run.dir",
+    "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark",
 }  # fmt: skip
 KERNELS = {"train.microbatch", "train.threads"}  #: and of a run with train.exact its last bits
 

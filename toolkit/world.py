@@ -153,11 +153,10 @@ def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
         check_sharding(asked, precision)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; use bf16 or no on a CPU")
-    mixed = "no" if asked else precision  # for the others toolkit.strategy sees to it
     # Without cpu=True accelerate takes the processes of a launch on a machine without a GPU for one
     # training each, all of them rank 0.
     cpu = not has_gpu()
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed)
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # toolkit.precision sees to it
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(
