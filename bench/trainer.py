@@ -32,10 +32,12 @@ from shards.order import Order, plan_batch
 from toolkit import loop, models
 from toolkit.augment import Transform
 from toolkit.config import parse
-from toolkit.models.batchnorm import GroupedBatchNorm2d, fold_in, grouped_norms, take_statistics
+from toolkit.models.batchnorm import GroupedBatchNorm2d, fold_in, grouped_norms, last_statistics
 from toolkit.optim import learning_rate, make_optimizer, set_rate
-from toolkit.schema import ModelConfig, OptimConfig
+from toolkit.precision import arrange
+from toolkit.schema import ModelConfig, OptimConfig, TrainConfig
 from toolkit.step import Stepper
+from toolkit.world import World
 
 BATCH, CLASSES, STEPS = 32, 10, 10**6
 PEERS = ("lightning", "transformers")
@@ -86,9 +88,11 @@ def tensors(shards: str) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Trans
 
 
 def made(shards: str, name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model and its optimiser, both as ours are."""
     models.REGISTRY["nothing"] = Nothing
     torch.manual_seed(0)
     model = models.build(ModelConfig(name=name), CLASSES, open_set(Path(shards)).shape)
+    model = arrange(model, TrainConfig(), World(0, 1, CPU))
     return model, make_optimizer(model, OptimConfig())
 
 
@@ -103,7 +107,7 @@ def bare(shards: str, name: str, whole: bool = True, *, pause: Pause) -> None:
             set_rate(optimizer, learning_rate(config, step, STEPS, STEPS))
             nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()
-            fold_in(norms, take_statistics(norms))
+            fold_in(norms, last_statistics(norms))
         optimizer.zero_grad()
 
 
@@ -150,7 +154,7 @@ def lightning(shards: str, name: str, *, pause: Pause) -> None:
             pause()
 
         def on_train_batch_end(self, *words: Any) -> None:
-            fold_in(self.norms, take_statistics(self.norms))
+            fold_in(self.norms, last_statistics(self.norms))
 
     L.Trainer(
         max_steps=STEPS, accelerator="cpu", devices=1, gradient_clip_val=1.0, log_every_n_steps=10,
@@ -178,7 +182,7 @@ def transformers(shards: str, name: str, *, pause: Pause) -> None:
             pause()
 
         def on_step_end(self, *words: Any, **_: Any) -> None:
-            fold_in(norms, take_statistics(norms))
+            fold_in(norms, last_statistics(norms))
 
     arguments = hf.TrainingArguments(
         ".", per_device_train_batch_size=1, max_steps=STEPS, logging_steps=10, save_strategy="no",
@@ -290,20 +294,20 @@ def loops(shards: str, words: Any, core: list[int]) -> list[str]:
     return lines
 
 
-def host(shards: str, words: Any, core: list[int]) -> list[str]:
+def host(shards: str, words: Any, cores: list[int]) -> list[str]:
     """What is left of a step when the model does nothing and samples are small."""
     steps = 100 * words.steps
     inner = partial(bare, shards, "nothing", whole=False)
     turns = raced(
         {
-            "wavefold": Paced(partial(wavefold, shards, "nothing"), steps, core),
-            "forward, loss and backward": Paced(inner, steps, core),
+            "wavefold": Paced(partial(wavefold, shards, "nothing", threads=1), steps, cores),
+            "forward, loss and backward": Paced(inner, steps, cores),
         },
         words.rounds,
     )
     pairs = zip(*turns.values(), strict=True)
     micros = [1e6 * (a.wall - b.wall) / steps for a, b in pairs]
-    about = "### The host's part of a step: a model of nearly no work, samples of (8, 16), one core"
+    about = "### The host's part of a step: a model of nearly no work, samples of (8, 16), one thread"
     lines = [about, *table(turns, steps), *MARKS]
     return [*lines, mark("the difference, us: at most", sorted(micros), 200, "{:.0f}", most=True)]
 
@@ -376,7 +380,7 @@ def main() -> None:
         shards = noise(folder / "noise", 640, 5.0, n_mels=128, n_fft=2048, hop_length=512)
         parts: dict[str, Callable[[], list[str]]] = {
             "loops": lambda: loops(shards, words, cores[:1]),
-            "host": lambda: host(tiny, words, cores[:1]),
+            "host": lambda: host(tiny, words, cores),
             "together": lambda: together(shards, words, cores),
             "alternative": lambda: alternative(shards, folder / "stock", words, cores),
         }

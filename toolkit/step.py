@@ -22,6 +22,8 @@ from toolkit.world import World, sharding
 
 log = logging.getLogger(__name__)
 
+#: torch.manual_seed for one kind of device: it seeds all kinds there could be, half a millisecond.
+SEED = {"cpu": torch.default_generator.manual_seed, "cuda": torch.cuda.manual_seed}
 WISHES = ("stop", "save")  #: what any rank may ask for, and all ranks then do
 
 
@@ -60,7 +62,7 @@ class Stepper:
         Raises:
             UserError: not even the smallest microbatch fits into memory.
         """
-        strategy, accelerator = self.strategy, self.strategy.accelerator
+        strategy = self.strategy
         set_rate(strategy.optimizer, rate)
         while True:
             loss, out_of_memory, *asked = self._sums(batches, step, wishes)
@@ -70,14 +72,14 @@ class Stepper:
         self.reduction.give()
         clip = self.config.optim.grad_clip or torch.inf
         self.scale.scaler.unscale_(strategy.optimizer)
-        norm = float(accelerator.clip_grad_norm_(strategy.model.parameters(), clip))
+        norm = strategy.clip(clip)
         skip = self.scale.decide(norm)
         if not skip:
             strategy.optimizer.step()
             self.reduction.fold_in()
             if strategy.average:
                 strategy.average.update(strategy.module, step - self.scale.skipped)
-        strategy.optimizer.zero_grad()
+        strategy.forget_gradients()
         asked_for = frozenset(w for w, n in zip(WISHES, asked, strict=True) if n)
         return Outcome(loss, norm, asked_for, skip)
 
@@ -91,7 +93,7 @@ class Stepper:
             for batch in batches:
                 loss = loss + self._micro_step(batch, step, last=batch is batches[-1])
                 if exact and batch is not batches[-1]:
-                    self.reduction.add(torch.stack([loss, *loss.new_zeros(1 + len(asked))]))
+                    self.reduction.add(loss)
                     loss = torch.zeros_like(loss)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
@@ -101,7 +103,7 @@ class Stepper:
             given_up = True
         if given_up and device.type == "cuda":  # outside `except`, which holds the tensors' frames
             torch.cuda.empty_cache()
-        self.reduction.add(torch.stack([loss, *loss.new_tensor([given_up, *asked])]), given_up)
+        self.reduction.add(loss, [given_up, *asked], given_up)
         return self.reduction.total().tolist()
 
     def _micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
@@ -112,12 +114,13 @@ class Stepper:
         config, strategy, plan = self.config, self.strategy, self.plan
         with micro_step(strategy.accelerator, strategy.model, last):
             # Dropout is a function of the place in the global batch, whoever computes it.
-            torch.manual_seed(int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1))
+            drop = int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1)
+            SEED.get(self.world.device.type, torch.manual_seed)(drop)
             x, y = self.augment(batch, step)
             logits = self.forward(x)
             loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
             parts = plan.accumulation * self.pieces
-            share = loss / (parts if sharding() else parts * plan.world_size)  # they take the mean
+            share = loss / (parts * plan.world_size if strategy.whole else parts)  # else: the mean
             strategy.accelerator.backward(self.scale.scaler.scale(share))
             self.reduction.hold()
             if self.config.train.compile == "reduce-overhead" and not last:
@@ -126,7 +129,7 @@ class Stepper:
 
     def _halve(self) -> None:
         """Cut microbatches further, into whole groups of batch norm; the config's numbers stay."""
-        self.strategy.optimizer.zero_grad()
+        self.strategy.forget_gradients()
         group, size = self.config.model.norm_batch, self.microbatch
         fitting = [n for n in range(2, size // group + 1) if size % (n * group) == 0]
         if not fitting:
