@@ -79,7 +79,7 @@ def fit(config: Config) -> dict[str, Any]:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
         accelerator.end_training()
         return finished
-    metrics = track.Metrics(folder / "metrics.jsonl", state["step"], world.is_main)
+    metrics = track.Metrics(folder, config, state["step"], world.is_main)
     if world.is_main:
         (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
@@ -141,6 +141,7 @@ def fit(config: Config) -> dict[str, Any]:
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, state, past.stopped)
         result = write_fold(folder, shard_set, parts["test"][:], found, header)
+        metrics.close(result)
         log.info("%s", track.closing(folder, result))
     accelerator.wait_for_everyone()  # a rank that leaves while another writes takes it along
     accelerator.end_training()

@@ -125,6 +125,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrackConfig:
+    wandb: str = "disabled"  #: disabled | offline | online; metrics.jsonl is always written
+    project: str = "wavefold"  #: W&B's project
+    entity: str | None = None  #: W&B's team or user; null: whose the key is
+    tensorboard: bool = False  #: event files in the run's folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """One experiment. Only the loop sees all of it; everything below takes its own part."""
 
@@ -134,6 +142,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
     def folder(self) -> Path:
         """Where this run, or this fold of it, lives."""
@@ -163,6 +172,7 @@ CHOICES = {
     "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
     "optim.plateau_metric": tuple(SIGNS),
     "train.resume": ("auto", "never", "must"),
+    "track.wandb": ("disabled", "offline", "online"),
 }
 AT_LEAST = {
     "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
