@@ -138,16 +138,6 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(config, tmp_path
     assert weights[0] == weights[1]
 
 
-@pytest.mark.slow
-def test_bf16_stays_close_to_float32(config, tmp_path):
-    for precision in ("no", "bf16"):
-        words = [f"--train.precision={precision}", f"--run.name={precision}"]
-        ok(train(1, config, "--train.max_steps=8", *words))
-    exact, rounded = (losses(tmp_path / "runs" / n / "fold-0") for n in ("no", "bf16"))
-    assert exact != rounded
-    np.testing.assert_allclose(rounded, exact, rtol=0.02)
-
-
 def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):
     ok(train(1, config, "--data.protocol=kfold_nested", "--train.epochs=4"))
     run = tmp_path / "runs/tones/fold-0"

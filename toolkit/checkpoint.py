@@ -46,8 +46,8 @@ def write(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     for part, weights in models.items():
-        write_atomic(aside / f"{part}.safetensors", safetensors.torch.save(weights))
-    write_atomic(aside / "optimizer.safetensors", safetensors.torch.save(moments))
+        write_atomic(aside / f"{part}.safetensors", packed(weights))
+    write_atomic(aside / "optimizer.safetensors", packed(moments))
     files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
     write_atomic(aside / "state.json", json.dumps({**state, "files": files}).encode())
     if (folder / name).exists():  # the same step again, after a resume from before it
@@ -76,6 +76,11 @@ def restore(folder: Path, strategy: Strategy) -> dict[str, Any] | None:
     return None
 
 
+def packed(tensors: Mapping[str, Any]) -> bytes:
+    """A safetensors file, which holds no other layout than the plain one."""
+    return safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints, oldest first."""
     return sorted(folder.glob("step-*"))
@@ -97,4 +102,4 @@ def save_weights(strategy: Strategy, file: Path) -> None:
     """Gather the weights that are judged, on every rank; write them on one, whole or not at all."""
     weights = strategy.judged_weights()
     if strategy.accelerator.is_main_process:
-        write_atomic(file, safetensors.torch.save(weights))
+        write_atomic(file, packed(weights))

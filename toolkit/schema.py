@@ -217,7 +217,8 @@ def check(config: Config) -> None:
             raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
-            raise UserError(f"{name}={get(config, name)}: one of {', '.join(map(str, choices))}")
+            words = ", ".join(str(choice).lower() for choice in choices)
+            raise UserError(f"{name}={get(config, name)}: one of {words}")
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
     if config.augment.mix != "none" and config.model.norm_batch < 2:
