@@ -307,7 +307,7 @@ def host(shards: str, words: Any, cores: list[int]) -> list[str]:
     )
     pairs = zip(*turns.values(), strict=True)
     micros = [1e6 * (a.wall - b.wall) / steps for a, b in pairs]
-    about = "### The host's part of a step: a model of nearly no work, samples of (8, 16), one thread"
+    about = "### The host: a model of nearly no work, samples of (8, 16), one thread"
     lines = [about, *table(turns, steps), *MARKS]
     return [*lines, mark("the difference, us: at most", sorted(micros), 200, "{:.0f}", most=True)]
 
