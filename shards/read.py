@@ -60,7 +60,9 @@ class Reader:
         doing = self._doing
         if isinstance(doing, str):
             return doing
-        return "reading " + ", ".join(map(self.shard_set.shard_place, np.unique(doing).tolist()[:4]))
+        return "reading " + ", ".join(
+            map(self.shard_set.shard_place, np.unique(doing).tolist()[:4])
+        )
 
     def read(self, numbers: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The samples with these numbers, in this order, in dB.

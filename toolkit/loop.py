@@ -15,7 +15,7 @@ from shards.index import ShardSet
 from shards.loader import Loader
 from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
-from toolkit import history, track
+from toolkit import exact, history, track
 from toolkit.augment import Augment, Transform
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
@@ -43,6 +43,7 @@ def fit(config: Config) -> dict[str, Any]:
 
     # World: the processes of this launch.
     accelerator, world = start(train.precision, train.threads, train.timeout)
+    exact.prepare(train, world)
 
     # Data: which samples, in which order, spread over ranks and micro-steps.
     shard_set, parts, order, mean, std = open_parts(config)
