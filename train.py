@@ -6,6 +6,7 @@ import sys
 from shards.command import guard
 from toolkit.config import load
 from toolkit.debug import at_the_desk
+from toolkit.signals import noted
 from toolkit.watch import ending_together
 from toolkit.world import speaks, yield_cores
 
@@ -17,11 +18,12 @@ def main() -> None:
     yield_cores()
     if "--debug" in sys.argv:
         config = at_the_desk(config)
-    from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
-    from toolkit.overfit import overfit_batch
+    with noted():
+        from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
+        from toolkit.overfit import overfit_batch
 
-    with ending_together(config.train.timeout):
-        (overfit_batch if config.train.overfit_batch else fit)(config)
+        with ending_together(config.train.timeout):
+            (overfit_batch if config.train.overfit_batch else fit)(config)
 
 
 if __name__ == "__main__":

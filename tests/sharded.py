@@ -12,7 +12,6 @@ from accelerate.utils import DistributedType
 
 from shards.command import guard
 from toolkit import world
-from train import main
 
 
 def set_device(state: PartialState) -> None:
@@ -29,5 +28,7 @@ def pretend() -> None:
 
 
 if __name__ == "__main__":
+    from train import main
+
     pretend()
     sys.exit(guard(main))

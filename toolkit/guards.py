@@ -94,7 +94,7 @@ def suspects(stepper: Stepper, batches: list[Batch], step: int) -> tuple[int, li
     looks = (stored, augmented) if sharding() else (stored, augmented, output, gradient)
     for level, look in enumerate(looks):
         bad = [batch.numbers[~finite_rows(look(batch))] for batch in batches]
-        stepper.reduction.settle(finite=False)  # what a forward has left in batch norm
+        stepper.reduction.forget()  # what a forward has left in batch norm
         if sum(map(len, bad)):
             return level, sorted(map(int, np.concatenate(bad)))
     return len(LEVELS), sorted(int(number) for batch in batches for number in batch.numbers)

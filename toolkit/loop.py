@@ -2,7 +2,6 @@
 
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from shards.index import ShardSet
 from shards.loader import Loader
 from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
-from toolkit import checkpoint, history, track
+from toolkit import history, track
 from toolkit.augment import Augment, Transform
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
@@ -25,7 +24,9 @@ from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.optim import learning_rate, make_optimizer
+from toolkit.precision import arrange
 from toolkit.report import write_fold
+from toolkit.saver import Saver
 from toolkit.schema import Config
 from toolkit.speed import Meter, profiled, progress_bar
 from toolkit.step import Stepper
@@ -62,15 +63,17 @@ def fit(config: Config) -> dict[str, Any]:
 
     def evaluate(model: nn.Module, numbers: Selection) -> np.ndarray:
         return log_probabilities(
-            model, transform, shard_set, numbers, world, accelerator, plan.microbatch, reading
+            model, transform, shard_set, numbers, world, accelerator, stepper.microbatch, reading
         )
 
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
     accelerator.wait_for_everyone()
+    saver = Saver(folder, strategy, shard_set, train, world, plan, target)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": []}
     state |= {"loss_sum": 0.0, "losses": 0}  # of the epoch so far
-    state |= checkpoint.restore(folder / "checkpoints", strategy) or {}
+    state |= saver.restore()
+    stepper.scale.load(state)
     past = History(state["history"], config)
     target = state["step"] if past.stopped else target
     finished = track.finished(folder, target)
@@ -78,12 +81,12 @@ def fit(config: Config) -> dict[str, Any]:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
         accelerator.end_training()
         return finished
-    metrics = track.Metrics(folder / "metrics.jsonl", state["step"], world.is_main)
+    metrics = track.Metrics(folder, config, state["step"], world.is_main)
     if world.is_main:
         (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config, shard_set, mean, std)
-    keep_best(folder, strategy, past, state["step"])
+    saver.keep_best(state)
     loss_sum, losses = state["loss_sum"], state["losses"]
     begun = time.perf_counter() - state["seconds"]
     guard = Guard(config, stepper, shard_set, metrics)
@@ -95,8 +98,9 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Loop: one pass is one optimiser step over one global batch.
     for step, batches in enumerate(steps, state["step"] + 1):
-        rate = learning_rate(config.optim, step - 1, total, per_epoch, past.drops)
-        taken = stepper(batches, step, rate)
+        moved = step - 1 - stepper.scale.skipped
+        rate = learning_rate(config.optim, moved, total, per_epoch, past.drops)
+        taken = stepper(batches, step, rate, saver.wishes())
         if taken.finite:
             loss_sum, losses = loss_sum + taken.loss, losses + 1
         bar.update(train.batch_size)
@@ -105,8 +109,9 @@ def fit(config: Config) -> dict[str, Any]:
         now = {"step": step, "epoch": epoch, "seconds": seconds, "samples": samples}
         guard(taken, batches, now)
         if taken.finite and step % train.log_every == 0:
-            metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=taken.norm,
-                          **meter.figures(loader))  # fmt: skip
+            norm = None if taken.skipped else taken.norm
+            metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=norm,
+                          **stepper.scale.figures(), **meter.figures(loader))  # fmt: skip
 
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
@@ -126,20 +131,17 @@ def fit(config: Config) -> dict[str, Any]:
                 track.tell_epoch(now, train, epoch_loss, result, past.stopped)
 
         # Save: whole or not at all, and never half an epoch behind.
-        if ends or (train.save_every and step % train.save_every == 0):
+        if saver.due(step, ends, taken.asked):
             at("save, step", step)
             state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum, "losses": losses}
-            checkpoint.save(folder / "checkpoints", strategy, state, train.keep_last)
-            keep_best(folder, strategy, past, step)
-        if past.stopped:
+            saver.save(state | stepper.scale.state())
+        if past.stopped or saver.stopping:
             break
 
     # Score: the test part, once, by the chosen weights or, where nothing is chosen, the last ones.
     bar.close()
+    saver.close()  # where a signal came, the process ends here
     chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
-    if not past.best:
-        checkpoint.save_weights(strategy, folder / "best.safetensors")
-    accelerator.wait_for_everyone()
     strategy.load_weights(load_file(folder / "best.safetensors"))
     found = evaluate(strategy.model, parts["test"])
     at("report")
@@ -147,6 +149,7 @@ def fit(config: Config) -> dict[str, Any]:
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, state, past.stopped)
         result = write_fold(folder, shard_set, parts["test"][:], found, header)
+        metrics.close(result)
         log.info("%s", track.closing(folder, result))
     accelerator.wait_for_everyone()  # a rank that leaves while another writes takes it along
     accelerator.end_training()
@@ -160,15 +163,6 @@ def make_model(
     as this launch spreads them."""
     torch.manual_seed(config.train.seed)
     model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)
-
-
-def keep_best(folder: Path, strategy: Strategy, past: History, step: int) -> None:
-    """Write best.safetensors if the best epoch is the one that ends with `step`.
-
-    After the checkpoint of that step, and again when training goes on from it: a kill between the
-    two leaves no best weights but those that the history tells of.
-    """
-    if past.best and past.best["step"] == step:
-        checkpoint.save_weights(strategy, folder / "best.safetensors")

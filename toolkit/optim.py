@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from toolkit.precision import autocast
 from toolkit.schema import OptimConfig
 from toolkit.world import World
 
@@ -91,9 +92,7 @@ class Average:
     def __init__(self, model: nn.Module, decay: float, world: World):
         """Begin with the weights of `model`, which is not yet wrapped; `module` is the copy."""
         self.module = deepcopy(model).requires_grad_(False).to(world.device)
-        if world.precision != "no":
-            lower = {"bf16": torch.bfloat16, "fp16": torch.float16}[world.precision]
-            self.module.forward = torch.autocast(world.device.type, lower)(self.module.forward)
+        autocast(self.module, world)
         self.decay = decay
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 

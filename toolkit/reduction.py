@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from toolkit.models.batchnorm import fold_in, grouped_norms, take_statistics
+from toolkit.models.batchnorm import fold_in, grouped_norms, last_statistics
 from toolkit.world import World, sharding
 
 
@@ -26,30 +26,39 @@ class Reduction:
         self.norms = grouped_norms(module)
         travel = (exact or world.size > 1) and not sharding()  # alone, they stay where they are
         self.parameters = [p for p in module.parameters() if travel and p.requires_grad]
-        tensors = [*self.parameters, *take_statistics(self.norms)]
+        self._seen = last_statistics(self.norms)  # in the layers, of a micro-step
+        self._held = [torch.zeros_like(s) for s in self._seen]  # their sums since the last `add`
+        self._forwards = 0
+        tensors = [*self.parameters, *self._held]
         self.sizes = [*(t.numel() for t in tensors), extras]
         self._free: list[torch.Tensor] = []
         self._sums: list[tuple[int, torch.Tensor]] = []  # height in the tree, sum: highest first
-        self._leaves = 0
         self._sent = self._new()  # before anything else can take the memory
 
+    def hold(self) -> None:
+        """Take up what batch norm's layers have seen in a micro-step."""
+        self._forwards += 1
+        if self._seen:
+            torch._foreach_add_(self._held, self._seen)
+            torch._foreach_zero_(self._seen)  # the next forward weighs it by 0: not so NaN
+
     def add(self, extras: torch.Tensor, given_up: bool = False) -> None:
-        """Take what the last micro-steps left in the model, and `extras` (E,), as one summand.
+        """Take the model's gradients, what was held, and `extras` (E,), as one summand.
 
         Where memory ran out they are `given_up`: zeros, so that the other ranks do not wait.
         """
         buffer = self._free.pop() if self._free else self._new()
         *parts, last = self._views(buffer)
-        statistics = take_statistics(self.norms)
         if given_up:
             buffer.zero_()
         elif parts:
             here = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-            torch._foreach_copy_(parts, [*here, *statistics])
+            torch._foreach_copy_(parts, [*here, *self._held])
         last.copy_(extras)
+        if self._seen:
+            torch._foreach_zero_([*self._held, *self._seen])
         for p in self.parameters:
             p.grad = None
-        self._leaves += 1
         height = 0
         while self._sums and self._sums[-1][0] == height:
             _, lower = self._sums.pop()
@@ -66,25 +75,26 @@ class Reduction:
         elif self.world.size > 1:
             dist.all_reduce(self._sent)
         self._free.append(self._sent)
-        self._sums, self._summands, self._leaves = [], self._leaves * self.world.size, 0
+        self._sums, self._summands, self._forwards = [], self._forwards * self.world.size, 0
         return self._views(self._sent)[-1]
 
     def give(self) -> None:
         """Give the parameters their gradients."""
-        for p, gradient in zip(self.parameters, self._views(self._sent)[:-1], strict=False):
+        for p, gradient in zip(self.parameters, self._views(self._sent), strict=False):
             p.grad = gradient
 
-    def settle(self, finite: bool = True) -> None:
-        """Fold batch norm's statistics, the means over summands, into the running ones.
+    def fold_in(self) -> None:
+        """Give batch norm's layers the means over all forwards."""
+        means = self._views(self._sent)[len(self.parameters) : -1]
+        if means:
+            torch._foreach_div_(means, self._summands)
+            fold_in(self.norms, means)
 
-        Those of a step that is not `finite` are forgotten, and cleared: NaN times 0 is still NaN.
-        """
-        statistics = self._views(self._sent)[len(self.parameters) : -1]
-        if statistics and finite:
-            torch._foreach_div_(statistics, self._summands)
-            fold_in(self.norms, statistics)
-        elif statistics:
-            torch._foreach_zero_(take_statistics(self.norms))
+    def forget(self) -> None:
+        """Forget what batch norm's layers have seen since the last `add`."""
+        self._forwards = 0
+        if self._seen:
+            torch._foreach_zero_([*self._held, *self._seen])
 
     def _double(self, mine: torch.Tensor) -> torch.Tensor:
         """Recursive doubling: ranks meet in the tree's order, and a + b is b + a bit for bit."""

@@ -32,7 +32,7 @@ class DataConfig:
     samples_per_epoch: int | None = None  #: null: as many as the training part has
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
     threads: int = 2  #: that read ahead, a process
-    check: bool = True  #: hold every payload that is read against its checksum
+    check: bool = True  #: hold each payload against its checksum when it is first read
     resident: str = "auto"  #: auto | device | memory | none: where samples stay once they were read
     normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
@@ -106,6 +106,10 @@ class TrainConfig:
     batch_size: int = 32  #: global: samples per optimiser step over all processes
     microbatch: int | None = None  #: largest forward on one device; null: the whole share
     precision: str = "auto"  #: no | bf16 | fp16 | auto (what `accelerate launch` says)
+    compile: str = "off"  #: off | default | reduce-overhead: torch.compile of the training forward
+    channels_last: bool | str = "auto"  #: true | false | auto: where it is faster
+    tf32: bool = True  #: on GPUs: float32 products and convolutions of inputs rounded to 10 bits
+    cudnn_benchmark: bool = True  #: on GPUs: try convolutions, take the fastest; off with `exact`
     seed: int = 42  #: of weights, order, dropout and augmentation
     #: of the validation part: macro_f1 | accuracy | balanced_accuracy | loss | roc_auc |
     #: average_precision | ece | eer (two classes); chooses the epoch
@@ -113,7 +117,9 @@ class TrainConfig:
     patience: int = 0  #: evaluations without a better best_metric that end the training; 0: off
     log_every: int = 10  #: steps between lines of metrics.jsonl
     save_every: int = 0  #: steps between checkpoints; 0: at the end of each epoch
-    keep_last: int = 1  #: checkpoints to keep
+    save_minutes: float = 30.0  #: and after so many minutes without one; 0: off
+    keep_last: int = 2  #: checkpoints to keep: a damaged one is passed over for the one before it
+    keep_best: int = 0  #: and those of so many best epochs; best.safetensors is there anyway
     max_steps: int | None = None  #: stop after so many steps, evaluate and report: a dry run
     resume: str = "auto"  #: auto | never (start over) | must
     threads: int | None = None  #: CPU threads a process; null: the cores it may use, shared out
@@ -122,6 +128,14 @@ class TrainConfig:
     overfit_batch: bool = False  #: train the first batch alone, to see that the model can learn
     profile: bool = False  #: leave trace.json.gz and profile.txt of a few steps in the run's folder
     exact: bool = False  #: the same bits on 1, 2, 4, ... processes; needs microbatch and threads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackConfig:
+    wandb: str = "disabled"  #: disabled | offline | online; metrics.jsonl is always written
+    project: str = "wavefold"  #: W&B's project
+    entity: str | None = None  #: W&B's team or user; null: whose the key is
+    tensorboard: bool = False  #: event files in the run's folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +148,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
     def folder(self) -> Path:
         """Where this run, or this fold of it, lives."""
@@ -156,11 +171,14 @@ CHOICES = {
     "data.balance": ("none", "class"),
     "data.resident": ("auto", "device", "memory", "none"),
     "train.precision": ("no", "bf16", "fp16", "auto"),
+    "train.compile": ("off", "default", "reduce-overhead"),
+    "train.channels_last": (True, False, "auto"),
     "train.best_metric": tuple(SIGNS),
     "optim.name": ("adamw", "adam", "sgd"),
     "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
     "optim.plateau_metric": tuple(SIGNS),
     "train.resume": ("auto", "never", "must"),
+    "track.wandb": ("disabled", "offline", "online"),
 }
 AT_LEAST = {
     "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
@@ -174,8 +192,9 @@ AT_LEAST = {
     "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
     "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
-    "train.max_steps": 1, "train.threads": 1, "train.patience": 0,
-    "train.timeout": 0, "train.nonfinite_patience": 0, "optim.end_factor": 0,
+    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
+    "train.nonfinite_patience": 0,
+    "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0,
 }  # fmt: skip
@@ -206,7 +225,8 @@ def check(config: Config) -> None:
             raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
-            raise UserError(f"{name}={get(config, name)}: one of {', '.join(choices)}")
+            words = ", ".join(str(choice).lower() for choice in choices)
+            raise UserError(f"{name}={get(config, name)}: one of {words}")
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
     if config.augment.mix != "none" and config.model.norm_batch < 2:

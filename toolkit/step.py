@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
 
 from shards.errors import UserError
 from shards.loader import Batch
@@ -14,6 +15,7 @@ from shards.order import BatchPlan
 from shards.randomness import key
 from toolkit.augment import Augment
 from toolkit.optim import set_rate
+from toolkit.precision import LossScale, compiled
 from toolkit.reduction import Reduction
 from toolkit.schema import Config
 from toolkit.strategy import Strategy, micro_step
@@ -31,7 +33,8 @@ class Outcome(NamedTuple):
     loss: float  #: mean over the global batch, before the step
     norm: float  #: of its gradient, before clipping
     asked: frozenset[str]  #: those of WISHES that some rank has
-    finite: bool = True  #: whether loss and gradient are; else nothing has moved
+    skipped: bool  #: fp16's gradients overflowed: nothing has moved but the loss scale
+    finite: bool  #: whether loss and gradient are; else nothing has moved
 
 
 class Stepper:
@@ -43,6 +46,8 @@ class Stepper:
         self.strategy, self.augment, self.config = strategy, augment, config
         self.plan, self.world = plan, world
         self.reduction = Reduction(strategy.module, world, 2 + len(WISHES), config.train.exact)
+        self.model = compiled(strategy.model, config.train, world)
+        self.scale = LossScale(world)
         self.pieces = 1  #: forwards that a microbatch of the plan has been cut into
 
     @property
@@ -68,18 +73,19 @@ class Stepper:
             self._halve()
         self.reduction.give()
         clip = self.config.optim.grad_clip or torch.inf
+        self.scale.scaler.unscale_(strategy.optimizer)
         norm = float(accelerator.clip_grad_norm_(strategy.model.parameters(), clip))
-        scaled = accelerator.scaler is not None  # it skips by itself where float16 overflows
-        finite = math.isfinite(loss) and (scaled or math.isfinite(norm))
-        self.reduction.settle(finite)
-        if finite:
+        skipped = self.scale.decide(norm)
+        finite = math.isfinite(loss) and (skipped or math.isfinite(norm))
+        if finite and not skipped:
             strategy.optimizer.step()
+            self.reduction.fold_in()
+            if strategy.average:
+                strategy.average.update(strategy.module, step - self.scale.skipped)
         strategy.optimizer.zero_grad()
-        if strategy.average and finite:
-            strategy.average.update(strategy.module, step)
         asked_for = frozenset(w for w, n in zip(WISHES, asked, strict=True) if n)
         at("after step", step)
-        return Outcome(loss, norm, asked_for, finite)
+        return Outcome(loss, norm, asked_for, skipped, finite)
 
     def _sums(self, batches: list[Batch], step: int, wishes: frozenset[str]) -> list[float]:
         """Forward, backward, and one collective: loss, ranks out of memory, those that wish."""
@@ -110,7 +116,7 @@ class Stepper:
         # Dropout is a function of the place in the global batch, whoever computes it.
         torch.manual_seed(int(key(self.config.train.seed, step, int(batch.places[0]))[0] >> 1))
         x, y = self.augment(batch, step)
-        return self.strategy.model(x), y
+        return self.model(x), y
 
     def micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
         """Forward and backward of one microbatch; its share of the global batch's mean loss.
@@ -123,7 +129,10 @@ class Stepper:
             loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
             parts = plan.accumulation * self.pieces
             share = loss / (parts if sharding() else parts * plan.world_size)  # they take the mean
-            strategy.accelerator.backward(share)
+            strategy.accelerator.backward(self.scale.scaler.scale(share))
+            self.reduction.hold()
+            if self.config.train.compile == "reduce-overhead" and not last:
+                own_gradients(strategy.model)
         return loss.detach().double() / (parts * plan.world_size)
 
     def _halve(self) -> None:
@@ -142,6 +151,12 @@ class Stepper:
                 "out of memory: train.microbatch %d -> %d, accumulation %d; the same step again",
                 size, self.microbatch, self.plan.accumulation * self.pieces,
             )  # fmt: skip
+
+
+def own_gradients(model: nn.Module) -> None:
+    """Copy gradients out of memory that the next forward of a CUDA graph writes over."""
+    for p in model.parameters():
+        p.grad = None if p.grad is None else p.grad.clone()
 
 
 def cut(batch: Batch, pieces: int) -> list[Batch]:

@@ -1,19 +1,17 @@
-"""What a run leaves of itself while it trains: metrics.jsonl, config.yaml, environment.json."""
+"""What a run leaves of itself while it trains: metrics.jsonl, config.yaml, model.json."""
 
+import atexit
 import dataclasses
 import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
-import sys
+import time
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import numpy as np
-import torch
 import yaml
 
 import shards
@@ -22,7 +20,10 @@ from shards.index import ShardSet, write_atomic
 from shards.order import BatchPlan
 from shards.selection import Selection
 from toolkit.data import sources
+from toolkit.environment import write_environment
+from toolkit.predictions import LEVELS
 from toolkit.schema import Config, TrainConfig, get
+from toolkit.tracker import ID_FILE, Aside, check_trackers, close_all, open_trackers
 from toolkit.world import World
 
 log = logging.getLogger(__name__)
@@ -31,25 +32,56 @@ log = logging.getLogger(__name__)
 FREE = {
     "data.threads", "data.check", "data.resident", "data.cache_gb",
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
-    "train.resume", "train.threads", "train.max_steps", "run.dir", "train.timeout",
-    "train.nonfinite_patience", "train.overfit_batch", "train.profile",
+    "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
+    "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark", "run.dir",
+    "train.timeout", "train.nonfinite_patience", "train.overfit_batch", "train.profile",
 }  # fmt: skip
+PLACES = ("epoch", "seconds", "samples")  #: what every line has beside its step and its numbers
 
 
 class Metrics:
-    """Appends to metrics.jsonl, one object a line; lines of steps that are trained again go."""
+    """Appends to metrics.jsonl, one object a line, and tells the trackers the same.
 
-    def __init__(self, file: Path, resume_step: int, enabled: bool):
-        self.file, self.enabled = file, enabled
-        if enabled and file.exists():
-            kept = [line for line in file.read_text().splitlines() if keeps(line, resume_step)]
-            write_atomic(file, "".join(line + "\n" for line in kept).encode())
+    Lines of steps that are trained again go. `folder` is the run's, `step` where it goes on, and
+    only an `enabled` one, that of rank 0, writes at all.
+    """
+
+    def __init__(self, folder: Path, config: Config, step: int, enabled: bool):
+        self.file, self.enabled, self.step = folder / "metrics.jsonl", enabled, step
+        self.trackers: list[Aside] = []
+        if enabled and self.file.exists():
+            kept = [line for line in self.file.read_text().splitlines() if keeps(line, step)]
+            write_atomic(self.file, "".join(line + "\n" for line in kept).encode())
+        if enabled:
+            self.trackers = open_trackers(config, folder, step)
+            atexit.register(self.close)  # of a training that fails or is stopped
 
     def write(self, kind: str, **values: Any) -> None:
-        """Add a line."""
-        if self.enabled:
-            with open(self.file, "a", encoding="utf-8") as out:
-                out.write(json.dumps({"kind": kind, **values}) + "\n")
+        """Add a line, of `step` and whatever else."""
+        if not self.enabled:
+            return
+        line = {"kind": kind, "time": round(time.time(), 3), **values}
+        with open(self.file, "a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+        self.step = values.pop("step")
+        group = values.pop("part", kind)
+        self.tell({k if k in PLACES else f"{group}/{k}": v for k, v in values.items()})
+
+    def tell(self, values: Mapping[str, Any]) -> None:
+        """Hand the numbers among `values` to the trackers alone."""
+        numbers = {name: v for name, v in values.items() if isinstance(v, int | float)}
+        for tracker in self.trackers:
+            tracker.log(self.step, numbers)
+
+    def close(self, result: Mapping[str, Any] | None = None) -> None:
+        """End the trackers, with scores and pictures where a training came to its `result`."""
+        atexit.unregister(self.close)
+        if result:
+            self.tell({f"test/{lev}/{k}": v for lev in LEVELS for k, v in result[lev].items()})
+            for tracker, file in product(self.trackers, sorted(self.file.parent.glob("*.png"))):
+                tracker.image(file.stem, file)
+        close_all(self.trackers, whole=result is not None)
+        self.trackers = []
 
 
 def keeps(line: str, resume_step: int) -> bool:
@@ -58,51 +90,6 @@ def keeps(line: str, resume_step: int) -> bool:
         return json.loads(line)["step"] <= resume_step
     except (ValueError, KeyError):
         return False
-
-
-def environment(world: World) -> dict[str, Any]:
-    """Versions, machine and command; no secrets, and nothing of the environment's variables."""
-    return {
-        "wavefold": shards.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "accelerate": accelerate.__version__,
-        "device": torch.cuda.get_device_name(world.device)
-        if world.device.type == "cuda"
-        else "cpu",
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "world_size": world.size,
-        "host": platform.node(),
-        "git": git_commit(),
-        "command": " ".join(sys.argv),
-    }
-
-
-def cpu_name() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def git_commit() -> str | None:
-    """The commit that trains, with `+` when the tree holds changes; None outside git."""
-
-    def ask(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return ask("rev-parse", "--short=12", "HEAD") + (
-            "+" if ask("status", "--porcelain") else ""
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def open_run(config: Config, world: World) -> Path:
@@ -120,19 +107,20 @@ def open_run(config: Config, world: World) -> Path:
             f"train.resume=must: there is no run in {folder}; start it with resume=auto"
         )
     if world.is_main:
+        check_trackers(config.track)
         folder.mkdir(parents=True, exist_ok=True)
         if config.train.resume == "never":
             forget(folder)
         write_atomic(known, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
-        text = json.dumps(environment(world), indent=2) + "\n"
-        write_atomic(folder / "environment.json", text.encode())
+        write_environment(folder, world)
     return folder
 
 
 def forget(folder: Path) -> None:
     """Remove what an earlier training left, so that this one starts over."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for name in ("metrics.jsonl", "scores.json", "best.safetensors"):
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "scores.json", "best.safetensors", ID_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -145,7 +133,7 @@ def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) 
         there, asked = stored.get(section, {}).get(key), get(config, name)
         if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
             there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))
-        if name not in FREE and there != asked:
+        if name not in FREE and section != "track" and there != asked:
             differing.append(f"{name}: {there} there, {asked} asked")
     if differing:
         raise UserError(

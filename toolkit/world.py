@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,6 +51,18 @@ def yield_cores() -> None:
     one other busy process on 2 cores a training step of cnn_small took 2 to 3.4 s, asleep 0.6 s.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def under_launcher() -> bool:
+    """Whether `accelerate launch` or torchrun started this process."""
+    return not {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ)
+
+
+def grace() -> float:
+    """Seconds that torchrun leaves its processes between SIGTERM and SIGKILL; else infinite."""
+    asked = (os.environ.get(f"{x}_SHUTDOWN_TIMEOUT") for x in ("PET", "TORCH_ELASTIC"))
+    seconds = float(next(filter(None, asked), 30))
+    return seconds if "TORCHELASTIC_RUN_ID" in os.environ else math.inf
 
 
 def sharding() -> str | None:
@@ -104,12 +117,12 @@ def start(precision: str, threads: int | None, timeout: float = 600.0) -> tuple[
         check_sharding(asked, precision)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; use bf16 or no on a CPU")
-    mixed = "no" if asked else precision  # for the others toolkit.strategy sees to it
     # Without cpu=True accelerate takes the processes of a launch on a machine without a GPU for one
     # training each, all of them rank 0.
     cpu = not has_gpu()
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=(timeout or 1e7) + GRACE))
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[group])
+    # toolkit.precision sees to number formats
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[group])
     _, processes = launched()
     if accelerator.num_processes != processes:
         raise UserError(
