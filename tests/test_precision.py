@@ -37,7 +37,8 @@ VALUES = {
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     """Reports are not what is tested here, and take longest."""
-    score = {"recording": {"accuracy": 0.0, "macro_f1": 0.0}}
+    scores = {"accuracy": 0.0, "macro_f1": 0.0}
+    score = {"recording": scores, "segment": scores}
     monkeypatch.setattr(loop, "write_fold", lambda *words: words[-1] | score)
 
 
@@ -123,8 +124,8 @@ def fp16(monkeypatch):
     """fp16 on a processor, with a loss scale that is too high at first and soon so again."""
     start = loop.start
 
-    def pretend(precision, threads):
-        accelerator, world = start("no", threads)
+    def pretend(precision, threads, *words):
+        accelerator, world = start("no", threads, *words)
         return accelerator, dataclasses.replace(world, precision="fp16")
 
     monkeypatch.setattr(loop, "start", pretend)
