@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
 
@@ -77,7 +78,7 @@ def fit(config: Config) -> dict[str, Any]:
     stepper.scale.load(state)
     past = History(state["history"], config)
     target = state["step"] if past.stopped else target
-    finished = track.finished(folder, target)
+    finished = broadcast_object_list([track.finished(folder, target)])[0]
     if finished:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
         accelerator.end_training()
