@@ -1,7 +1,6 @@
 """fit(): the one training loop, read from top to bottom."""
 
 import logging
-import sys
 import time
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
-from tqdm import tqdm
 
 from shards.feed import Reading
 from shards.index import ShardSet
@@ -21,6 +19,7 @@ from toolkit import history, track
 from toolkit.augment import Augment, Transform
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
+from toolkit.guards import Guard
 from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
@@ -29,8 +28,10 @@ from toolkit.precision import arrange
 from toolkit.report import write_fold
 from toolkit.saver import Saver
 from toolkit.schema import Config
+from toolkit.speed import Meter, profiled, progress_bar
 from toolkit.step import Stepper
 from toolkit.strategy import Strategy
+from toolkit.watch import at
 from toolkit.world import World, start
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def fit(config: Config) -> dict[str, Any]:
     train = config.train
 
     # World: the processes of this launch.
-    accelerator, world = start(train.precision, train.threads)
+    accelerator, world = start(train.precision, train.threads, train.timeout)
 
     # Data: which samples, in which order, spread over ranks and micro-steps.
     shard_set, parts, order, mean, std = open_parts(config)
@@ -69,7 +70,8 @@ def fit(config: Config) -> dict[str, Any]:
     folder = track.open_run(config, world)
     accelerator.wait_for_everyone()
     saver = Saver(folder, strategy, shard_set, train, world, plan, target)
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "history": []}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": []}
+    state |= {"loss_sum": 0.0, "losses": 0}  # of the epoch so far
     state |= saver.restore()
     stepper.scale.load(state)
     past = History(state["history"], config)
@@ -85,29 +87,37 @@ def fit(config: Config) -> dict[str, Any]:
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config, shard_set, mean, std)
     saver.keep_best(state)
-    loss_sum, begun = state["loss_sum"], time.perf_counter() - state["seconds"]
-    quiet = not (world.is_main and sys.stderr.isatty())
-    bar = tqdm(total=target, initial=state["step"], unit="step", disable=quiet, leave=False)
+    loss_sum, losses = state["loss_sum"], state["losses"]
+    begun = time.perf_counter() - state["seconds"]
+    guard = Guard(config, stepper, shard_set, metrics)
+    meter = Meter(config, shard_set, world)
+    bar = progress_bar(world, train.batch_size, state["step"], target)
+    steps = loader.steps(state["step"], target)
+    if train.profile and world.is_main:
+        steps = profiled(steps, target - state["step"], folder)
 
     # Loop: one pass is one optimiser step over one global batch.
-    for step, batches in enumerate(loader.steps(state["step"], target), state["step"] + 1):
+    for step, batches in enumerate(steps, state["step"] + 1):
         moved = step - 1 - stepper.scale.skipped
         rate = learning_rate(config.optim, moved, total, per_epoch, past.drops)
         taken = stepper(batches, step, rate, saver.wishes())
-        loss_sum += taken.loss
-        bar.update()
+        if taken.finite:
+            loss_sum, losses = loss_sum + taken.loss, losses + 1
+        bar.update(train.batch_size)
         epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
         seconds, samples = round(time.perf_counter() - begun, 3), step * train.batch_size
         now = {"step": step, "epoch": epoch, "seconds": seconds, "samples": samples}
-        if step % train.log_every == 0:
+        guard(taken, batches, now)
+        if taken.finite and step % train.log_every == 0:
             norm = None if taken.skipped else taken.norm
             metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=norm,
-                          **stepper.scale.figures(), **loader.figures())  # fmt: skip
+                          **stepper.scale.figures(), **meter.figures(loader))  # fmt: skip
 
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
-            epoch_loss = loss_sum / ((step - 1) % per_epoch + 1)
-            loss_sum *= step % per_epoch != 0  # a dry run may stop, and go on, inside an epoch
+            epoch_loss = loss_sum / max(losses, 1)
+            if step % per_epoch == 0:  # a dry run may stop, and go on, inside an epoch
+                loss_sum, losses = 0.0, 0
             metrics.write("epoch", **now, train_loss=epoch_loss)
             result = {}
             if len(parts["val"]):
@@ -122,7 +132,8 @@ def fit(config: Config) -> dict[str, Any]:
 
         # Save: whole or not at all, and never half an epoch behind.
         if saver.due(step, ends, taken.asked):
-            state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum}
+            at("save, step", step)
+            state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum, "losses": losses}
             saver.save(state | stepper.scale.state())
         if past.stopped or saver.stopping:
             break
@@ -133,6 +144,7 @@ def fit(config: Config) -> dict[str, Any]:
     chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
     strategy.load_weights(load_file(folder / "best.safetensors"))
     found = evaluate(strategy.model, parts["test"])
+    at("report")
     result = {}
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, state, past.stopped)

@@ -123,6 +123,10 @@ class TrainConfig:
     max_steps: int | None = None  #: stop after so many steps, evaluate and report: a dry run
     resume: str = "auto"  #: auto | never (start over) | must
     threads: int | None = None  #: CPU threads a process; null: the cores it may use, shared out
+    timeout: float = 600.0  #: seconds without progress that end all processes; 0: never
+    nonfinite_patience: int = 0  #: steps in a row, their loss or gradient not finite, to skip
+    overfit_batch: bool = False  #: train the first batch alone, to see that the model can learn
+    profile: bool = False  #: leave trace.json.gz and profile.txt of a few steps in the run's folder
     exact: bool = False  #: the same bits on 1, 2, 4, ... processes; needs microbatch and threads
 
 
@@ -188,7 +192,8 @@ AT_LEAST = {
     "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
     "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
-    "train.save_minutes": 0, "train.keep_best": 0,
+    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
+    "train.nonfinite_patience": 0,
     "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0,

@@ -34,6 +34,7 @@ FREE = {
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
     "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
     "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark", "run.dir",
+    "train.timeout", "train.nonfinite_patience", "train.overfit_batch", "train.profile",
 }  # fmt: skip
 PLACES = ("epoch", "seconds", "samples")  #: what every line has beside its step and its numbers
 
