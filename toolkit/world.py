@@ -148,6 +148,8 @@ def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
     from accelerate import Accelerator
 
     precision = mixed_precision(precision)
+    if precision not in ("no", "bf16", "fp16"):
+        raise UserError(f"the launcher asks for {precision}; use train.precision=bf16, fp16 or no")
     asked = sharding()
     if asked:
         check_sharding(asked, precision)
