@@ -32,7 +32,7 @@ class DataConfig:
     samples_per_epoch: int | None = None  #: null: as many as the training part has
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
     threads: int = 2  #: that read ahead, a process
-    check: bool = True  #: hold every payload that is read against its checksum
+    check: bool = True  #: hold each payload against its checksum when it is first read
     resident: str = "auto"  #: auto | device | memory | none: where samples stay once they were read
     normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
@@ -117,10 +117,16 @@ class TrainConfig:
     patience: int = 0  #: evaluations without a better best_metric that end the training; 0: off
     log_every: int = 10  #: steps between lines of metrics.jsonl
     save_every: int = 0  #: steps between checkpoints; 0: at the end of each epoch
-    keep_last: int = 1  #: checkpoints to keep
+    save_minutes: float = 30.0  #: and after so many minutes without one; 0: off
+    keep_last: int = 2  #: checkpoints to keep: a damaged one is passed over for the one before it
+    keep_best: int = 0  #: and those of so many best epochs; best.safetensors is there anyway
     max_steps: int | None = None  #: stop after so many steps, evaluate and report: a dry run
     resume: str = "auto"  #: auto | never (start over) | must
     threads: int | None = None  #: CPU threads a process; null: the cores it may use, shared out
+    timeout: float = 600.0  #: seconds without progress that end all processes; 0: never
+    nonfinite_patience: int = 0  #: steps in a row, their loss or gradient not finite, to skip
+    overfit_batch: bool = False  #: train the first batch alone, to see that the model can learn
+    profile: bool = False  #: leave trace.json.gz and profile.txt of a few steps in the run's folder
     exact: bool = False  #: the same bits on 1, 2, 4, ... processes; needs microbatch and threads
 
 
@@ -186,6 +192,8 @@ AT_LEAST = {
     "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
     "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
+    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
+    "train.nonfinite_patience": 0,
     "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0,
