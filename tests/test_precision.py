@@ -125,8 +125,8 @@ def fp16(monkeypatch):
     """fp16 on a processor, with a loss scale that is too high at first and soon so again."""
     start = loop.start
 
-    def pretend(precision, threads):
-        accelerator, world = start("no", threads)
+    def pretend(precision, *words):
+        accelerator, world = start("no", *words)
         return accelerator, dataclasses.replace(world, precision="fp16")
 
     monkeypatch.setattr(loop, "start", pretend)
@@ -168,7 +168,7 @@ def test_a_step_whose_gradients_overflow_moves_nothing_but_the_scale(tone_set, t
     state = json.loads(
         (checkpoints(config.folder() / "checkpoints")[-1] / "state.json").read_text()
     )
-    state = state.get("state", state)
+    state = state["state"]
     assert state["skipped"] == sum(skipped) and state["loss_scale"]["scale"] == scale
 
 
