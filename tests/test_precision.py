@@ -243,6 +243,18 @@ def test_without_a_compiler_it_is_one_line_and_code_2(monkeypatch, capsys):
     assert "train.compile=default needs a compiler, and there is no /nowhere/c++" in line
 
 
+def test_kernels_of_a_gpu_are_as_asked():
+    def kernels(**words):
+        arrange(nn.Linear(1, 1), TrainConfig(**words), World(0, 1, torch.device("cuda")))
+        cudnn = torch.backends.cudnn
+        return torch.get_float32_matmul_precision(), cudnn.conv.fp32_precision, cudnn.benchmark
+
+    assert on_ranks(1, kernels) == [("high", "tf32", True)]
+    off = {"tf32": False, "cudnn_benchmark": False}
+    assert on_ranks(1, lambda: kernels(**off)) == [("highest", "ieee", False)]
+    assert on_ranks(1, lambda: kernels(exact=True)) == [("high", "tf32", False)]
+
+
 def test_what_a_sharded_launch_does_not_take(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     model, world = nn.Conv2d(3, 3, 3), World(0, 1, CPU, "bf16")
