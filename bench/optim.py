@@ -18,7 +18,7 @@ from side_by_side import (
 )
 
 from toolkit.models import build
-from toolkit.models.batchnorm import fold_in, grouped_norms, take_statistics
+from toolkit.models.batchnorm import fold_in, grouped_norms, last_statistics
 from toolkit.optim import Average, make_optimizer
 from toolkit.schema import ModelConfig, OptimConfig
 from toolkit.world import World
@@ -44,7 +44,7 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             optimizer.zero_grad()
-            fold_in(norms, take_statistics(norms))
+            fold_in(norms, last_statistics(norms))
 
     def updates() -> None:
         for step in range(UPDATES):

@@ -31,6 +31,10 @@ def test_values_arrive_as_their_types(file):
     assert (config.train.epochs, config.optim.weight_decay) == (7, 0.01)
     assert (config.data.sample_rate, config.train.microbatch) == (16000, None)
     assert parse(config.to_dict()) == config
+    words = ["--train.compile=off", "--train.channels_last=auto", "--train.precision=no"]
+    train = load([file, *words]).train
+    assert (train.compile, train.channels_last, train.precision) == ("off", "auto", "no")
+    assert load([file, "--train.channels_last=false"]).train.channels_last is False
 
 
 def test_folders():
@@ -50,6 +54,9 @@ def test_folders():
         (["--train.epochs=0"], "train.epochs=0: at least 1"),
         (["--optim.lr=fast"], "optim.lr='fast': expected a number"),
         (["--data.protocol=kfolds"], "one of split, kfold, kfold_nested"),
+        (["--train.compile=fast"], "compile=fast: one of off, default, reduce-overhead"),
+        (["--train.channels_last=y"], "channels_last=y: one of true, false, auto"),
+        (["--train.tf32=1"], "train.tf32=1: expected true or false"),
         (["--epochs=3"], "expected --section.key=value"),
         (["more.yaml"], "expected one CONFIG.yaml, got 2"),
         (["--model.name="], "expected a word"),

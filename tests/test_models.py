@@ -11,7 +11,7 @@ from torch import nn
 
 from shards.errors import UserError
 from toolkit.models import REGISTRY, build
-from toolkit.models.batchnorm import GroupedBatchNorm2d, fold_in, take_statistics
+from toolkit.models.batchnorm import GroupedBatchNorm2d, fold_in, last_statistics
 from toolkit.models.blocks import area_weights
 from toolkit.models.vit import drop_patches, drop_path
 from toolkit.schema import ModelConfig
@@ -240,7 +240,7 @@ def test_one_group_is_plain_batch_norm():
     for _ in range(4):
         x = torch.randn(8, 3, 5, 6) * 2 + 1
         torch.testing.assert_close(ours(x), theirs(x))
-        fold_in([ours], take_statistics([ours]))
+        fold_in([ours], last_statistics([ours]))
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     ours.eval(), theirs.eval()
@@ -252,10 +252,13 @@ def test_microbatches_change_nothing():
     whole, parts = GroupedBatchNorm2d(3, 4), GroupedBatchNorm2d(3, 4)
     x = torch.randn(16, 3, 5, 6)
     together = whole(x)
-    apart = torch.cat([parts(chunk) for chunk in x.split(8)])
-    torch.testing.assert_close(apart, together)
-    for norm in (whole, parts):
-        fold_in([norm], take_statistics([norm]))
+    apart, seen = [], []
+    for chunk in x.split(8):
+        apart.append(parts(chunk))
+        seen.append([s.clone() for s in last_statistics([parts])])
+    torch.testing.assert_close(torch.cat(apart), together)
+    fold_in([whole], last_statistics([whole]))
+    fold_in([parts], [sum(s) / 2 for s in zip(*seen, strict=True)])
     torch.testing.assert_close(parts.running_var, whole.running_var)
     means = torch.stack([g.mean(dim=(0, 2, 3)) for g in x.split(4)]).mean(0)
     torch.testing.assert_close(whole.running_mean, 0.1 * means)

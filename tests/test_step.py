@@ -1,6 +1,7 @@
 """One optimiser step: one collective, the same on any ranks, bit for bit where asked; no memory."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,15 @@ from processes import on_ranks
 
 from shards.errors import UserError
 from shards.loader import Batch
-from shards.order import plan_batch
+from shards.order import Order, plan_batch
 from toolkit.models import build
-from toolkit.models.batchnorm import GroupedBatchNorm2d
-from toolkit.optim import make_optimizer
+from toolkit.models.batchnorm import (
+    GroupedBatchNorm2d,
+    fold_in,
+    grouped_norms,
+    last_statistics,
+)
+from toolkit.optim import make_optimizer, set_rate
 from toolkit.reduction import Reduction
 from toolkit.schema import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from toolkit.step import Stepper
@@ -27,15 +33,16 @@ def augment(batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return batch.x.float()[:, None], torch.nn.functional.one_hot(batch.y, 3).float()
 
 
-def make_stepper(microbatch=None, exact=False):
+def make_stepper(microbatch=None, exact=False, precision="no", name="adamw"):
     config = Config(
         run=RunConfig(name="x"),
         data=DataConfig(shards="x"),
         model=ModelConfig(name="cnn_tiny", norm_batch=GROUP, dropout=0.1 if exact else 0.0),
-        optim=OptimConfig(name="adamw", ema=0.5),
+        optim=OptimConfig(name=name, ema=0.5),
         train=TrainConfig(batch_size=BATCH, microbatch=microbatch, exact=exact),
     )
     accelerator, world = start("no", 1)
+    world = replace(world, precision=precision)
     plan = plan_batch(BATCH, microbatch, world.size, GROUP)
     torch.manual_seed(world.rank)  # the first rank's weights are everybody's
     model = build(config.model, 3, (16, 20))
@@ -113,12 +120,73 @@ def test_the_tree_of_sums_is_that_of_arithmetic():
         reduction = Reduction(torch.nn.Linear(1, 1), world, 1, exact=True)
         size = 8 // world.size
         for leaf in leaves[world.rank * size : (world.rank + 1) * size]:
-            reduction.add(leaf[None])
+            reduction.add(leaf)
         return reduction.total().item()
 
     for world_size in (1, 2, 4, 8):
         assert on_ranks(world_size, total) == [tree.item()] * world_size
     assert leaves.sum().item() != tree.item() or leaves.cumsum(0)[-1].item() != tree.item()
+
+
+def test_epochs_with_a_short_last_batch_accumulate_to_one_big_batch():
+    """27 samples, 16 a step: the second batch of an epoch is filled up from its beginning. Against
+    plain PyTorch, to 1e-5."""
+    order, generator = Order(27, BATCH, seed=3), torch.Generator().manual_seed(0)
+    x, y = torch.randn(27, 16, 20, generator=generator), torch.arange(27) % 3
+    assert order.steps_per_epoch == 2
+    numbers = [order.batch(step, range(BATCH)) for step in range(6)]
+
+    def accumulated(microbatch):
+        stepper = make_stepper(microbatch, name="sgd")
+        places, losses = np.arange(BATCH), []
+        for step, n in enumerate(numbers, 1):
+            parts = [slice(i, i + microbatch) for i in range(0, BATCH, microbatch)]
+            microbatches = [Batch(x[n[p]], y[n[p]], n[p], places[p]) for p in parts]
+            losses.append(stepper(microbatches, step, 0.05).loss)
+        return losses, {name: t.numpy() for name, t in stepper.strategy.weights().items()}
+
+    def plain():
+        config = make_stepper(name="sgd").config
+        torch.manual_seed(0)
+        model, losses = build(config.model, 3, (16, 20)), []
+        optimizer, norms = make_optimizer(model, config.optim), grouped_norms(model)
+        for n in numbers:
+            set_rate(optimizer, 0.05)
+            loss = torch.nn.functional.cross_entropy(model(x[n][:, None]), y[n])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            fold_in(norms, last_statistics(norms))
+            losses.append(loss.item())
+        return losses, {name: t.numpy() for name, t in model.state_dict().items()}
+
+    ((expected, weights),) = on_ranks(1, plain)
+    for accumulation in (1, 2, 4):
+        ((losses, found),) = on_ranks(1, lambda a=accumulation: accumulated(BATCH // a))
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        for name, value in weights.items():
+            scale = np.abs(value).max()
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
+def test_what_overflows_on_one_rank_is_skipped_on_all():
+    def overflow():
+        stepper = make_stepper(4, precision="fp16")
+        before = [t.clone() for t in stepper.strategy.weights().values()]
+        taken = []
+        for step in (1, 2, 3):
+            data = batches(stepper.plan, stepper.world.rank, step)
+            if step < 3 and stepper.world.rank == 1:
+                data[-1].x[0, 0, 0] = torch.inf
+            taken.append(stepper(data, step, 0.01).skipped)
+            after = stepper.strategy.weights().values()
+            same = all(map(torch.equal, before, after))
+            assert same == taken[-1] and all(t.isfinite().all() for t in after)
+        return taken, stepper.scale.figures()
+
+    figures = {"loss_scale": 2.0**14, "skipped": 2}
+    assert on_ranks(2, overflow) == [([True, True, False], figures)] * 2
 
 
 class Small(GroupedBatchNorm2d):
@@ -144,6 +212,26 @@ def test_out_of_memory_on_one_rank_all_halve_and_take_the_same_step():
     for found, microbatch, configured in on_ranks(2, starved):
         assert (microbatch, configured) == (4, None)
         assert_alike(found, expected)
+
+
+def test_out_of_memory_after_some_microsteps_leaves_nothing_of_them():
+    def starved():
+        stepper, forwards = make_stepper(8), []
+        forward = stepper.model
+
+        def second_fails(x):
+            forwards.append(len(x))
+            if len(forwards) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return forward(x)
+
+        stepper.model = second_fails
+        return train(stepper), forwards[:6]
+
+    (expected,) = on_ranks(1, lambda: train(make_stepper()))
+    ((found, forwards),) = on_ranks(1, starved)
+    assert forwards == [8, 8, 4, 4, 4, 4]
+    assert_alike(found, expected)
 
 
 def test_out_of_memory_with_the_smallest_microbatch_says_what_to_lower():

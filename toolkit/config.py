@@ -10,7 +10,7 @@ import yaml
 
 from shards.command import nearest
 from shards.errors import UserError
-from toolkit.schema import Config, check
+from toolkit.schema import CHOICES, Config, check
 
 
 def load(words: Sequence[str]) -> Config:
@@ -95,7 +95,8 @@ def cast(name: str, hint: Any, value: Any) -> Any:
         if base is str and isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)  # a run named 2024
         if base is str and value is False:
-            return "no"  # YAML 1.1 reads a bare `no` as false, and precision: no is a word here
+            # YAML 1.1 reads a bare `no` or `off` as false, and precision: no is a word here.
+            return "off" if "off" in CHOICES.get(name, ()) else "no"
         if base is float and not isinstance(value, bool):
             try:
                 return float(value)  # YAML 1.1 reads 3e-4 as a string

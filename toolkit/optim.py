@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from toolkit.precision import autocast
 from toolkit.schema import OptimConfig
 from toolkit.world import World
 
@@ -32,11 +33,12 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
+    fused = all(p.is_floating_point() for _, p in named)  # for complex ones there is no such kernel
     if config.name == "sgd":
         momentum = config.momentum
-        return torch.optim.SGD(groups, config.lr, momentum, nesterov=momentum > 0, fused=True)
+        return torch.optim.SGD(groups, config.lr, momentum, nesterov=momentum > 0, fused=fused)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
-    return kind(groups, config.lr, (config.beta1, config.beta2), fused=True)
+    return kind(groups, config.lr, (config.beta1, config.beta2), fused=fused)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -91,9 +93,7 @@ class Average:
     def __init__(self, model: nn.Module, decay: float, world: World):
         """Begin with the weights of `model`, which is not yet wrapped; `module` is the copy."""
         self.module = deepcopy(model).requires_grad_(False).to(world.device)
-        if world.precision != "no":
-            lower = {"bf16": torch.bfloat16, "fp16": torch.float16}[world.precision]
-            self.module.forward = torch.autocast(world.device.type, lower)(self.module.forward)
+        autocast(self.module, world)
         self.decay = decay
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 

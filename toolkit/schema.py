@@ -32,7 +32,7 @@ class DataConfig:
     samples_per_epoch: int | None = None  #: null: as many as the training part has
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
     threads: int = 2  #: that read ahead, a process
-    check: bool = True  #: hold every payload that is read against its checksum
+    check: bool = True  #: hold each payload against its checksum when it is first read
     resident: str = "auto"  #: auto | device | memory | none: where samples stay once they were read
     normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
@@ -122,6 +122,10 @@ class TrainConfig:
     batch_size: int = 32  #: global: samples per optimiser step over all processes
     microbatch: int | None = None  #: largest forward on one device; null: the whole share
     precision: str = "auto"  #: no | bf16 | fp16 | auto (what `accelerate launch` says)
+    compile: str = "off"  #: off | default | reduce-overhead: torch.compile of the training forward
+    channels_last: bool | str = "auto"  #: true | false | auto: where it is faster
+    tf32: bool = True  #: on GPUs: float32 products and convolutions of inputs rounded to 10 bits
+    cudnn_benchmark: bool = True  #: on GPUs: try convolutions, take the fastest; off with `exact`
     seed: int = 42  #: of weights, order, dropout and augmentation
     #: of the validation part: macro_f1 | accuracy | balanced_accuracy | loss | roc_auc |
     #: average_precision | ece | eer (two classes); chooses the epoch
@@ -129,10 +133,16 @@ class TrainConfig:
     patience: int = 0  #: evaluations without a better best_metric that end the training; 0: off
     log_every: int = 10  #: steps between lines of metrics.jsonl
     save_every: int = 0  #: steps between checkpoints; 0: at the end of each epoch
-    keep_last: int = 1  #: checkpoints to keep
+    save_minutes: float = 30.0  #: and after so many minutes without one; 0: off
+    keep_last: int = 2  #: checkpoints to keep: a damaged one is passed over for the one before it
+    keep_best: int = 0  #: and those of so many best epochs; best.safetensors is there anyway
     max_steps: int | None = None  #: stop after so many steps, evaluate and report: a dry run
     resume: str = "auto"  #: auto | never (start over) | must
     threads: int | None = None  #: CPU threads a process; null: the cores it may use, shared out
+    timeout: float = 600.0  #: seconds without progress that end all processes; 0: never
+    nonfinite_patience: int = 0  #: steps in a row, their loss or gradient not finite, to skip
+    overfit_batch: bool = False  #: train the first batch alone, to see that the model can learn
+    profile: bool = False  #: leave trace.json.gz and profile.txt of a few steps in the run's folder
     exact: bool = False  #: the same bits on 1, 2, 4, ... processes; needs microbatch and threads
 
 
@@ -177,6 +187,8 @@ CHOICES = {
     "data.balance": ("none", "class"),
     "data.resident": ("auto", "device", "memory", "none"),
     "train.precision": ("no", "bf16", "fp16", "auto"),
+    "train.compile": ("off", "default", "reduce-overhead"),
+    "train.channels_last": (True, False, "auto"),
     "train.best_metric": tuple(SIGNS),
     "optim.name": ("adamw", "adam", "sgd"),
     "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
@@ -197,6 +209,8 @@ AT_LEAST = {
     "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
     "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
+    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
+    "train.nonfinite_patience": 0,
     "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0,
@@ -229,11 +243,30 @@ def check(config: Config) -> None:
             raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
-            raise UserError(f"{name}={get(config, name)}: one of {', '.join(choices)}")
+            words = ", ".join(str(choice).lower() for choice in choices)
+            raise UserError(f"{name}={get(config, name)}: one of {words}")
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
     if config.augment.mix != "none" and config.model.norm_batch < 2:
         raise UserError(
             f"augment.mix={config.augment.mix} mixes within groups of model.norm_batch=1 sample; "
             "raise model.norm_batch to 2 or more"
+        )
+    if config.train.exact:
+        check_exact(config.train, config.model.norm_batch)
+
+
+def check_exact(train: TrainConfig, group: int) -> None:
+    """Raise a UserError unless every launch can compute the global batch in the same forwards."""
+    for name, what in (("microbatch", "samples of a forward"), ("threads", "threads a process")):
+        if getattr(train, name) is None:
+            raise UserError(f"train.exact=true needs train.{name}: {what}, the same on any launch")
+    halves = [train.batch_size >> n for n in range(train.batch_size.bit_length())]
+    fitting = [m for n, m in enumerate(halves) if m << n == train.batch_size and m % group == 0]
+    if train.microbatch not in fitting:
+        fit = ", ".join(map(str, fitting)) or f"none, batch norm takes model.norm_batch={group}"
+        raise UserError(
+            f"train.exact=true takes a power of two of microbatches, train.batch_size="
+            f"{train.batch_size} is none of train.microbatch={train.microbatch}; those that fit: "
+            f"{fit}"
         )

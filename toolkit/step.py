@@ -1,11 +1,13 @@
 """One optimiser step over one global batch, the same whatever ranks and micro-steps share it."""
 
 import logging
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
 
 from shards.errors import UserError
 from shards.loader import Batch
@@ -13,13 +15,17 @@ from shards.order import BatchPlan
 from shards.randomness import key
 from toolkit.augment import Augment
 from toolkit.optim import set_rate
+from toolkit.precision import LossScale, compiled
 from toolkit.reduction import Reduction
 from toolkit.schema import Config
 from toolkit.strategy import Strategy, micro_step
+from toolkit.watch import at
 from toolkit.world import World, sharding
 
 log = logging.getLogger(__name__)
 
+#: torch.manual_seed for one kind of device: it seeds all kinds there could be, half a millisecond.
+SEED = {"cpu": torch.default_generator.manual_seed, "cuda": torch.cuda.manual_seed}
 WISHES = ("stop", "save")  #: what any rank may ask for, and all ranks then do
 
 
@@ -29,6 +35,8 @@ class Outcome(NamedTuple):
     loss: float  #: mean over the global batch, before the step
     norm: float  #: of its gradient, before clipping
     asked: frozenset[str]  #: those of WISHES that some rank has
+    skipped: bool  #: fp16's gradients overflowed: nothing has moved but the loss scale
+    finite: bool  #: whether loss and gradient are; else nothing has moved
 
 
 class Stepper:
@@ -40,6 +48,8 @@ class Stepper:
         self.strategy, self.augment, self.config = strategy, augment, config
         self.plan, self.world = plan, world
         self.reduction = Reduction(strategy.module, world, 2 + len(WISHES), config.train.exact)
+        self.model = compiled(strategy.model, config.train, world)
+        self.scale = LossScale(world)
         self.pieces = 1  #: forwards that a microbatch of the plan has been cut into
 
     @property
@@ -55,7 +65,8 @@ class Stepper:
         Raises:
             UserError: not even the smallest microbatch fits into memory.
         """
-        strategy, accelerator = self.strategy, self.strategy.accelerator
+        at("train, step", step)
+        strategy = self.strategy
         set_rate(strategy.optimizer, rate)
         while True:
             loss, out_of_memory, *asked = self._sums(batches, step, wishes)
@@ -64,13 +75,19 @@ class Stepper:
             self._halve()
         self.reduction.give()
         clip = self.config.optim.grad_clip or torch.inf
-        norm = float(accelerator.clip_grad_norm_(strategy.model.parameters(), clip))
-        strategy.optimizer.step()
-        strategy.optimizer.zero_grad()
-        if strategy.average:
-            strategy.average.update(strategy.module, step)
+        self.scale.scaler.unscale_(strategy.optimizer)
+        norm = strategy.clip(clip)
+        skipped = self.scale.decide(norm)
+        finite = math.isfinite(loss) and (skipped or math.isfinite(norm))
+        if finite and not skipped:
+            strategy.optimizer.step()
+            self.reduction.fold_in()
+            if strategy.average:
+                strategy.average.update(strategy.module, step - self.scale.skipped)
+        strategy.forget_gradients()
         asked_for = frozenset(w for w, n in zip(WISHES, asked, strict=True) if n)
-        return Outcome(loss, norm, asked_for)
+        at("after step", step)
+        return Outcome(loss, norm, asked_for, skipped, finite)
 
     def _sums(self, batches: list[Batch], step: int, wishes: frozenset[str]) -> list[float]:
         """Forward, backward, and one collective: loss, ranks out of memory, those that wish."""
@@ -80,9 +97,9 @@ class Stepper:
         loss = torch.zeros((), dtype=torch.float64, device=device)
         try:
             for batch in batches:
-                loss = loss + self._micro_step(batch, step, last=batch is batches[-1])
+                loss = loss + self.micro_step(batch, step, last=batch is batches[-1])
                 if exact and batch is not batches[-1]:
-                    self.reduction.add(torch.stack([loss, *loss.new_zeros(1 + len(asked))]))
+                    self.reduction.add(loss)
                     loss = torch.zeros_like(loss)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
@@ -92,29 +109,38 @@ class Stepper:
             given_up = True
         if given_up and device.type == "cuda":  # outside `except`, which holds the tensors' frames
             torch.cuda.empty_cache()
-        self.reduction.add(torch.stack([loss, *loss.new_tensor([given_up, *asked])]), given_up)
+        self.reduction.add(loss, [given_up, *asked], given_up)
+        at("collective of step", step)
         return self.reduction.total().tolist()
 
-    def _micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
+    def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits (B, K) of one microbatch, and its targets (B,) or (B, K)."""
+        # Dropout is a function of the place in the global batch, whoever computes it.
+        drop = int(key(self.config.train.seed, step, int(batch.places[0]))[0] >> 1)
+        SEED.get(self.world.device.type, torch.manual_seed)(drop)
+        x, y = self.augment(batch, step)
+        return self.model(x), y
+
+    def micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
         """Forward and backward of one microbatch; its share of the global batch's mean loss.
 
         Microbatches are of one size, so the mean of their means is the mean over the global batch.
         """
         config, strategy, plan = self.config, self.strategy, self.plan
         with micro_step(strategy.accelerator, strategy.model, last):
-            # Dropout is a function of the place in the global batch, whoever computes it.
-            torch.manual_seed(int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1))
-            x, y = self.augment(batch, step)
-            logits = strategy.model(x)
+            logits, y = self.forward(batch, step)
             loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
             parts = plan.accumulation * self.pieces
-            share = loss / (parts if sharding() else parts * plan.world_size)  # they take the mean
-            strategy.accelerator.backward(share)
+            share = loss / (parts * plan.world_size if strategy.whole else parts)  # else: the mean
+            strategy.accelerator.backward(self.scale.scaler.scale(share))
+            self.reduction.hold()
+            if self.config.train.compile == "reduce-overhead" and not last:
+                own_gradients(strategy.model)
         return loss.detach().double() / (parts * plan.world_size)
 
     def _halve(self) -> None:
         """Cut microbatches further, into whole groups of batch norm; the config's numbers stay."""
-        self.strategy.optimizer.zero_grad()
+        self.strategy.forget_gradients()
         group, size = self.config.model.norm_batch, self.microbatch
         fitting = [n for n in range(2, size // group + 1) if size % (n * group) == 0]
         if not fitting:
@@ -128,6 +154,12 @@ class Stepper:
                 "out of memory: train.microbatch %d -> %d, accumulation %d; the same step again",
                 size, self.microbatch, self.plan.accumulation * self.pieces,
             )  # fmt: skip
+
+
+def own_gradients(model: nn.Module) -> None:
+    """Copy gradients out of memory that the next forward of a CUDA graph writes over."""
+    for p in model.parameters():
+        p.grad = None if p.grad is None else p.grad.clone()
 
 
 def cut(batch: Batch, pieces: int) -> list[Batch]:

@@ -7,7 +7,7 @@ every other one loads, exactly.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from shards.errors import UserError
 from shards.order import BatchPlan
 from toolkit.optim import Average
+from toolkit.precision import autocast
 from toolkit.schema import OptimConfig
 from toolkit.world import World, sharding
 
@@ -48,13 +49,12 @@ class Strategy:
                 f"optim.ema={config.ema} averages whole weights, and this launch spreads them; "
                 "use optim.ema=0, or DDP, ZeRO 1 or ZeRO 2"
             )
+        self.shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        self._raw = optimizer
         # Before forward is wrapped, since a copy's would lead to the original's.
         self.average = Average(model, config.ema, world) if config.ema else None
         accelerator.gradient_accumulation_steps = 1  # micro-steps are the plan's, not a launcher's
-        if sharding() and world.precision == "bf16":
-            # As DDP does it: weights, gradients and buffers stay float32, whatever holds them.
-            autocast = torch.autocast(world.device.type, torch.bfloat16)
-            model.forward = autocast(model.forward)
+        autocast(model, world)
         if self.zero:
             # DeepSpeed calls what torch has renamed, and torch says so at every step.
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -63,30 +63,57 @@ class Strategy:
         if sharding():
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         else:  # no DDP: toolkit.reduction sums the gradients, with all else that ranks share
-            self.model = accelerator.prepare_model(model, evaluation_mode=True)
-            self.optimizer = accelerator.prepare_optimizer(optimizer)
-            for module in filter(None, (model, self.average and self.average.module)):
+            self.model, self.optimizer = model.to(world.device), optimizer
+            for module in (model, *([self.average.module] if self.average else [])):
                 for tensor in module.state_dict().values() if world.size > 1 else ():
                     torch.distributed.broadcast(tensor, 0)
         self.module = bare(self.model)
+        self.whole = [] if sharding() else list(self.module.parameters())  #: not spread
         if self.zero:
             backward = self.model.backward  # the loop has divided by the micro-steps already
             self.model.backward = lambda loss: backward(loss, scale_wrt_gas=False)
+
+    def clip(self, limit: float) -> float:
+        """Scale the gradient down to `limit`, where it is longer; its norm before."""
+        if not self.whole:
+            return float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        gradients = [p.grad for p in self.whole if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        found = float(norm)
+        if not found < limit:  # else all would be scaled by 1
+            nn.utils.clip_grads_with_norm_(self.whole, limit, norm)
+        return found
+
+    def forget_gradients(self) -> None:
+        """Before the first forward of a step."""
+        if not self.whole:
+            self.optimizer.zero_grad()
+        for p in self.whole:
+            p.grad = None
 
     @property
     def judged(self) -> nn.Module:
         """What is evaluated, and kept as the best: the average of the weights, if there is one."""
         return self.average.module if self.average else self.model
 
-    def judged_weights(self) -> Tensors:
-        """Its whole weights and buffers; only rank 0 can count on having them."""
-        return self.average.module.state_dict() if self.average else self.weights()
+    def tensors(self) -> dict[str, Tensors]:
+        """All that a checkpoint holds; only rank 0 can count on having it."""
+        groups = {"model": self.weights(), "optimizer": self.moments()}
+        if self.average:
+            groups["ema"] = self.average.module.state_dict()
+        return groups
 
     def weights(self) -> Tensors:
-        """The whole weights and buffers; only rank 0 can count on having them."""
+        """The whole weights, which only the optimiser's step changes, and copies of the buffers."""
         if sharding():
             return self.accelerator.get_state_dict(self.model) or {}
-        return self.module.state_dict()
+        lasting = dict(self.module.named_parameters())
+        tensors = self.module.state_dict()
+        return {name: t if name in lasting else t.clone() for name, t in tensors.items()}
+
+    def before_step(self, action: Callable[[], None]) -> None:
+        """Have every step of the optimiser begin with `action`."""
+        self._raw.register_step_pre_hook(lambda *_: action())
 
     def load_weights(self, tensors: Tensors) -> None:
         """Take over whole weights and buffers."""
@@ -108,11 +135,11 @@ class Strategy:
             self.module.load_state_dict(tensors)
 
     def moments(self) -> Tensors:
-        """The optimiser's whole state, as `features.0.weight.exp_avg`, on every rank."""
+        """The optimiser's whole state, as `features.0.weight.exp_avg`; its step may change it."""
         if self.zero:
             return zero_moments(self.module, self.model.optimizer)
         return {
-            f"{name}.{key}": (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+            f"{name}.{key}": value.full_tensor().cpu() if isinstance(value, DTensor) else value
             for name, p in sharded_parameters(self.module)
             for key, value in self.optimizer.state.get(p, {}).items()
         }
@@ -159,8 +186,13 @@ def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def place(entry: Tensors, p: nn.Parameter) -> Tensors:
     """One parameter's state, in parts where the parameter is."""
-    if not isinstance(p, DTensor):
-        return entry
+    if not isinstance(p, DTensor):  # in the parameter's own layout, such as channels_last
+        return {
+            key: torch.empty_like(p, dtype=value.dtype).copy_(value)
+            if value.shape == p.shape
+            else value
+            for key, value in entry.items()
+        }
     return {
         key: distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
         if value.shape == p.shape

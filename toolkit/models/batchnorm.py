@@ -13,7 +13,8 @@ from torch import nn
 class GroupedBatchNorm2d(nn.Module):
     """Batch norm over each group of `group_size` consecutive samples of a microbatch.
 
-    Shape: (B, C, H, W) -> (B, C, H, W), B a multiple of `group_size` in training.
+    Shape: (B, C, H, W) -> (B, C, H, W), B a multiple of `group_size` in training. Of float16 or
+    bfloat16 torch's kernels compute in float32, statistics included, and round the result once.
     """
 
     running_mean: torch.Tensor
@@ -28,10 +29,9 @@ class GroupedBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        # What the groups of this step gave so far: not part of the state between steps.
+        # Of the last forward: not part of the state between steps.
         self.register_buffer("step_mean", torch.zeros(channels), persistent=False)
         self.register_buffer("step_var", torch.zeros(channels), persistent=False)
-        self.step_groups = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -39,16 +39,14 @@ class GroupedBatchNorm2d(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         assert x.shape[0] % self.group_size == 0, "plan_batch gives whole groups"
-        groups = [self._normalise(group) for group in x.split(self.group_size)]
+        groups = [self._normalise(group, k) for k, group in enumerate(x.split(self.group_size), 1)]
         return groups[0] if len(groups) == 1 else torch.cat(groups)
 
-    def _normalise(self, group: torch.Tensor) -> torch.Tensor:
-        self.step_groups += 1
+    def _normalise(self, group: torch.Tensor, k: int) -> torch.Tensor:
         # With momentum 1/k the k-th call leaves the plain mean of k statistics behind.
         return F.batch_norm(
-            group, self.step_mean, self.step_var, self.weight, self.bias,
-            True, 1.0 / self.step_groups, self.eps,
-        )  # fmt: skip
+            group, self.step_mean, self.step_var, self.weight, self.bias, True, 1.0 / k, self.eps
+        )
 
 
 def grouped_norms(model: nn.Module) -> list[GroupedBatchNorm2d]:
@@ -57,20 +55,15 @@ def grouped_norms(model: nn.Module) -> list[GroupedBatchNorm2d]:
     return [norm for norm in norms if norm.weight.requires_grad]
 
 
-def take_statistics(norms: list[GroupedBatchNorm2d]) -> list[torch.Tensor]:
-    """Mean and variance over the groups since they were last taken: two (C,) a layer.
-
-    They lie in the layers and hold until the next forward.
-    """
-    for norm in norms:
-        norm.step_groups = 0
+def last_statistics(norms: list[GroupedBatchNorm2d]) -> list[torch.Tensor]:
+    """Mean and variance over the groups of the last forward, as they lie in the layers: two (C,) a
+    layer."""
     return [s for norm in norms for s in (norm.step_mean, norm.step_var)]
 
 
 @torch.no_grad()
-def fold_in(norms: list[GroupedBatchNorm2d], statistics: list[torch.Tensor]) -> None:
-    """Fold the statistics of one optimiser step, as `take_statistics` gives them, into the running
-    ones. Every rank has seen as many groups, so the mean over ranks is the mean over groups."""
-    for norm, mean, var in zip(norms, statistics[::2], statistics[1::2], strict=True):
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(var, norm.momentum)
+def fold_in(norms: list[GroupedBatchNorm2d], means: list[torch.Tensor]) -> None:
+    """Fold the statistics of one optimiser step, means over its forwards, into the running ones.
+    Every rank has seen as many groups, so the mean over ranks is the mean over groups."""
+    running = [s for norm in norms for s in (norm.running_mean, norm.running_var)]
+    torch._foreach_lerp_(running, means, norms[0].momentum)
