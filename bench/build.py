@@ -26,8 +26,8 @@ from side_by_side import (
 )
 
 from shards.build import build
+from shards.crew import fresh_context
 from shards.mel import MelSettings, log_mel
-from shards.workers import fresh_context
 
 RATE, SECONDS, SETTINGS = 44100, 5, MelSettings()
 Lines = list[str]

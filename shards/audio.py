@@ -3,6 +3,7 @@
 Shapes: `n` samples of a recording, `C` channels. Waves are float32, full scale 1.0.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,7 +56,7 @@ class Levels:
         self.frames += len(block)
         self.samples += block.size
         low, high = float(block.min()), float(block.max())
-        if not np.isfinite([low, high]).all():
+        if not (math.isfinite(low) and math.isfinite(high)):
             self.bad += int(np.count_nonzero(~np.isfinite(block)))
         self.peak = max(self.peak, -low, high)
         if max(-low, high) >= FULL_SCALE:
