@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import nullcontext
 
 from shards.command import guard
 from toolkit.config import load
@@ -18,7 +19,7 @@ def main() -> None:
     yield_cores()
     if "--debug" in sys.argv:
         config = at_the_desk(config)
-    with noted():
+    with nullcontext() if config.train.overfit_batch else noted():  # there nothing is saved
         from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
         from toolkit.overfit import overfit_batch
 

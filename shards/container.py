@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-BLOCK, PIECE = 1 << 18, 1 << 15  # values read at once, handed on at once: these stay in the cache
-STEP = np.float32(2**-15)  # of 16-bit audio
+BLOCK = 1 << 18  # values read at once: 1 MB
 RATES = range(1000, 768_001)  # Hz; a header that says anything else is broken
 
 #: What FFmpeg may take a file for. Playlists, image sequences and the like would have it open other
@@ -40,7 +39,8 @@ class Probe:
 
 
 class Source(NamedTuple):
-    """An open file; `blocks(first, last)` yields its frames as (n, C), n <= some 10^5."""
+    """An open file; `blocks(first, last)` yields its frames as (n, C) float32 or int16, some 10^5
+    values at once."""
 
     header: Probe
     blocks: Callable[[int, int | None], Iterator[np.ndarray]]
@@ -75,17 +75,15 @@ def source(path: str | os.PathLike[str]) -> Iterator[Source]:
 
 
 def sndfile_blocks(file: Any, first: int, last: int | None) -> Iterator[np.ndarray]:
-    """The frames from `first` to `last` of a soundfile.SoundFile."""
+    """The frames from `first` to `last` of a soundfile.SoundFile; as int16 if they have 16 bits."""
     if first:
         file.seek(min(first, file.frames))
     left = file.frames - first if last is None else last - first
     kind = "int16" if file.subtype == "PCM_16" else "float32"
-    most, each = (max(1, values // file.channels) for values in (BLOCK, PIECE))
+    most = max(1, BLOCK // file.channels)
     while left > 0 and len(block := file.read(min(most, left), dtype=kind, always_2d=True)):
         left -= len(block)
-        for n in range(0, len(block), each):
-            piece = block[n : n + each]
-            yield piece if kind == "float32" else piece * STEP  # libsndfile's floats, but faster
+        yield block
 
 
 @contextmanager

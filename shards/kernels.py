@@ -55,27 +55,27 @@ def cut(
             out[n] = inside[n] * weight[n]
 
 
-@compiled("void(f4[:, ::1], f4[:, ::1])")
-def power_by_fours(spectrum: np.ndarray, fours: np.ndarray) -> None:
-    """re^2 + im^2 of (T, 2 F) into (T / 4, 4 F): four frames bin by bin."""
-    for four in range(len(fours)):
-        a, b = spectrum[4 * four], spectrum[4 * four + 1]
-        c, d = spectrum[4 * four + 2], spectrum[4 * four + 3]
-        out = fours[four]
-        for n in range(len(out) // 4):
-            re, im = 2 * n, 2 * n + 1
-            out[4 * n] = a[re] * a[re] + a[im] * a[im]
-            out[4 * n + 1] = b[re] * b[re] + b[im] * b[im]
-            out[4 * n + 2] = c[re] * c[re] + c[im] * c[im]
-            out[4 * n + 3] = d[re] * d[re] + d[im] * d[im]
+@compiled("void(f4[:, ::1], f4[:, ::1], c16[:, ::1], c16[:, ::1])")
+def powers(spectrum: np.ndarray, four: np.ndarray, pieces: np.ndarray, power: np.ndarray) -> None:
+    """re^2 + im^2 of (T, 2 F), transposed: `power` (F, T / 4), where four float32 are a complex.
 
-
-@compiled("void(c16[:, ::1], c16[:, ::1])")
-def transpose_fours(fours: np.ndarray, columns: np.ndarray) -> None:
-    """(T / 4, F) into (F, at least T / 4), where four float32 pass for one complex number."""
-    for n in range(fours.shape[1]):
-        for four in range(len(fours)):
-            columns[n, four] = fours[four, n]
+    By way of `four` (4, 4 F), where four times four frames stand bin by bin; `pieces` (4, F) is the
+    same memory, complex.
+    """
+    for first in range(0, len(spectrum) // 4, 4):
+        for row in range(4):
+            place, out = 4 * (first + row), four[row]
+            a, b = spectrum[place], spectrum[place + 1]
+            c, d = spectrum[place + 2], spectrum[place + 3]
+            for n in range(len(out) // 4):
+                re, im = 2 * n, 2 * n + 1
+                out[4 * n] = a[re] * a[re] + a[im] * a[im]
+                out[4 * n + 1] = b[re] * b[re] + b[im] * b[im]
+                out[4 * n + 2] = c[re] * c[re] + c[im] * c[im]
+                out[4 * n + 3] = d[re] * d[re] + d[im] * d[im]
+        for n in range(pieces.shape[1]):
+            for row in range(4):
+                power[n, first + row] = pieces[row, n]
 
 
 @compiled("void(f4[:, ::1], f4[:, ::1], i8[::1], i8[::1], f4[:, ::1], f4, f4[:, :])")

@@ -24,6 +24,7 @@ from toolkit.guards import Guard
 from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
+from toolkit.models.transfer import prepare
 from toolkit.optim import learning_rate, make_optimizer
 from toolkit.precision import arrange
 from toolkit.report import write_fold
@@ -161,10 +162,11 @@ def fit(config: Config) -> dict[str, Any]:
 def make_model(
     config: Config, shard_set: ShardSet, accelerator: Accelerator, world: World, plan: BatchPlan
 ) -> Strategy:
-    """The model with fresh weights, its optimiser, and the average of its weights if there is one,
-    as this launch spreads them."""
+    """The model with the weights that it begins with, its optimiser, and the average of its weights
+    if there is one, as this launch spreads them."""
     torch.manual_seed(config.train.seed)
     model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    prepare(model, config.model, shard_set.class_names)
     model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)

@@ -177,11 +177,11 @@ def micro_step(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterat
 
 
 def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters, as the optimiser holds them: FSDP shows whole ones after a forward."""
+    """What is trained, by name, as the optimiser holds it: FSDP shows it whole after a forward."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
-    return module.named_parameters()
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 def place(entry: Tensors, p: nn.Parameter) -> Tensors:
