@@ -67,12 +67,16 @@ def ratio(slow: list[Turn], fast: list[Turn], clock: str = "wall") -> list[float
     return sorted(getattr(a, clock) / getattr(b, clock) for a, b in pairs)
 
 
-def mark(about: str, ratios: list[float], least: float, style: str = "{:.2f}x") -> str:
-    """A row of the table of marks: median, spread, what is wanted, whether it is reached."""
+def mark(
+    about: str, ratios: list[float], least: float, style: str = "{:.2f}x", most: bool = False
+) -> str:
+    """A row of the table of marks: median, spread, what is wanted at least (or at `most`), whether
+    it is reached."""
     middle, low, high = (
         style.format(x) for x in (statistics.median(ratios), ratios[0], ratios[-1])
     )
-    reached = "yes" if statistics.median(ratios) >= least else "**no**"
+    found = statistics.median(ratios)
+    reached = "yes" if (found <= least if most else found >= least) else "**no**"
     return f"| {about} | {middle} | {low} to {high} | {style.format(least)} | {reached} |"
 
 

@@ -9,7 +9,7 @@ import torch
 
 from shards.feed import Feed, Reading
 from shards.index import ShardSet
-from shards.order import BatchPlan, Order, share
+from shards.order import BatchPlan, Order
 from shards.resident import Store, choose
 from shards.selection import Selection
 
@@ -105,23 +105,24 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """This rank's share of `selection`, in order, each sample once over all ranks.
 
-    `places` are places in `selection`. All ranks get the same number of batches, all of one size,
-    `batch_size` or the longest share: where a share has ended they are padded, by samples whose
-    number and place are -1.
+    `places` are places in `selection`. Which samples share a batch is the same on any number of
+    ranks, so that no model can tell them apart; each takes as many of the batches, all of one size:
+    where `selection` has ended they are padded, by samples whose number and place are -1.
     """
-    n, mine = len(selection), share(len(selection), rank, world_size)
+    n = len(selection)
     if n == 0:
         return
-    longest = -(-n // world_size)
-    batch_size = min(batch_size, longest)
+    batch_size = min(batch_size, n)
+    batches = -(-n // (batch_size * world_size))
+    first = rank * batches * batch_size
 
     def numbers(step: int, part: range) -> np.ndarray:
-        places = mine.start + step * batch_size + np.arange(part.start, part.stop)
+        places = first + step * batch_size + np.arange(part.start, part.stop)
         return selection[np.minimum(places, n - 1)]
 
     store = Store("none", np.zeros(0, np.int64), shard_set.shape, device)
     feed = Feed(shard_set, numbers, batch_size, store, reading, device)
-    for step, (x, y, found) in enumerate(feed.steps(0, -(-longest // batch_size))):
-        places = mine.start + step * batch_size + np.arange(batch_size)
-        inside = places < mine.stop
+    for step, (x, y, found) in enumerate(feed.steps(0, batches)):
+        places = first + step * batch_size + np.arange(batch_size)
+        inside = places < n
         yield Batch(x, y, np.where(inside, found, -1), np.where(inside, places, -1))

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,18 +33,10 @@ class Reader:
     cache. With `maps` that is done once, and then they serve.
     """
 
-    def __init__(
-        self,
-        shard_set: ShardSet,
-        tars: Path | None = None,
-        check: bool = True,
-        maps: Maps | None = None,
-    ):
+    def __init__(self, shard_set: ShardSet, check: bool = True, maps: Maps | None = None):
         self.shard_set, self.check = shard_set, check
         self.maps = maps
         self.bytes = 0  #: read so far
-        # Tars and index are not yet together while a set is made.
-        self._tars = shard_set if tars is None else ShardSet(tars, shard_set.info)
         self._open: dict[int, _File] = {}
         self._size = 2 * int(np.prod(shard_set.shape))
         self._doing: str | int | np.ndarray = "at rest"  # a word, or the shards that are read
@@ -69,7 +60,9 @@ class Reader:
         doing = self._doing
         if isinstance(doing, str):
             return doing
-        return "reading " + ", ".join(map(self._tars.shard_place, np.unique(doing).tolist()[:4]))
+        return "reading " + ", ".join(
+            map(self.shard_set.shard_place, np.unique(doing).tolist()[:4])
+        )
 
     def read(self, numbers: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The samples with these numbers, in this order, in dB.
@@ -118,7 +111,7 @@ class Reader:
                     raise ShardError(f"{file.path}: other bytes at {offset} than the index says")
             self.bytes += self._size * len(rows)
         except OSError as error:
-            raise ShardError(f"{self._tars.shard_place(shard)}: {error.strerror}") from None
+            raise ShardError(f"{self.shard_set.shard_place(shard)}: {error.strerror}") from None
         self._doing = "at rest"
 
     def _again(self, maps: Maps, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
@@ -161,11 +154,11 @@ class Reader:
             done += count
 
     def _opened(self, shard: int) -> _File:
-        while len(self._open) >= self._tars.open_at_most:
+        while len(self._open) >= self.shard_set.open_at_most:
             os.close(self._open.pop(next(iter(self._open))).descriptor)
         self._doing = f"waiting for shard {shard}"
-        path = self._tars.shard_place(shard)
+        path = self.shard_set.shard_place(shard)
         self._doing = f"opening {path}"
-        descriptor = self._tars.open_shard(shard)
+        descriptor = self.shard_set.open_shard(shard)
         self._open[shard] = file = _File(descriptor, path, _identity(os.fstat(descriptor)))
         return file

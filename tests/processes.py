@@ -5,8 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +32,8 @@ def train(world_size: int, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
-    """What `function` returns on each of `world_size` forked processes joined by gloo."""
+    """What `function` returns on each of `world_size` forked processes joined by gloo; None of
+    those that were killed, if all were."""
     context = multiprocessing.get_context("fork")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,13 +45,21 @@ def on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
     ]
     for process in ranks:
         process.start()
+    found, deadline = {}, time.monotonic() + 60
     try:
-        found = dict(results.get(timeout=60) for _ in ranks)
+        while len(found) < world_size and time.monotonic() < deadline:
+            over = not any(process.is_alive() for process in ranks)
+            try:
+                rank, result = results.get(timeout=0.1)
+                found[rank] = result
+            except Empty:
+                if over:
+                    break
     finally:
         for process in ranks:
             process.join(10)
             process.kill()
-    return [found[rank] for rank in range(world_size)]
+    return [found.get(rank) for rank in range(world_size)]
 
 
 def one_rank(

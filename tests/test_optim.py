@@ -130,6 +130,16 @@ def test_weight_decay_of_each_optimiser(name, after):
     assert model.bias.item() == bias
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_what_has_no_fused_kernel_trains_without(name):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = make_optimizer(model, OptimConfig(name=name, lr=0.1, weight_decay=0))
+    model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step()
+    assert (model.weight.real < 1).all()
+
+
 def test_adam_takes_its_betas():
     parameter = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(parameter.weight)

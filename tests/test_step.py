@@ -120,7 +120,7 @@ def test_the_tree_of_sums_is_that_of_arithmetic():
         reduction = Reduction(torch.nn.Linear(1, 1), world, 1, exact=True)
         size = 8 // world.size
         for leaf in leaves[world.rank * size : (world.rank + 1) * size]:
-            reduction.add(leaf[None])
+            reduction.add(leaf)
         return reduction.total().item()
 
     for world_size in (1, 2, 4, 8):

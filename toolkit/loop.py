@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,7 +16,7 @@ from shards.index import ShardSet
 from shards.loader import Loader
 from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
-from toolkit import history, track
+from toolkit import exact, history, track
 from toolkit.augment import Augment, Transform
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
@@ -23,6 +24,7 @@ from toolkit.guards import Guard
 from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
+from toolkit.models.transfer import prepare
 from toolkit.optim import learning_rate, make_optimizer
 from toolkit.precision import arrange
 from toolkit.report import write_fold
@@ -43,6 +45,7 @@ def fit(config: Config) -> dict[str, Any]:
 
     # World: the processes of this launch.
     accelerator, world = start(train.precision, train.threads, train.timeout)
+    exact.prepare(train, world)
 
     # Data: which samples, in which order, spread over ranks and micro-steps.
     shard_set, parts, order, mean, std = open_parts(config)
@@ -76,7 +79,7 @@ def fit(config: Config) -> dict[str, Any]:
     stepper.scale.load(state)
     past = History(state["history"], config)
     target = state["step"] if past.stopped else target
-    finished = track.finished(folder, target)
+    finished = broadcast_object_list([track.finished(folder, target)])[0]
     if finished:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
         accelerator.end_training()
@@ -159,10 +162,11 @@ def fit(config: Config) -> dict[str, Any]:
 def make_model(
     config: Config, shard_set: ShardSet, accelerator: Accelerator, world: World, plan: BatchPlan
 ) -> Strategy:
-    """The model with fresh weights, its optimiser, and the average of its weights if there is one,
-    as this launch spreads them."""
+    """The model with the weights that it begins with, its optimiser, and the average of its weights
+    if there is one, as this launch spreads them."""
     torch.manual_seed(config.train.seed)
     model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    prepare(model, config.model, shard_set.class_names)
     model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)

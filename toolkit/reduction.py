@@ -4,12 +4,22 @@ All of it travels in one flat buffer, so that whatever one rank has met (a signa
 every rank knows before the optimiser moves. `A` micro-steps on each of `R` ranks.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from toolkit.models.batchnorm import fold_in, grouped_norms, last_statistics
 from toolkit.world import World, sharding
+
+
+class Buffer(NamedTuple):
+    """What travels, and views of its parts: to make them takes long."""
+
+    flat: torch.Tensor
+    parts: list[torch.Tensor]
 
 
 class Reduction:
@@ -31,8 +41,8 @@ class Reduction:
         self._forwards = 0
         tensors = [*self.parameters, *self._held]
         self.sizes = [*(t.numel() for t in tensors), extras]
-        self._free: list[torch.Tensor] = []
-        self._sums: list[tuple[int, torch.Tensor]] = []  # height in the tree, sum: highest first
+        self._free: list[Buffer] = []
+        self._sums: list[tuple[int, Buffer]] = []  # height in the tree, sum: highest first
         self._sent = self._new()  # before anything else can take the memory
 
     def hold(self) -> None:
@@ -42,28 +52,36 @@ class Reduction:
             torch._foreach_add_(self._held, self._seen)
             torch._foreach_zero_(self._seen)  # the next forward weighs it by 0: not so NaN
 
-    def add(self, extras: torch.Tensor, given_up: bool = False) -> None:
-        """Take the model's gradients, what was held, and `extras` (E,), as one summand.
+    def add(self, loss: torch.Tensor, others: Sequence[float] = (), given_up: bool = False) -> None:
+        """Take the model's gradients, what was held, and as extras loss and others, as one summand.
 
         Where memory ran out they are `given_up`: zeros, so that the other ranks do not wait.
         """
-        buffer = self._free.pop() if self._free else self._new()
-        *parts, last = self._views(buffer)
+        height, begun = 0, bool(self._sums) and not self._sums[-1][0]
+        if begun:  # by the leaf before this one: added there, a copy is saved
+            height, buffer = 1, self._sums.pop()[1]
+        else:
+            buffer = self._free.pop() if self._free else self._new()
+            buffer.parts[-1].zero_()
+        *parts, last = buffer.parts
         if given_up:
-            buffer.zero_()
+            buffer.flat.zero_()
         elif parts:
             here = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-            torch._foreach_copy_(parts, [*here, *self._held])
-        last.copy_(extras)
+            take = torch._foreach_add_ if begun else torch._foreach_copy_
+            take(parts, [*here, *self._held])
+        last[0] += loss.float()
+        if any(others):
+            last[1:] += torch.tensor(others, device=last.device)
         if self._seen:
             torch._foreach_zero_([*self._held, *self._seen])
         for p in self.parameters:
             p.grad = None
-        height = 0
         while self._sums and self._sums[-1][0] == height:
             _, lower = self._sums.pop()
+            lower.flat.add_(buffer.flat)
             self._free.append(buffer)
-            buffer, height = lower.add_(buffer), height + 1
+            buffer, height = lower, height + 1
         self._sums.append((height, buffer))
 
     def total(self) -> torch.Tensor:
@@ -73,19 +91,19 @@ class Reduction:
         if self.world.size > 1 and self.exact:
             self._sent = self._double(self._sent)
         elif self.world.size > 1:
-            dist.all_reduce(self._sent)
+            dist.all_reduce(self._sent.flat)
         self._free.append(self._sent)
         self._sums, self._summands, self._forwards = [], self._forwards * self.world.size, 0
-        return self._views(self._sent)[-1]
+        return self._sent.parts[-1]
 
     def give(self) -> None:
         """Give the parameters their gradients."""
-        for p, gradient in zip(self.parameters, self._views(self._sent), strict=False):
+        for p, gradient in zip(self.parameters, self._sent.parts, strict=False):
             p.grad = gradient
 
     def fold_in(self) -> None:
         """Give batch norm's layers the means over all forwards."""
-        means = self._views(self._sent)[len(self.parameters) : -1]
+        means = self._sent.parts[len(self.parameters) : -1]
         if means:
             torch._foreach_div_(means, self._summands)
             fold_in(self.norms, means)
@@ -96,24 +114,23 @@ class Reduction:
         if self._seen:
             torch._foreach_zero_([*self._held, *self._seen])
 
-    def _double(self, mine: torch.Tensor) -> torch.Tensor:
+    def _double(self, mine: Buffer) -> Buffer:
         """Recursive doubling: ranks meet in the tree's order, and a + b is b + a bit for bit."""
         distance, other = 1, self._free.pop() if self._free else self._new()
         while distance < self.world.size:
             partner = self.world.rank ^ distance
-            there = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, other, partner)]
-            for work in dist.batch_isend_irecv(there):
+            there = [(dist.isend, mine.flat), (dist.irecv, other.flat)]
+            for work in dist.batch_isend_irecv([dist.P2POp(*w, partner) for w in there]):
                 work.wait()
-            mine, distance = mine.add_(other), 2 * distance
+            mine.flat.add_(other.flat)
+            distance *= 2
         self._free.append(other)
         return mine
 
-    def _new(self) -> torch.Tensor:
-        return torch.empty(sum(self.sizes), device=self.world.device)
-
-    def _views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
-        """The parts of a buffer; a gradient's elements lie as its parameter's do."""
-        parts = list(buffer.split(self.sizes))
+    def _new(self) -> Buffer:
+        """A gradient's elements lie as its parameter's do."""
+        flat = torch.empty(sum(self.sizes), device=self.world.device)
+        parts = list(flat.split(self.sizes))
         for i, p in enumerate(self.parameters):
             parts[i] = parts[i].as_strided(p.shape, p.stride(), parts[i].storage_offset())
-        return parts
+        return Buffer(flat, parts)

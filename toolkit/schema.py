@@ -46,9 +46,25 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    name: str  #: a name of toolkit.models.REGISTRY
+    name: str  #: a name of toolkit.models.REGISTRY, or timm:NAME; null below: the model's own
     norm_batch: int = 16  #: samples of the global batch that share batch norm statistics
-    dropout: float = 0.0  #: before the classifier
+    dropout: float = 0.0  #: before the classifier, and where the model has more of it
+    filters: list[int] | None = None  #: channels of each stage or block
+    blocks: list[int] | None = None  #: residual blocks of each stage
+    bottleneck: bool | None = None  #: residual blocks of 1x1, 3x3, 1x1 instead of 3x3, 3x3
+    patch: int | list[int] | None = None  #: cells of a patch: a side, or [bands, frames]
+    overlap: int | list[int] | None = None  #: cells that neighbouring patches share, likewise
+    conv_stem: bool = False  #: strided convolutions make the patches
+    dim: int | None = None  #: width: of a ViT's tokens, of an LSTM's states one way
+    depth: int | None = None  #: transformer blocks
+    heads: int | None = None  #: of the attention; divides dim
+    mlp_dim: int | None = None  #: width inside an MLP; null: 4 dim
+    embed_dropout: float = 0.0  #: of the tokens that enter the first block
+    patch_dropout: float = 0.0  #: share of the patches that each sample leaves out in training
+    drop_path: float = 0.0  #: stochastic depth of the last block; those before rise to it from 0
+    pretrained: bool | str = False  #: timm's weights: cached or downloaded, or a .safetensors file
+    init_from: str | None = None  #: weights to begin with: a run, a fold, or a .safetensors file
+    freeze: list[str] | None = None  #: parts not to train; [backbone]: a probe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +199,8 @@ CHOICES = {
 AT_LEAST = {
     "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
     "data.samples_per_epoch": 1,
-    "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
+    "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
+    "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
     "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
@@ -200,6 +217,7 @@ AT_LEAST = {
 }  # fmt: skip
 AT_MOST = {"data.fraction": 1}
 BELOW_ONE = (
+    "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
     "optim.ema",
 )  # fmt: skip
@@ -233,4 +251,22 @@ def check(config: Config) -> None:
         raise UserError(
             f"augment.mix={config.augment.mix} mixes within groups of model.norm_batch=1 sample; "
             "raise model.norm_batch to 2 or more"
+        )
+    if config.train.exact:
+        check_exact(config.train, config.model.norm_batch)
+
+
+def check_exact(train: TrainConfig, group: int) -> None:
+    """Raise a UserError unless every launch can compute the global batch in the same forwards."""
+    for name, what in (("microbatch", "samples of a forward"), ("threads", "threads a process")):
+        if getattr(train, name) is None:
+            raise UserError(f"train.exact=true needs train.{name}: {what}, the same on any launch")
+    halves = [train.batch_size >> n for n in range(train.batch_size.bit_length())]
+    fitting = [m for n, m in enumerate(halves) if m << n == train.batch_size and m % group == 0]
+    if train.microbatch not in fitting:
+        fit = ", ".join(map(str, fitting)) or f"none, batch norm takes model.norm_batch={group}"
+        raise UserError(
+            f"train.exact=true takes a power of two of microbatches, train.batch_size="
+            f"{train.batch_size} is none of train.microbatch={train.microbatch}; those that fit: "
+            f"{fit}"
         )

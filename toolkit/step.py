@@ -24,6 +24,8 @@ from toolkit.world import World, sharding
 
 log = logging.getLogger(__name__)
 
+#: torch.manual_seed for one kind of device: it seeds all kinds there could be, half a millisecond.
+SEED = {"cpu": torch.default_generator.manual_seed, "cuda": torch.cuda.manual_seed}
 WISHES = ("stop", "save")  #: what any rank may ask for, and all ranks then do
 
 
@@ -64,7 +66,7 @@ class Stepper:
             UserError: not even the smallest microbatch fits into memory.
         """
         at("train, step", step)
-        strategy, accelerator = self.strategy, self.strategy.accelerator
+        strategy = self.strategy
         set_rate(strategy.optimizer, rate)
         while True:
             loss, out_of_memory, *asked = self._sums(batches, step, wishes)
@@ -74,7 +76,7 @@ class Stepper:
         self.reduction.give()
         clip = self.config.optim.grad_clip or torch.inf
         self.scale.scaler.unscale_(strategy.optimizer)
-        norm = float(accelerator.clip_grad_norm_(strategy.model.parameters(), clip))
+        norm = strategy.clip(clip)
         skipped = self.scale.decide(norm)
         finite = math.isfinite(loss) and (skipped or math.isfinite(norm))
         if finite and not skipped:
@@ -82,7 +84,7 @@ class Stepper:
             self.reduction.fold_in()
             if strategy.average:
                 strategy.average.update(strategy.module, step - self.scale.skipped)
-        strategy.optimizer.zero_grad()
+        strategy.forget_gradients()
         asked_for = frozenset(w for w, n in zip(WISHES, asked, strict=True) if n)
         at("after step", step)
         return Outcome(loss, norm, asked_for, skipped, finite)
@@ -97,7 +99,7 @@ class Stepper:
             for batch in batches:
                 loss = loss + self.micro_step(batch, step, last=batch is batches[-1])
                 if exact and batch is not batches[-1]:
-                    self.reduction.add(torch.stack([loss, *loss.new_zeros(1 + len(asked))]))
+                    self.reduction.add(loss)
                     loss = torch.zeros_like(loss)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
@@ -107,14 +109,15 @@ class Stepper:
             given_up = True
         if given_up and device.type == "cuda":  # outside `except`, which holds the tensors' frames
             torch.cuda.empty_cache()
-        self.reduction.add(torch.stack([loss, *loss.new_tensor([given_up, *asked])]), given_up)
+        self.reduction.add(loss, [given_up, *asked], given_up)
         at("collective of step", step)
         return self.reduction.total().tolist()
 
     def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits (B, K) of one microbatch, and its targets (B,) or (B, K)."""
         # Dropout is a function of the place in the global batch, whoever computes it.
-        torch.manual_seed(int(key(self.config.train.seed, step, int(batch.places[0]))[0] >> 1))
+        drop = int(key(self.config.train.seed, step, int(batch.places[0]))[0] >> 1)
+        SEED.get(self.world.device.type, torch.manual_seed)(drop)
         x, y = self.augment(batch, step)
         return self.model(x), y
 
@@ -128,7 +131,7 @@ class Stepper:
             logits, y = self.forward(batch, step)
             loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
             parts = plan.accumulation * self.pieces
-            share = loss / (parts if sharding() else parts * plan.world_size)  # they take the mean
+            share = loss / (parts * plan.world_size if strategy.whole else parts)  # else: the mean
             strategy.accelerator.backward(self.scale.scaler.scale(share))
             self.reduction.hold()
             if self.config.train.compile == "reduce-overhead" and not last:
@@ -137,7 +140,7 @@ class Stepper:
 
     def _halve(self) -> None:
         """Cut microbatches further, into whole groups of batch norm; the config's numbers stay."""
-        self.strategy.optimizer.zero_grad()
+        self.strategy.forget_gradients()
         group, size = self.config.model.norm_batch, self.microbatch
         fitting = [n for n in range(2, size // group + 1) if size % (n * group) == 0]
         if not fitting:

@@ -68,9 +68,28 @@ class Strategy:
                 for tensor in module.state_dict().values() if world.size > 1 else ():
                     torch.distributed.broadcast(tensor, 0)
         self.module = bare(self.model)
+        self.whole = [] if sharding() else list(self.module.parameters())  #: not spread
         if self.zero:
             backward = self.model.backward  # the loop has divided by the micro-steps already
             self.model.backward = lambda loss: backward(loss, scale_wrt_gas=False)
+
+    def clip(self, limit: float) -> float:
+        """Scale the gradient down to `limit`, where it is longer; its norm before."""
+        if not self.whole:
+            return float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        gradients = [p.grad for p in self.whole if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        found = float(norm)
+        if not found < limit:  # else all would be scaled by 1
+            nn.utils.clip_grads_with_norm_(self.whole, limit, norm)
+        return found
+
+    def forget_gradients(self) -> None:
+        """Before the first forward of a step."""
+        if not self.whole:
+            self.optimizer.zero_grad()
+        for p in self.whole:
+            p.grad = None
 
     @property
     def judged(self) -> nn.Module:
@@ -158,11 +177,11 @@ def micro_step(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterat
 
 
 def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters, as the optimiser holds them: FSDP shows whole ones after a forward."""
+    """What is trained, by name, as the optimiser holds it: FSDP shows it whole after a forward."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
-    return module.named_parameters()
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 def place(entry: Tensors, p: nn.Parameter) -> Tensors:

@@ -36,6 +36,8 @@ FREE = {
     "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark", "run.dir",
     "train.timeout", "train.nonfinite_patience", "train.overfit_batch", "train.profile",
 }  # fmt: skip
+#: And of a run with train.exact its last bits.
+KERNELS = {f"train.{key}" for key in ("microbatch", "threads", "compile", "channels_last", "tf32")}
 PLACES = ("epoch", "seconds", "samples")  #: what every line has beside its step and its numbers
 
 
@@ -133,7 +135,8 @@ def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) 
         there, asked = stored.get(section, {}).get(key), get(config, name)
         if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
             there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))
-        if name not in FREE and section != "track" and there != asked:
+        free = name in FREE and not (config.train.exact and name in KERNELS)
+        if there != asked and not free and section != "track":
             differing.append(f"{name}: {there} there, {asked} asked")
     if differing:
         raise UserError(

@@ -121,6 +121,7 @@ class Watch:
                 store.set(f"wavefold/place/{self.rank}", json.dumps([beats, *_here]))
                 if store.add("wavefold/failures", 0):
                     self.failed.set()
+                    return  # the store may be gone before this process is, and torch complain
                 if beats % LISTEN and self.idle < self.stall / 2:
                     continue
                 keys = [f"wavefold/place/{rank}" for rank in range(self.size)]

@@ -112,6 +112,8 @@ def start(precision: str, threads: int | None, timeout: float = 600.0) -> tuple[
     from accelerate.utils import InitProcessGroupKwargs
 
     precision = mixed_precision(precision)
+    if precision not in ("no", "bf16", "fp16"):
+        raise UserError(f"the launcher asks for {precision}; use train.precision=bf16, fp16 or no")
     asked = sharding()
     if asked:
         check_sharding(asked, precision)
