@@ -83,7 +83,7 @@ lint: .venv/.installed-dev
 	.venv/bin/mypy shards toolkit $(wildcard launch/*.py train.py)
 
 bench: .venv/.installed-dev
-	for name in mel build order augment optim read loader; do .venv/bin/python bench/$$name.py --write || exit; done
+	for name in mel build order augment optim exact trainer read loader; do .venv/bin/python bench/$$name.py --write || exit; done
 
 clean:
 	rm -rf .venv demo runs/demo
