@@ -40,11 +40,11 @@ code=$$?; kill $$!; \
     exit $$code; } >&2
 endef
 
-.venv/.installed: setup.cfg pyproject.toml | .venv/bin/python
+.venv/.installed: setup.cfg setup.py pyproject.toml shards/native.c | .venv/bin/python
 	$(call install,.)
 	@touch $@
 
-.venv/.installed-dev: setup.cfg pyproject.toml | .venv/bin/python
+.venv/.installed-dev: setup.cfg setup.py pyproject.toml shards/native.c | .venv/bin/python
 	$(call install,.[dev])
 	@touch $@ .venv/.installed
 
@@ -83,7 +83,7 @@ lint: .venv/.installed-dev
 	.venv/bin/mypy shards toolkit $(wildcard launch/*.py train.py)
 
 bench: .venv/.installed-dev
-	for name in mel build order augment optim exact trainer read loader; do .venv/bin/python bench/$$name.py --write || exit; done
+	for name in mel build order augment optim precision exact trainer read loader checkpoint; do .venv/bin/python bench/$$name.py --write || exit; done
 
 clean:
 	rm -rf .venv demo runs/demo

@@ -1,21 +1,30 @@
-"""accelerate launch train.py CONFIG [--section.key=value ...]"""
+"""accelerate launch train.py CONFIG [--section.key=value ...] [--debug]"""
 
 import logging
 import sys
+from contextlib import nullcontext
 
 from shards.command import guard
 from toolkit.config import load
-from toolkit.world import ending_together, speaks, yield_cores
+from toolkit.debug import at_the_desk
+from toolkit.signals import noted
+from toolkit.watch import ending_together
+from toolkit.world import speaks, yield_cores
 
 
 def main() -> None:
-    config = load(sys.argv[1:])
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    config = load(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     yield_cores()
-    from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
+    if "--debug" in sys.argv:
+        config = at_the_desk(config)
+    with nullcontext() if config.train.overfit_batch else noted():  # there nothing is saved
+        from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
+        from toolkit.overfit import overfit_batch
 
-    with ending_together():
-        fit(config)
+        with ending_together(config.train.timeout):
+            (overfit_batch if config.train.overfit_batch else fit)(config)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Audio files to a finished shard set: `shards build` beside the loop that people write.
 
-WAV files of 5 s at 44.1 kHz, mono, 16 bits, to 128 bands at 16 kHz, n_fft 2048, hop 512; with
+WAV files of 5 s at 44.1 kHz, mono, 16 bits, 2,000 as in ESC-50, to 128 bands at 16 kHz, n_fft 2048,
+hop 512; with
 --esc10=DIR and --fsdd=DIR also ESC-10 (Ogg, a folder a class) and the Free Spoken Digit Dataset
 (FLAC, `7_lucas_3.flac`).
 """
@@ -26,8 +27,8 @@ from side_by_side import (
 )
 
 from shards.build import build
+from shards.crew import fresh_context
 from shards.mel import MelSettings, log_mel
-from shards.workers import fresh_context
 
 RATE, SECONDS, SETTINGS = 44100, 5, MelSettings()
 Lines = list[str]
@@ -115,7 +116,7 @@ def measure(name: str, audio: Path, rounds: int, pool: ProcessPoolExecutor, **wo
 
 def main() -> None:
     """Measure, print, and put into RESULTS.md what was asked."""
-    words = arguments(__doc__ or "", rounds=5, files=600, esc10="", fsdd="")
+    words = arguments(__doc__ or "", rounds=5, files=2000, esc10="", fsdd="")
     one_thread()
     lines: Lines = []
     with (

@@ -81,7 +81,7 @@ def changed(path: Path) -> np.ndarray:
     made = [soxr.resample(change(wave, rate), rate, MEL.sample_rate) for change in CHANGES.values()]
     cut = np.stack([np.pad(x[:length], (0, max(0, length - len(x)))) for x in made])
     values = [log_mel(x, np.zeros(1, np.int64), length, MEL)[0] for x in cut]
-    return grain(np.stack(values).astype("f2"), MEL.hop_length / MEL.sample_rate)
+    return grain(np.stack(values), MEL.hop_length / MEL.sample_rate)
 
 
 def correlation(a: Path, b: Path) -> float:

@@ -1,6 +1,6 @@
-"""Ways to bring one sample from the page cache into a batch buffer: why the reader uses preadv.
+"""Ways to bring one sample from the page cache into a batch buffer: what maps and a kernel earn.
 
-One thread, random samples of many tars. A memory map is what a truncated file turns into SIGBUS.
+One thread, random samples of many tars.
 """
 
 import mmap
@@ -14,6 +14,8 @@ import torch
 from loader import BATCH, MELS, write_set
 from side_by_side import arguments, conditions, one_thread, publish, take_turns, times
 
+from shards import maps as kernel
+from shards.maps import Maps
 from shards.read import Reader
 
 
@@ -33,6 +35,7 @@ def main() -> None:
         files = [os.open(path, os.O_RDONLY) for path in shard_set.shard_paths]
         maps = [np.frombuffer(mmap.mmap(f, 0, access=mmap.ACCESS_READ), np.uint8) for f in files]
         checked, unchecked = Reader(shard_set), Reader(shard_set, check=False)
+        mapped = Reader(shard_set, maps=Maps(shard_set, mapped=kernel.copy is not None))
 
         def each(buffers: np.ndarray, one: Callable[[np.ndarray, int, int], object]) -> None:
             for k, numbers in enumerate(order):
@@ -49,7 +52,7 @@ def main() -> None:
 
         def by_reader(reader: Reader) -> None:
             for k, numbers in enumerate(order):
-                reader.read_rows(shard_set.rows(numbers), aligned[k % 4])
+                reader.read_rows(shard_set.rows(numbers), numbers, aligned[k % 4])
 
         def copy() -> None:
             for k in range(len(order)):
@@ -65,10 +68,11 @@ def main() -> None:
                 "preadv, buffers 16 bytes off": lambda: each(off, by_preadv),
                 "Reader, unchecked": lambda: by_reader(unchecked),
                 "Reader": lambda: by_reader(checked),
+                "Reader, read before": lambda: by_reader(mapped),
             },
             words.rounds,
         )
-        for reader in (checked, unchecked):
+        for reader in (checked, unchecked, mapped):
             reader.close()
     lines = [conditions(words.rounds, ["numpy", "torch", "xxhash"]), ""]
     lines += times(turns, dict.fromkeys(turns, n), f"sample of {size:,} bytes")

@@ -11,8 +11,10 @@ from shlex import quote
 from time import monotonic
 from typing import Any
 
+import numpy as np
+
 from shards.copies import without_leaks
-from shards.duplicates import warn
+from shards.duplicates import WARNED_UP_TO, warn
 from shards.errors import UserError
 from shards.index import open_set, shard_name
 from shards.merge import finish
@@ -21,7 +23,7 @@ from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
 from shards.recipe import Features
-from shards.recording import Piece, Recording, Reject
+from shards.recording import Piece, Recording, Reject, runs_of
 from shards.remote import is_url
 from shards.root import as_root, tidied
 from shards.summary import summary
@@ -175,30 +177,32 @@ def build(
         if not overwrite and is_complete(plan):
             raise UserError(f"{folder}: another build has just finished it; nothing to do")
         begin(plan, share.folder(folder) if share else None, overwrite)
-        made = write_shards(plan, share, workers or available(), file_timeout)
+        made, grains = write_shards(plan, share, workers or available(), file_timeout)
         if share:
             return part_done(plan, share)
         plan, table = replace(plan, recordings=[]), None  # room for their notes
         finish(plan)
     built = open_set(folder)
-    warned = warn(built)
+    warned = warn(built, grains)
     took = monotonic() - began
     rate = f"{made} segments in {took:.1f} s, {made / took:.0f} a second"
     return "\n".join([summary(built), f"time        {rate}", *warned])
 
 
-def write_shards(plan: Plan, share: Part | None, workers: int, file_timeout: float) -> int:
-    """Write the shards (of a part) that are missing; how many samples that made."""
+def write_shards(
+    plan: Plan, share: Part | None, workers: int, file_timeout: float
+) -> tuple[int, dict[int, np.ndarray]]:
+    """Write the shards (of a part) that are missing; how many samples that made, their grains."""
     mine = [shard for shard in plan.shards if share is None or share.has(shard)]
     todo = [shard for shard in mine if not is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
     places = [place for shard in todo for place in plan.shards[shard]]
-    pieces = [plan.recordings[place].piece for place in places]
-    done, made = total - len(places), 0
+    runs = runs_of(plan.recordings[place] for place in places)
+    done, made, grains = total - len(places), 0, {}
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
-    workers = max(1, min(workers, len(pieces)))
-    outcomes = ordered(plan.recipe.extract, pieces, workers, timeout=file_timeout, lost=lost)
+    workers = max(1, min(workers, len(places)))
+    outcomes = ordered(plan.recipe.extract, runs, workers, timeout=file_timeout, lost=lost)
     with tidied(), closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]
@@ -207,7 +211,9 @@ def write_shards(plan: Plan, share: Part | None, workers: int, file_timeout: flo
             first = plan.first_place + run.start
             written = write_shard(file, notes, shard, first, work, plan.numbers)
             made += len(written.rows)
-    return made
+            if made <= WARNED_UP_TO and written.grains is not None:
+                grains[shard] = written.grains
+    return made, grains
 
 
 def paired(

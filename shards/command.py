@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from shards.errors import ShardError, UserError
+from shards.errors import ShardError, TrainingError, UserError
 
 Commands = Mapping[str, Callable[..., Any]]
 
@@ -168,10 +168,10 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
     """
     try:
         action()
-    except UserError as error:
+    except (UserError, TrainingError) as error:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except ShardError as error:
         print(f"error: {error}; python -m shards verify tells more", file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-BLOCK = 1 << 16  # frames read at once: 16 channels of it are 4 MB
+BLOCK = 1 << 18  # values read at once: 1 MB
 RATES = range(1000, 768_001)  # Hz; a header that says anything else is broken
 
 #: What FFmpeg may take a file for. Playlists, image sequences and the like would have it open other
@@ -39,7 +39,8 @@ class Probe:
 
 
 class Source(NamedTuple):
-    """An open file; `blocks(first, last)` yields its frames as (n, C), n <= some 10^5."""
+    """An open file; `blocks(first, last)` yields its frames as (n, C) float32 or int16, some 10^5
+    values at once."""
 
     header: Probe
     blocks: Callable[[int, int | None], Iterator[np.ndarray]]
@@ -74,11 +75,13 @@ def source(path: str | os.PathLike[str]) -> Iterator[Source]:
 
 
 def sndfile_blocks(file: Any, first: int, last: int | None) -> Iterator[np.ndarray]:
-    """The frames from `first` to `last` of a soundfile.SoundFile."""
+    """The frames from `first` to `last` of a soundfile.SoundFile; as int16 if they have 16 bits."""
     if first:
         file.seek(min(first, file.frames))
     left = file.frames - first if last is None else last - first
-    while left > 0 and len(block := file.read(min(BLOCK, left), dtype="float32", always_2d=True)):
+    kind = "int16" if file.subtype == "PCM_16" else "float32"
+    most = max(1, BLOCK // file.channels)
+    while left > 0 and len(block := file.read(min(most, left), dtype=kind, always_2d=True)):
         left -= len(block)
         yield block
 
@@ -121,7 +124,7 @@ def ffmpeg_blocks(container: Any, stream: Any) -> Iterator[np.ndarray]:
             raise AudioError("its sample rate or channels change midway") from None
         held += parts
         n += sum(map(len, parts))
-        if n >= BLOCK:
+        if n * stream.channels >= BLOCK:
             yield np.concatenate(held)
             held, n = [], 0
     if held:

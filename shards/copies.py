@@ -11,11 +11,10 @@ import numpy as np
 
 from shards.duplicates import Pair, Prints, find_copies
 from shards.errors import UserError
-from shards.fingerprint import grain
 from shards.manifest import Scan
 from shards.progress import Progress
 from shards.recipe import Recipe
-from shards.recording import Piece, Recording, Reject
+from shards.recording import Piece, Recording, Reject, runs_of
 from shards.workers import ordered
 from shards.write import rejection
 
@@ -36,8 +35,7 @@ def hear(recipe: Recipe, piece: Piece) -> Heard | None:
     features = recipe.extract(piece)
     if isinstance(features, Reject):
         return None
-    frame_seconds = recipe.mel.hop_length / recipe.mel.sample_rate
-    return Heard(features.xxh3, grain(features.values, frame_seconds))
+    return Heard(features.xxh3, features.grains)
 
 
 def without_leaks(found: Scan, recipe: Recipe, rule: str, workers: int, timeout: float) -> Scan:
@@ -65,7 +63,7 @@ def copies(
     """The pairs of copies among the recordings, by their places."""
     outcomes = ordered(
         partial(hear, recipe),
-        [r.piece for r in recordings],
+        runs_of(recordings),
         max(1, min(workers, len(recordings))),
         timeout=timeout,
         lost=lambda piece, reason: None,

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,8 +70,8 @@ class Totals:
         return {name for name, *_ in self.balance.amounts if name is not None}
 
 
-def write_dataset(plan: Plan, totals: Totals, notes: AllNotes, tars: Path) -> None:
-    """Write everything but the tars, which are in `tars`; dataset.json last: then all is there."""
+def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
+    """Write everything but the tars; dataset.json last: then all is there."""
     samples = sum(entry["samples"] for entry in totals.shards)
     write_atomic(plan.out / "index.npy", index_npy(samples, notes()))
     stats = npy_header(totals.stats.dtype, totals.stats.shape) + totals.stats.tobytes()
@@ -84,7 +83,7 @@ def write_dataset(plan: Plan, totals: Totals, notes: AllNotes, tars: Path) -> No
     write_atomic(plan.out / "balance.json", pretty(totals.balance.records()))
     write_atomic(plan.out / "balance.png", balance_png(totals.balance))
     info = dataset(plan, totals, samples)
-    info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info), tars)
+    info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info))
     write_atomic(plan.out / "dataset.json", seal(info))
 
 

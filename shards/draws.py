@@ -15,7 +15,8 @@ Draw = Callable[[np.ndarray], np.ndarray]
 
 _CYCLE = 1 << 18  # positions after which the schedule of groups repeats: shares are kept to 1/2^18
 _GOLDEN = 0.6180339887498949  # steps of this spread over [0, 1) as evenly as any
-_FAN = 256  # weights under one float64 of the cumulative distribution
+_FAN = 64  # weights under one float64 of the cumulative distribution
+_GUIDES = 4  # times as many equal spans of mass as blocks of weights, to begin the search from
 # First words of the keys, so that no two purposes draw alike.
 _FULL, _SHARDS, _INSIDE, _SCHEDULE, _MEMBER, _STRATUM = range(1, 7)
 
@@ -63,10 +64,14 @@ class Window:
         self.width, self.seed = width, seed
         self._order = lru_cache(4)(self._shards)
 
-    def _shards(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of a turn, and the position where each begins."""
+    def _shards(self, turn: int) -> tuple[np.ndarray, ...]:
+        """Of a turn: where its shards begin and what leads from there to their places; where its
+        windows begin, their sizes and keys."""
         order = permute(np.arange(len(self.sizes)), len(self.sizes), key(_SHARDS, self.seed, turn))
-        return order, np.concatenate([[0], np.cumsum(self.sizes[order])])
+        starts = np.append(0, np.cumsum(self.sizes[order]))
+        edges = np.append(starts[: -1 : self.width], starts[-1])
+        keys = key(_INSIDE, self.seed, turn, np.arange(len(edges) - 1))
+        return starts[:-1], self.begins[order] - starts[:-1], edges[:-1], np.diff(edges), keys
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         turn, rest = turns(positions, int(self.sizes.sum()))
@@ -77,14 +82,11 @@ class Window:
         return found
 
     def _of_turn(self, turn: int, inside: np.ndarray) -> np.ndarray:
-        order, starts = self._order(turn)
-        edges = np.append(starts[: -1 : self.width], starts[-1])
+        starts, shifts, edges, sizes, keys = self._order(turn)
         window = np.searchsorted(edges, inside, "right") - 1
         first = edges[window]
-        keys = key(_INSIDE, self.seed, turn, window)
-        inside = first + permute(inside - first, edges[window + 1] - first, keys)
-        at = np.searchsorted(starts, inside, "right") - 1
-        return self.begins[order[at]] + inside - starts[at]
+        inside = first + permute(inside - first, sizes[window], keys[window])
+        return inside + shifts[np.searchsorted(starts, inside, "right") - 1]
 
 
 class Grouped:
@@ -129,7 +131,7 @@ class Weighted:
     and all strata of an epoch are hit at the same offset, which moves by the golden ratio from
     epoch to epoch. So a sample of weight w (all sum to 1) comes floor(length * w) or
     ceil(length * w) times in an epoch, and its count over epochs stays as near. The cumulative
-    distribution takes 4 bytes a sample: float32 within 256 samples, float64 above.
+    distribution takes 4.4 bytes a sample: float32 within 64 samples, float64 above.
 
     `weights` gives the selection's weights in pieces of any length, none negative.
     """
@@ -145,6 +147,9 @@ class Weighted:
             rows = self._inner[first : first + 4096]
             rows[:] = np.cumsum(rows, axis=1, dtype=np.float64)
         self._starts = np.concatenate([[0.0], np.cumsum(self._inner[:, -1], dtype=np.float64)])
+        self._guides = max(1, _GUIDES * len(self._inner))
+        masses = np.arange(self._guides + 1) * (self.total / self._guides)
+        self._guide = np.minimum(self._block(masses), len(self._inner) - 1).astype(np.uint32)
 
     @property
     def total(self) -> float:
@@ -159,9 +164,16 @@ class Weighted:
         u = (permute(rest, self.length, keys) + offset) / self.length
         return self._inverse(np.minimum(u * self.total, np.nextafter(self.total, 0)))
 
+    def _block(self, mass: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, mass, "right") - 1
+
     def _inverse(self, mass: np.ndarray) -> np.ndarray:
         """The first place whose cumulative weight is above `mass`, by bisection."""
-        block = np.searchsorted(self._starts, mass, "right") - 1
+        block = self._guide.take((mass * (self._guides / self.total)).astype(np.int64))
+        far = np.flatnonzero(
+            (mass >= self._starts.take(block + 1)) | (mass < self._starts.take(block))
+        )
+        block[far] = self._block(mass[far])
         rows, flat = block * _FAN, self._inner.ravel()
         below = np.nextafter(flat[rows + _FAN - 1], np.float32(0))  # rounding leaves no block
         left = np.minimum((mass - self._starts[block]).astype(np.float32), below)

@@ -16,7 +16,7 @@ from shards.index import ShardSet
 from shards.read import Reader
 
 BLOCK, TILE, CHUNK = 1024, 8192, 64  # rows and columns of the search; pairs compared at once
-READ = 64  # segments read at once: what is made of them stays in the processor's cache
+READ = 64  # segments worked on at once: they stay in the processor's cache
 LIKENESS = (
     0.22  # cosine of two vectors from where on the grains are compared; chance spreads by 0.044
 )
@@ -46,15 +46,19 @@ class Prints:
     seconds: float  # of a segment
 
 
-def read_prints(shard_set: ShardSet) -> Prints:
-    """The fingerprints of a stored set, from its spectrograms."""
+def read_prints(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> Prints:
+    """The fingerprints of a stored set, from its spectrograms; `known` are grains by shard."""
     mel, cut, index = shard_set.info["mel"], shard_set.info["segment"], shard_set.index
-    frame = mel["hop_length"] / mel["sample_rate"]
+    frame, known, grains = mel["hop_length"] / mel["sample_rate"], known or {}, []
+    ends = np.cumsum([shard["samples"] for shard in shard_set.info["shards"]]).tolist()
     with Reader(shard_set) as reader:
-        grains = [
-            grain(reader.read(np.arange(first, min(first + READ, len(index)))), frame)
-            for first in range(0, len(index), READ)
-        ]
+        for shard, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            if shard in known:
+                grains.append(known[shard])
+                continue
+            for first in range(begin, end, READ):
+                values = reader.read(np.arange(first, min(first + READ, end)))
+                grains.append(grain(values.astype(np.float32), frame))
     return Prints(index["recording"], index["xxh3"], np.concatenate(grains), cut["seconds"])
 
 
@@ -113,7 +117,10 @@ def likely_pairs(
 
     All vectors are multiplied by all, tile by tile: 10^10 products of 512 numbers take a minute.
     """
-    points = [vectors(grains[n : n + BLOCK], seconds) for n in range(0, len(grains), BLOCK)]
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        points = [vectors(grains[n : n + READ], seconds) for n in range(0, len(grains), READ)]
     table = np.concatenate(points) if points else np.zeros((0, 1), np.float32)
     for begin in range(0, len(table), BLOCK):
         found = [
@@ -159,9 +166,9 @@ class Finding(NamedTuple):
         return any(self.first[name] != self.second[name] for name in ("fold", "split"))
 
 
-def find(shard_set: ShardSet) -> list[Finding]:
-    """The copies in a stored set, those across folds or parts first."""
-    pairs = find_copies(read_prints(shard_set))
+def find(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> list[Finding]:
+    """The copies in a stored set, those across folds or parts first; see `read_prints`."""
+    pairs = find_copies(read_prints(shard_set, known))
     wanted = {n for pair in pairs for n in pair[:2]}
     lines = {n: line for n, line in enumerate(shard_set.recordings()) if n in wanted}
     found = [Finding(pair, lines[pair.first], lines[pair.second]) for pair in pairs]
@@ -176,11 +183,14 @@ def summary(found: Sequence[Finding]) -> str:
     return text + "or parts" + (f", {other} with different labels" if other else "")
 
 
-def warn(shard_set: ShardSet) -> list[str]:
-    """Lines for the end of a build: whether copies stand on two sides, and what to do then."""
+def warn(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> list[str]:
+    """Lines for the end of a build: whether copies stand on two sides, and what to do then.
+
+    `known` are the grains of shards that the build has just made.
+    """
     if len(shard_set.index) > WARNED_UP_TO:
         return [f"duplicates  not looked for; python -m shards duplicates {shard_set} does"]
-    found = find(shard_set)
+    found = find(shard_set, known)
     if not found:
         return []
     leaks = [x for x in found if x.leaks]

@@ -40,8 +40,21 @@ def file_entry(file: Path) -> dict[str, Any]:
 
 def sha256(file: Path) -> str:
     """The SHA-256 of a file's content, in hex."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 18))  # stays in the cache
+    return digested(file, hashlib.sha256())
+
+
+def xxh128(file: Path) -> str:
+    """The XXH3-128 of a file's content, in hex, in a tenth of the time: tells apart what was not
+    made to deceive."""
+    import xxhash
+
+    return digested(file, xxhash.xxh3_128())
+
+
+def digested(file: Path, digest: Any) -> str:
+    """A file's content put through a hash, in hex."""
+    buffer = memoryview(bytearray(1 << 18))  # stays in the cache
     with open(file, "rb", buffering=0) as content:
         while n := content.readinto(buffer):
             digest.update(buffer[:n])
-    return digest.hexdigest()
+    return str(digest.hexdigest())

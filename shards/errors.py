@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The errors that end a command with one line."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,10 @@ class UserError(ValueError):
     The message is a single line that names the value, the rule it breaks and the way out. Command
     lines print it to stderr and exit with code 2; nothing has been half-written by then.
     """
+
+
+class TrainingError(RuntimeError):
+    """A training cannot go on, which all ranks find alike; the message is one line, exit code 1."""
 
 
 class ShardError(RuntimeError):

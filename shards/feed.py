@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from shards.index import ShardSet
+from shards.maps import Maps
 from shards.order import share
 from shards.read import Reader
-from shards.resident import Store
+from shards.resident import Store, free_memory
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Reading:
     """How samples are read; none of it changes a value."""
 
     threads: int = 2  #: that read
-    check: bool = True  #: hold every payload against its checksum
+    check: bool = True  #: hold each payload against its checksum when it is first read
     resident: str = "none"  #: auto | device | memory | none: where samples stay once they were read
     processes: int = 1  #: that share this machine's memory
 
@@ -124,8 +125,10 @@ class Feed:
 
     def _start(self, slots: list[Slot], start: int, stop: int) -> list[Thread]:
         count = max(1, min(self.reading.threads, self.size))
+        total = 2 * len(self.shard_set) * int(np.prod(self.shard_set.shape))
+        maps = Maps(self.shard_set, total <= free_memory())
         for n in range(count):
-            reader = Reader(self.shard_set, check=self.reading.check)
+            reader = Reader(self.shard_set, check=self.reading.check, maps=maps)
             worker = Worker(reader, share(self.size, n, count), SimpleQueue(), SimpleQueue())
             self._workers.append(worker)
             for _ in slots:

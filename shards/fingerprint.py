@@ -25,23 +25,20 @@ SHIFT = 0.5  # seconds, or a quarter of a segment if that is less
 
 
 def grain(values: np.ndarray, frame_seconds: float) -> np.ndarray:
-    """(S, M, T) dB to (S, G, B) int8, tenths of a dB."""
-    mels, frames = values.shape[1:]
-    bands, pool = min(BANDS, mels), min(frames, max(1, round(STEP / frame_seconds)))
-    edges = np.arange(bands) * mels // bands
-    x = values.astype(np.float32)
-    np.maximum(x, x.max(axis=(1, 2), keepdims=True) - RANGE, out=x)
-    x = np.add.reduceat(x, edges, axis=1) / np.diff(edges, append=mels)[:, None]
-    x = x[:, :, : frames // pool * pool].reshape(len(x), bands, -1, pool).mean(axis=3)
-    x = np.ascontiguousarray(x.transpose(0, 2, 1))
-    sounds = (np.ptp(x, axis=2, keepdims=True) > 1e-3).astype(np.float32)  # and is no padding
-    x -= x.mean(axis=2, keepdims=True)
-    x = sounds * (x - moving_sum(x * sounds) / np.maximum(1, moving_sum(sounds)))
-    rms = np.sqrt(
-        np.square(x).sum(axis=1, keepdims=True) / np.maximum(1, sounds.sum(axis=1))[:, None]
-    )
-    x = (x * (RMS / np.maximum(LEAST, rms))).clip(-LIMIT, LIMIT)
-    return np.rint(x * SCALE).astype(np.int8)
+    """(S, M, T) dB, float32, to (S, G, B) int8, tenths of a dB."""
+    from shards.kernels import flatten, pool
+
+    (count, mels, frames), values = values.shape, np.ascontiguousarray(values)
+    bands, span = min(BANDS, mels), min(frames, max(1, round(STEP / frame_seconds)))
+    x = np.empty((count, frames // span, bands), np.float32)
+    pool(values, np.arange(bands + 1) * mels // bands, values.max(axis=(1, 2)) - RANGE, x)
+    sounds = np.empty(x.shape[:2], bool)
+    for steps, some in zip(x, sounds, strict=True):
+        flatten(steps, some, ENVELOPE)
+    heard = np.maximum(1, np.count_nonzero(sounds, axis=1))[:, None, None]
+    rms = np.sqrt(np.einsum("sgb,sgb->sb", x, x)[:, None] / heard)
+    x *= SCALE * RMS / np.maximum(LEAST, rms)
+    return np.rint(x.clip(-LIMIT * SCALE, LIMIT * SCALE)).astype(np.int8)
 
 
 def busy_seconds(grains: np.ndarray, seconds: float) -> np.ndarray:
@@ -50,30 +47,24 @@ def busy_seconds(grains: np.ndarray, seconds: float) -> np.ndarray:
     return (rms > LOWEST_RMS * SCALE).mean(axis=1) * seconds
 
 
-def moving_sum(x: np.ndarray) -> np.ndarray:
-    """The sum of (S, G, B) over 17 steps around each, as far as there are any."""
-    padded = np.pad(x, ((0, 0), (ENVELOPE + 1, ENVELOPE), (0, 0)))
-    sums = np.cumsum(padded, axis=1)
-    return sums[:, 2 * ENVELOPE + 1 :] - sums[:, : -2 * ENVELOPE - 1]
-
-
 def vectors(grains: np.ndarray, seconds: float) -> np.ndarray:
     """(S, G, B) grains of `seconds` to (S, D), alike for copies up to a shift; of length `LENGTH`.
 
     The magnitudes of the Fourier transform over time, which a shift hardly touches, without the
     means over bands and over frequencies, which related sounds share; projected at random. Whole
     numbers, so that products of two are exact in float32: whatever the threads that add them up.
+    Those that project are the caller's: one, for the same numbers everywhere.
     """
-    from threadpoolctl import threadpool_limits
+    from scipy.fft import next_fast_len, rfft
 
-    top = min(grains.shape[1] // 2, round(MODULATION * seconds))
-    x = np.sqrt(np.abs(np.fft.rfft(grains, axis=1)[:, 1 : top + 1])).astype(np.float32)
+    n, steps = next_fast_len(grains.shape[1], real=True), grains.shape[1]  # 157 steps are prime
+    top = min(steps // 2, round(MODULATION * seconds * n / steps))
+    x = np.sqrt(np.abs(rfft(grains.transpose(0, 2, 1).astype(np.float32), n)[..., 1 : top + 1]))
     x -= x.mean(axis=1, keepdims=True)
     x -= x.mean(axis=2, keepdims=True)
     flat = x.reshape(len(x), -1)
     if flat.shape[1] > DIMENSIONS:
-        with threadpool_limits(1):
-            flat = flat @ projection(flat.shape[1])
+        flat = flat @ projection(flat.shape[1])
     return np.rint(flat * (LENGTH / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from shards.audio import AudioError, Probe, piece_frames
 from shards.errors import UserError
@@ -15,13 +15,14 @@ from shards.progress import Progress
 from shards.recording import Piece
 from shards.remote import Url, list_files
 from shards.root import Root, read_header, tidied
-from shards.workers import ordered
+from shards.workers import in_runs, ordered
 
 #: What libsndfile and FFmpeg read, by the suffixes that people give it.
 SUFFIXES = {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
 SUFFIXES |= {".rf64", ".snd", ".w64", ".wav", ".wave"}
 SUFFIXES |= {".aac", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma"}
 NEAR, FAR = 2, 8  # processes that read headers: over a network they wait, else starting them counts
+RUN, WORTH = 64, 1000  # headers that one of them reads at once; that it takes to start another
 
 
 def list_folder(audio: Root, loose: bool) -> tuple[list[str], list[str]]:
@@ -29,7 +30,7 @@ def list_folder(audio: Root, loose: bool) -> tuple[list[str], list[str]]:
     if isinstance(audio, Url):
         paths = [path for path in list_files(audio) if not re.search(r"(^|/)\.", path)]
     elif audio.is_dir():
-        paths = [str(file) for file in files_below(audio, audio)]
+        paths = list(files_below(audio))
     else:
         raise UserError(f"{audio}: no such folder; give the folder that holds one folder a class")
     found = sorted(paths, key=lambda path: (nfc(path), path))
@@ -39,27 +40,34 @@ def list_folder(audio: Root, loose: bool) -> tuple[list[str], list[str]]:
 
 
 def files_below(
-    folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[PurePosixPath]:
-    """Every file that is not hidden, as a path below `root`; links to folders are followed."""
-    status = folder.stat()
+    folder: str | Path, within: str = "", above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[str]:
+    """Every file that is not hidden, as a path `within` the root; links to folders are followed."""
+    status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:  # a link to a folder above itself
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            path = Path(entry.path)
             if entry.name.startswith("."):
                 continue
-            if path.is_dir() if entry.is_symlink() else entry.is_dir():  # a link may be a circle
-                yield from files_below(path, root, above | {here})
+            if is_folder(entry):
+                yield from files_below(entry.path, f"{within}{entry.name}/", above | {here})
             else:  # also a dangling link or a FIFO: it will say that it is no recording
-                yield PurePosixPath(path.relative_to(root).as_posix())
+                yield within + entry.name
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def is_audio(path: str) -> bool:
     """Whether `path` ends like audio."""
-    return PurePosixPath(path).suffix.lower() in SUFFIXES
+    return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 def headers(
@@ -71,9 +79,12 @@ def headers(
     seconds; 0 is no limit, and everything is done here.
     """
     paths = list(dict.fromkeys(piece.path for n, piece in enumerate(pieces) if n not in missing))
-    probes = min(FAR if isinstance(audio, Url) else NEAR, len(paths)) if timeout else 1
+    is_far = isinstance(audio, Url)
+    runs = list(in_runs(paths, 1 if is_far else RUN))
+    near = min(NEAR, max(1, len(paths) // WORTH))
+    probes = min(FAR if is_far else near, len(runs)) if timeout else 1
     outcomes = ordered(
-        partial(read, audio), paths, probes, timeout=timeout, lost=lambda _, why: AudioError(why)
+        partial(read, audio), runs, probes, timeout=timeout, lost=lambda _, why: AudioError(why)
     )
     found = {}
     with tidied(), closing(outcomes), Progress("headers", len(paths)) as progress:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.kernels import add_up, cut, power_by_fours, scale, transpose_fours
+from shards.kernels import add_up, cut, powers, scale
 from shards.mel import FLOOR, FLOOR_DB, MelSettings, hann
 
 PASS = 160 * 2048  # samples of frames in one pass; fewer are more calls
@@ -26,7 +26,7 @@ class Bench(NamedTuple):
     window: np.ndarray  # (n_fft,)
     frames: np.ndarray  # (T, n_fft)
     spectrum: np.ndarray  # (T, F) complex
-    fours: np.ndarray  # (T / 4, 4 F)
+    four: np.ndarray  # (4, 4 F)
     power: np.ndarray  # (F + 3, T)
     bands: np.ndarray  # (1 + M, T)
     weights: np.ndarray
@@ -64,12 +64,12 @@ transform = real_fft()
 def bench(settings: MelSettings, thread: int) -> Bench:
     """The arrays for some settings, made once a thread."""
     n_fft, bins = settings.n_fft, settings.n_fft // 2 + 1
-    rows = max(4, PASS // n_fft // 4 * 4)
+    rows = max(16, PASS // n_fft // 16 * 16)
     return Bench(
         hann(n_fft),
         pages(np.float32, rows, n_fft),
         pages(np.complex64, rows, bins),
-        pages(np.float32, rows // 4, 4 * bins),
+        pages(np.float32, 4, 4 * bins),
         pages(np.float32, bins + 3, rows),
         pages(np.float32, 1 + settings.n_mels, rows),
         *by_bins(settings.filterbank),
@@ -119,9 +119,9 @@ def decibels(
         hop, first, each = settings.hop_length, which.start, len(which)
         cut(wave, starts, length, hop, first, each, number, on.window, frames)
         transform(frames, out=spectrum)
-        up = -(-count // 4) * 4  # the frames beyond `count` are left from another pass
-        power_by_fours(on.spectrum[:up].view(np.float32), on.fours[: up // 4])
-        transpose_fours(on.fours[: up // 4].view(complex), on.power[:-3].view(complex))
+        up = -(-count // 16) * 16  # the frames beyond `count` are left from another pass
+        words = on.four, on.four.view(complex), on.power[:-3].view(complex)
+        powers(on.spectrum[:up].view(np.float32), *words)
         place = mel[:, number : number + count]
         add_up(on.power, on.weights, on.bins, on.ends, on.bands, FLOOR, place)
     np.log(mel, out=mel)  # several times as fast as log10

@@ -173,14 +173,14 @@ class ShardSet:
     @cached_property
     def index(self) -> np.ndarray:
         """(N,) structured array of ROW, opened and not read."""
-        return np.load(self.file("index.npy"), mmap_mode="r", allow_pickle=False)
+        return np.asarray(np.load(self.file("index.npy"), mmap_mode="r", allow_pickle=False))
 
     def __len__(self) -> int:
         return len(self.index)
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
         """The rows of the index for these sample numbers. Shape: (P,) integers -> (P,) of ROW."""
-        return self.index[numbers]
+        return self.index[numbers] if isinstance(numbers, slice) else self.index.take(numbers)
 
     @cached_property
     def stats(self) -> np.ndarray:

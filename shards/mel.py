@@ -140,7 +140,7 @@ def log_mel(
     from shards.frames import decibels
 
     wave, starts = np.require(wave, np.float32, ["C", "W"]), np.asarray(starts, np.int64)
-    steps = set(np.diff(starts).tolist())
+    steps = set(np.diff(starts).tolist()) if len(starts) > 1 else set()
     step = steps.pop() if len(steps) == 1 else length
     if step < length >= 2 * settings.n_fft and step % settings.hop_length == 0:
         return overlapping(wave, starts, step, length, settings)

@@ -59,7 +59,7 @@ def finish(plan: Plan) -> None:
     aside = plan.out / READY.with_suffix(".part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    write_dataset(replace(plan, out=aside), totals, notes, tars=plan.out)
+    write_dataset(replace(plan, out=aside), totals, notes)
     os.rename(aside, plan.out / READY)
     sync_folder(plan.out / BESIDE)
     put_in_place(plan.out)

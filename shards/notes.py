@@ -27,6 +27,7 @@ class Notes:
     sums: dict[Cell, np.ndarray]  # (3, M) float64: count, sum, sum of squares
     size: int  # bytes of the tar
     sha256: str
+    grains: np.ndarray | None = None  # (n, G, B), see shards.fingerprint; not saved
 
 
 def save(notes: Notes, file: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from shards.draws import Draw, Full
 from shards.errors import UserError
 
-_BLOCK = 8192  # positions computed at once: numpy's calls cost as much as thousands of positions
+_BLOCK = 1 << 15  # positions computed at once: numpy's calls cost as much as thousands of positions
 
 
 def share(n: int, rank: int, world_size: int) -> range:
@@ -75,7 +75,7 @@ class Order:
             found.flags.writeable = False
             return found
 
-        return lru_cache(64)(block)
+        return lru_cache(16)(block)
 
 
 @dataclass(frozen=True, kw_only=True)

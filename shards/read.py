@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ import xxhash
 
 from shards.errors import ShardError
 from shards.index import ShardSet
+from shards.maps import Maps
 
 _LOOK_EVERY = 1.0  # seconds
 
@@ -28,18 +28,18 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 class Reader:
     """Reads samples of one shard set; a context manager; one thread at a time.
 
-    `preadv` into the caller's array and not a memory map: a shard that is truncated under a map
-    kills the process by SIGBUS, a short read is an exception that names the shard. With `check`
-    each payload is held against its checksum in the index, while it is in the processor's cache.
+    `preadv` into the caller's array: a short read is an exception that names the shard. With
+    `check` each payload is held against its checksum in the index, while it is in the processor's
+    cache. With `maps` that is done once, and then they serve.
     """
 
-    def __init__(self, shard_set: ShardSet, tars: Path | None = None, check: bool = True):
+    def __init__(self, shard_set: ShardSet, check: bool = True, maps: Maps | None = None):
         self.shard_set, self.check = shard_set, check
+        self.maps = maps
         self.bytes = 0  #: read so far
-        # Tars and index are not yet together while a set is made.
-        self._tars = shard_set if tars is None else ShardSet(tars, shard_set.info)
         self._open: dict[int, _File] = {}
-        self._doing: int | str = "at rest"  # a word, or the shard that is read
+        self._size = 2 * int(np.prod(shard_set.shape))
+        self._doing: str | int | np.ndarray = "at rest"  # a word, or the shards that are read
         self._next_look = 0.0
 
     def __enter__(self) -> "Reader":
@@ -49,7 +49,8 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Close the open shards; the reader can go on to be used."""
+        """Close the open shards; the reader can go on to be used, without maps."""
+        self.maps = None
         while self._open:
             os.close(self._open.popitem()[1].descriptor)
 
@@ -57,8 +58,11 @@ class Reader:
     def doing(self) -> str:
         """What it is at, for a message; may be asked for by another thread."""
         doing = self._doing
-        file = self._open.get(doing) if isinstance(doing, int) else None
-        return f"reading {file.path}" if file else str(doing)
+        if isinstance(doing, str):
+            return doing
+        return "reading " + ", ".join(
+            map(self.shard_set.shard_place, np.unique(doing).tolist()[:4])
+        )
 
     def read(self, numbers: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The samples with these numbers, in this order, in dB.
@@ -70,29 +74,58 @@ class Reader:
         """
         if out is None:
             out = np.empty((len(numbers), *self.shard_set.shape), np.float16)
-        self.read_rows(self.shard_set.rows(np.asarray(numbers, np.int64)), out)
+        numbers = np.asarray(numbers, np.int64)
+        self.read_rows(self.shard_set.rows(numbers), numbers, out)
         return out
 
-    def read_rows(self, rows: np.ndarray, out: Iterable[np.ndarray]) -> None:
-        """The samples that these rows of the index tell of, each into its own (M, T) of `out`.
+    def read_rows(self, rows: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
+        """`read`, for whoever has the rows of the index already."""
+        maps = self.maps
+        if maps is None:
+            self.fetch(rows, out, self.check)
+            return
+        known = maps.known(numbers)
+        if not known.all():
+            new, known = np.flatnonzero(~known), np.flatnonzero(known)
+            self.fetch(rows[new], [out[n] for n in new.tolist()], self.check)
+            maps.know(numbers[new])
+            self._again(maps, rows[known], out, known)
+        else:
+            self._again(maps, rows, out, np.arange(len(rows)))
+
+    def fetch(self, rows: np.ndarray, targets: Iterable[np.ndarray], check: bool) -> None:
+        """The samples that these rows of the index tell of, from the files, each into its (M, T).
 
         Start each on a multiple of 64 bytes: the kernel copies to other addresses at half speed.
         """
         fields = (rows[name].tolist() for name in ("shard", "offset", "xxh3"))
-        shard, size = -1, 2 * int(np.prod(self.shard_set.shape))
-        preadv, digest, known = os.preadv, xxhash.xxh3_64_intdigest, self._open.get
+        shard, preadv, digest, known = -1, os.preadv, xxhash.xxh3_64_intdigest, self._open.get
         try:
-            for target, shard, offset, checksum in zip(out, *fields, strict=True):
+            for target, shard, offset, checksum in zip(targets, *fields, strict=True):
                 file = known(shard) or self._opened(shard)
                 self._doing = shard
                 done = preadv(file.descriptor, (target,), offset)
-                if done < size:
+                if done < self._size:
                     self._read_on(file, target, offset, done)
-                if self.check and digest(target) != checksum:
+                if check and digest(target) != checksum:
                     raise ShardError(f"{file.path}: other bytes at {offset} than the index says")
-            self.bytes += size * len(rows)
+            self.bytes += self._size * len(rows)
         except OSError as error:
-            raise ShardError(f"{self._tars.shard_place(shard)}: {error.strerror}") from None
+            raise ShardError(f"{self.shard_set.shard_place(shard)}: {error.strerror}") from None
+        self._doing = "at rest"
+
+    def _again(self, maps: Maps, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        """Samples that were found right before, to these places of `out`."""
+        done = 0
+        if maps.mapped:
+            for shard in maps.missing(rows["shard"]):
+                maps.add(shard, (self._open.get(shard) or self._opened(shard)).descriptor)
+            self._doing = rows["shard"]
+            done = maps.copy(rows, out, places)
+            self.bytes += done * self._size
+        if done < len(rows):  # a page that cannot be read: the plain way says why
+            rest = [out[n] for n in places[done:].tolist()]
+            self.fetch(rows[done:], rest, self.check and maps.mapped)
         self._doing = "at rest"
 
     def look(self) -> None:
@@ -121,11 +154,11 @@ class Reader:
             done += count
 
     def _opened(self, shard: int) -> _File:
-        while len(self._open) >= self._tars.open_at_most:
+        while len(self._open) >= self.shard_set.open_at_most:
             os.close(self._open.pop(next(iter(self._open))).descriptor)
         self._doing = f"waiting for shard {shard}"
-        path = self._tars.shard_place(shard)
+        path = self.shard_set.shard_place(shard)
         self._doing = f"opening {path}"
-        descriptor = self._tars.open_shard(shard)
+        descriptor = self.shard_set.open_shard(shard)
         self._open[shard] = file = _File(descriptor, path, _identity(os.fstat(descriptor)))
         return file

@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shards.acoustics import Acoustics, acoustics
 from shards.audio import SILENT_PEAK, AudioError, Levels, decode, is_silent
 from shards.condition import Conditioning
 from shards.container import unreadable
-from shards.durable import sha256
+from shards.durable import xxh128
+from shards.fingerprint import grain
 from shards.mel import MelSettings, log_mel
 from shards.recording import Piece, Reject
 from shards.remote import DISK
@@ -30,7 +32,9 @@ class Features(NamedTuple):
     starts: list[float]  # (S,) seconds
     xxh3: list[int]  # (S,) of each segment's bytes
     sums: np.ndarray  # (3, M) float64 over `values`: count, sum, sum of squares
-    sha256: str  # of the audio file
+    grains: np.ndarray  # (S, G, B) int8, see shards.fingerprint
+    acoustics: Acoustics
+    xxh128: str  # of the audio file
     seconds: float  # decoded
     clipped: float  # share of its samples at or above full scale
     dc: float  # mean of the wave
@@ -75,47 +79,56 @@ class Recipe:
 
         levels = Levels()
         wave = decode(file, self.mel.sample_rate, piece.start, piece.end, levels)
-        dc = round(float(wave.mean(dtype=np.float64)), 6)
+        dc = round(float(wave.mean()), 6)
         wave, offset = self.conditioning.trimmed(wave)
         check_useful(wave, levels, len(wave) / self.mel.sample_rate, self.min_seconds)
         self.conditioning.level(wave)
         starts = segment_starts(len(wave), self.length, self.hop, self.tail)
-        values, sums = self.spectrograms(wave, starts)
+        values, sums, grains, about = self.spectrograms(wave, starts)
         return Features(
             values,
             (piece.start + (offset + starts) / self.mel.sample_rate).tolist(),
             [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
             sums,
+            grains,
+            about,
             file_hash(file, file.stat().st_mtime_ns),
             levels.seconds,
             levels.clipped,
             dc,
         )
 
-    def spectrograms(self, wave: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(S, M, T) float16 of the segments at `starts` (S,), and their sums (3, M).
+    def spectrograms(
+        self, wave: np.ndarray, starts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Acoustics]:
+        """(S, M, T) float16 of the segments at `starts` (S,), their sums (3, M), their grains.
 
         A run of them at a time: only one is ever held in float32.
         """
+        from shards.kernels import halve
+
         values = np.empty((len(starts), *self.shape), "<f2")
-        sums = np.zeros((3, self.mel.n_mels))
+        sums, grains = np.zeros((3, self.mel.n_mels)), []
         step = max(1, RUN // values[0].size)
         for first in range(0, len(starts), step):
             run = starts[first : first + step]
             places = run - run[0]
             piece = wave[run[0] : run[-1] + self.length]
             piece = fill_up(piece, int(places[-1]), self.length, self.pad)
-            values[first : first + step] = log_mel(
-                piece, places, self.length, self.mel, self.device
-            )
-            sums += band_sums(values[first : first + step])
-        return values, sums
+            mel = log_mel(piece, places, self.length, self.mel, self.device)
+            mel = np.ascontiguousarray(mel)
+            halve(mel.view(np.int32), values[first : first + step].view(np.uint16))
+            sums += band_sums(mel)
+            grains.append(grain(mel, self.mel.hop_length / self.mel.sample_rate))
+            if first == 0:
+                about = acoustics(mel, values)
+        return values, sums, np.concatenate(grains), about
 
 
 @lru_cache(maxsize=1)
 def file_hash(file: Path, changed: int) -> str:
-    """The SHA-256 of an audio file; its pieces follow each other, and all want the same one."""
-    return sha256(file)
+    """The XXH3-128 of an audio file; its pieces follow each other, and all want the same one."""
+    return xxh128(file)
 
 
 def check_useful(wave: np.ndarray, levels: Levels, seconds: float, least: float) -> None:
@@ -128,7 +141,9 @@ def check_useful(wave: np.ndarray, levels: Levels, seconds: float, least: float)
 
 
 def band_sums(values: np.ndarray) -> np.ndarray:
-    """(3, M) float64 of (S, M, T): count, sum and sum of squares per mel band."""
-    exact = values.astype(np.float64)
-    count = np.full(values.shape[1], values.shape[0] * values.shape[2], np.float64)
-    return np.stack([count, exact.sum(axis=(0, 2)), np.square(exact).sum(axis=(0, 2))])
+    """(3, M) float64 of (S, M, T) float32: count, sum and sum of squares per mel band."""
+    from shards.kernels import add_sums
+
+    sums = np.zeros((3, values.shape[1]))
+    add_sums(values, sums)
+    return sums

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from shards.labels import nfc
+from shards.workers import in_runs
+
+RUN, MOST = 30.0, 32  # seconds of audio, and recordings, that a worker is given at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +63,12 @@ def place(path: str, seed: int) -> tuple[bytes, str]:
     """A sort key: where the seed puts `path`, whatever other files there are."""
     text = f"{seed}\0{nfc(path)}".encode("utf-8", "surrogateescape")
     return hashlib.blake2b(text, digest_size=16).digest(), path
+
+
+def runs_of(recordings: Iterable[Recording]) -> Iterator[list[Piece]]:
+    """What of which files they are, in runs for a worker to do at once."""
+    some = in_runs(recordings, RUN, lambda r: max(r.seconds, RUN / MOST))
+    return ([recording.piece for recording in run] for run in some)
 
 
 def digest(recordings: Iterable[Recording], rejected: Iterable[Reject]) -> str:

@@ -1,35 +1,34 @@
 """Properties of recordings that give their class away: how it was recorded, not what is heard.
 
-Shapes: `R` recordings, `S` segments, `M` mel bands, `T` frames, `C` columns of a property.
+Shapes: `R` recordings, `C` columns of a property.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from shards.acoustics import Acoustics
 from shards.index import ShardSet
-from shards.mel import FLOOR_DB
-from shards.read import Reader
 
-RECORDINGS, SEGMENTS = 5000, 8  # looked at, evenly over the set; segments of each, from its start
-QUIET, FAINT = 40.0, 60.0  # dB below the loudest frame; below the loudest band
+RECORDINGS = 5000  # looked at, evenly over the set
 FOLDS, PERMUTATIONS = 5, 20
 #: A property is a shortcut if it beats chance by more than this, or tells one class from all others
 #: that well, and lies so many standard deviations above what it gets for permuted labels.
 GAIN, ONE_CLASS, DEVIATIONS = 0.2, 0.9, 3.0
 Fold = tuple[np.ndarray, np.ndarray]  # the numbers to train on and to test on
-HEARD = ("level", "leading_silence", "band_limit", "seconds")  # may belong to what a class is
+SAID = ("sample_rate", "channels", "seconds")
+HEARD = (*Acoustics._fields, "seconds")  # may belong to what a class is
 
 
-def find_shortcuts(shard_set: ShardSet, tars: Path | None = None) -> list[dict[str, Any]]:
+def find_shortcuts(shard_set: ShardSet) -> list[dict[str, Any]]:
     """The properties that tell classes apart by themselves, as dataset.json keeps them.
 
     A decision tree of one property, as deep as the number of classes asks for, at least 2, is
     cross-validated over groups. Nothing is said of a class of a single group, nor of a set whose
-    recordings may have several. The tars are in `tars`, if not beside dataset.json.
+    recordings may have several.
     """
     if shard_set.is_multi_label:
         return []
@@ -37,7 +36,7 @@ def find_shortcuts(shard_set: ShardSet, tars: Path | None = None) -> list[dict[s
     chosen = np.unique(np.linspace(0, count - 1, min(RECORDINGS, count)).astype(int))
     wanted = set(chosen.tolist())
     lines = [line for n, line in enumerate(shard_set.recordings()) if n in wanted]
-    columns = said(lines) | heard(segments(shard_set, chosen, tars))
+    columns = properties(lines)
     groups_of: dict[str, set[str]] = {}
     for line in lines:
         groups_of.setdefault(line["label"], set()).add(line["group"])
@@ -56,47 +55,16 @@ def find_shortcuts(shard_set: ShardSet, tars: Path | None = None) -> list[dict[s
     ]
 
 
-def said(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def properties(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """(R, C) of each property that recordings.jsonl gives; a container is a column each."""
     columns = {
         name: np.array([[line[name]] for line in lines], float)
-        for name in ("sample_rate", "channels", "seconds")
-        if all(line[name] is not None for line in lines)  # a converted set may not know
+        for name in (*SAID, *Acoustics._fields)
+        if all(line.get(name) is not None for line in lines)  # a converted set may not know
     }
     suffixes = [PurePosixPath(line["path"]).suffix.lower() for line in lines]
     kinds = np.unique(suffixes)
     return columns | {"container": np.array(suffixes)[:, None] == kinds[None]}
-
-
-def heard(recordings: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """(R, 1) of each property that the spectrograms give."""
-    rows = [acoustics(values) for values in recordings]
-    level, silence, limit = np.array(rows).T[:, :, None]
-    return {"level": level, "leading_silence": silence, "band_limit": limit}
-
-
-def segments(shard_set: ShardSet, chosen: np.ndarray, tars: Path | None) -> Iterator[np.ndarray]:
-    """(S, M, T) dB, the first segments of each chosen recording."""
-    owner = shard_set.index["recording"]  # in ascending order
-    first, last = (np.searchsorted(owner, chosen, side) for side in ("left", "right"))
-    with Reader(shard_set, tars) as reader:
-        for begin, end in zip(first.tolist(), last.tolist(), strict=True):
-            yield reader.read(np.arange(begin, min(end, begin + SEGMENTS)))
-
-
-def acoustics(values: np.ndarray) -> tuple[float, float, int]:
-    """Level in dB, leading silence in frames, highest band with energy, of (S, M, T) dB."""
-    power = np.exp(values.astype(np.float32) * np.float32(math.log(10) / 10))
-    frames = power.sum(axis=1)  # (S, T)
-    audible = frames > 2 * values.shape[1] * 10 ** (FLOOR_DB / 10)  # and not padding
-    level = 10 * math.log10(frames[audible].mean()) if audible.any() else FLOOR_DB
-    loud = frames[0] > frames.max() * 10 ** (-QUIET / 10)
-    silence = float(loud.argmax() if loud.any() else loud.size)
-    # Not the mean: the cut edges of a segment alone fill every band.
-    heard, at = power.transpose(1, 0, 2)[:, audible], 3 * np.count_nonzero(audible) // 4
-    bands = np.partition(heard, at, axis=1)[:, at] if audible.any() else np.ones(1)
-    limit = np.flatnonzero(bands > bands.max() * 10 ** (-FAINT / 10))[-1]
-    return level, silence, int(limit)
 
 
 def judge(

@@ -60,9 +60,9 @@ def measure(shard_set: ShardSet, seconds: float, threads: int) -> Iterator[str]:
 
 
 def rate_of(counts: Iterator[int], n: int, seconds: float) -> float:
-    """Samples a second, after one pass (half the time at most) that fills caches and buffers."""
+    """Samples a second, after two passes (half the time at most) that fill caches and maps."""
     begun, seen = time.perf_counter(), 0
-    while seen < n and time.perf_counter() - begun < seconds / 2:
+    while seen < 2 * n and time.perf_counter() - begun < seconds / 2:
         seen += next(counts)
     begun, seen = time.perf_counter(), 0
     while (took := time.perf_counter() - begun) < seconds / 2 or seen == 0:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.container import AudioError
+from shards.durable import xxh128
 from shards.errors import UserError
 from shards.index import BESIDE, FILES, SPLITS, ShardSet, current, is_sealed, read_info, sha256
 from shards.remote import Url, is_url
@@ -98,7 +99,13 @@ def check_audio(shard_set: ShardSet, audio: Root) -> list[str]:
             with local(audio, line["path"]) as file:
                 if not file.is_file():
                     faults.append(f"recording {line['path']!r}: missing below {audio}")
-                elif sha256(file) != line["sha256"]:
+                elif (
+                    xxh128(file) != line["xxh128"]
+                    if "xxh128" in line
+                    else (
+                        sha256(file) != line["sha256"]  # of an older set
+                    )
+                ):
                     what = "its audio changed since the set was built"
                     faults.append(f"recording {line['path']!r}: {what}")
         except AudioError as error:

@@ -20,7 +20,21 @@ from shards.recipe import Features
 from shards.recording import Recording, Reject
 
 BLOCK = 512  # bytes; everything in a tar is a whole number of them
+BUFFER = 1 << 20  # bytes written at once
 STEM = 60  # characters of a file's name that its keys keep: a ustar name holds 100
+
+
+#: A ustar header without name, size and sum: mode 0644, no time, no owner.
+BLANK = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """What tarfile makes of them, in a fifth of the time."""
+    header = bytearray(BLANK)
+    header[: len(name)] = name.encode("ascii")
+    header[124:135], header[148:156] = b"%011o" % size, b" " * 8
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header)
 
 
 def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
@@ -73,14 +87,11 @@ class Tar:
         self.digest.update(data)
         self.size += len(data)
 
-    def add(self, name: str, content: bytes) -> int:
-        """Append a file; where its content begins in the archive."""
-        info = tarfile.TarInfo(name)  # mode 0644, the rest zeros
-        info.size = len(content)
-        self.put(info.tobuf(tarfile.USTAR_FORMAT))
-        begin = self.size
-        self.put(content + bytes(-len(content) % BLOCK))
-        return begin
+    def add(self, name: str, *content: bytes) -> int:
+        """Append a file of these pieces; where the last of them begins in the archive."""
+        size = sum(map(len, content))
+        self.put(b"".join([tar_header(name, size), *content, bytes(-size % BLOCK)]))
+        return self.size - len(content[-1]) - (-size % BLOCK)
 
     def finish(self) -> None:
         """The end mark; the file is on the disk when this returns."""
@@ -118,7 +129,7 @@ def write_shard(
     """
     aside = notes_file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
     try:
-        with open(aside, "wb") as out:
+        with open(aside, "wb", buffering=BUFFER) as out:
             tar = Tar(out)
             notes = fill(tar, shard, first, work, numbers)
         file.unlink(missing_ok=True)  # an old one beside new notes would pass for theirs
@@ -142,6 +153,7 @@ def fill(
     lines: list[dict[str, Any]] = []
     rejected: list[Reject] = []
     sums: dict[Cell, np.ndarray] = {}
+    grains: list[np.ndarray] = []
     for place, (recording, features) in enumerate(work, first):
         if isinstance(features, Reject):
             rejected.append(rejection(recording, features.reason))
@@ -153,14 +165,23 @@ def fill(
             zip(features.values, features.starts, strict=True)
         ):
             key = sample_key(recording.path, place, segment)
-            offset = tar.add(f"{key}.npy", header + value.tobytes()) + len(header)
+            offset = tar.add(f"{key}.npy", header, value.tobytes())
             tar.add(f"{key}.json", sample_json(recording, label, start))
             xxh3 = features.xxh3[segment]
             rows.append((offset, xxh3, start, shard, len(lines), label, fold, split))
         lines.append(recording_line(recording, features))
         sums[cell] = sums.get(cell, 0) + features.sums
+        grains.append(features.grains)
     tar.finish()
-    return Notes(np.array(rows, ROW), lines, rejected, sums, tar.size, tar.digest.hexdigest())
+    return Notes(
+        rows=np.array(rows, ROW),
+        recordings=lines,
+        rejected=rejected,
+        sums=sums,
+        size=tar.size,
+        sha256=tar.digest.hexdigest(),
+        grains=np.concatenate(grains) if grains else None,
+    )
 
 
 def rejection(recording: Recording, reason: str) -> Reject:
@@ -186,5 +207,6 @@ def recording_line(recording: Recording, features: Features) -> dict[str, Any]:
         "segments": len(features.starts),
         "clipped": features.clipped,
         "dc": features.dc,
-        "sha256": features.sha256,
+        **features.acoustics._asdict(),
+        "xxh128": features.xxh128,
     }

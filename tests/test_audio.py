@@ -10,7 +10,8 @@ import soundfile
 import soxr
 from media import encode, riff
 
-from shards.audio import AudioError, Levels, decode, is_silent, probe
+from shards.audio import AudioError, Levels, as_floats, decode, is_silent, probe
+from shards.container import source
 
 
 def sine(hz, rate, seconds, level=0.5):
@@ -193,3 +194,13 @@ def test_a_file_is_not_held_whole(tmp_path):
     samples, held, grown = map(int, done.stdout.split())
     assert samples == seconds * 16000
     assert grown < held + 40e6
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "aiff"])
+def test_16_bits_are_libsndfiles_floats(tmp_path, suffix):
+    wave = np.random.default_rng(0).uniform(-1, 1, (100_000, 3))
+    soundfile.write(tmp_path / f"a.{suffix}", wave, 16000, subtype="PCM_16")
+    expected, _ = soundfile.read(tmp_path / f"a.{suffix}", dtype="float32")
+    with source(tmp_path / f"a.{suffix}") as file:
+        found = as_floats(np.concatenate(list(file.blocks(7, None))))
+    assert found.dtype == np.float32 and (found == expected[7:]).all()

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,12 @@ import pytest
 import torch
 import xxhash
 import yaml
-from processes import environment, on_ranks, train, train_command
+from processes import ROOT, environment, on_ranks, train
 
 from shards.index import ROW, ShardSet
 from shards.loader import Loader
 from shards.order import Order, plan_batch
 from toolkit.augment import Augment, Transform
-from toolkit.checkpoint import checkpoints, damage
 from toolkit.evaluate import log_probabilities
 from toolkit.metrics import scores
 from toolkit.models import build
@@ -96,46 +94,15 @@ def test_two_processes_train_as_one(config, tmp_path, microbatch):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_an_epoch_it_ends_in_the_same_weights(config, tmp_path):
-    words = [config, "--train.epochs=30", "--train.save_every=3"]
-    ok(train(1, *words, "--run.name=whole"))
-    run = tmp_path / "runs/killed/fold-0"
-    command = train_command(1, *words, "--run.name=killed")
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        newest = [int(path.name.split("-")[1]) for path in checkpoints(run / "checkpoints")]
-        if newest and newest[-1] > 10:
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (run / "scores.json").exists()
-    again = train(1, *words, "--run.name=killed")
-    ok(again)
-    assert "goes on after step" in again.stderr
-    whole = tmp_path / "runs/whole/fold-0"
-    assert digest(run / "best.safetensors") == digest(whole / "best.safetensors")
-    assert losses(run) == losses(whole)
-    assert digest(run / "predictions.csv") == digest(whole / "predictions.csv")
-
-
-@pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(config, tmp_path):
-    words = [config, "--train.epochs=3", "--train.keep_last=3"]
-    ok(train(1, *words, "--run.name=whole"))
-    ok(train(1, *words, "--run.name=torn", "--train.max_steps=10"))
-    run = tmp_path / "runs/torn/fold-0"
-    newest = checkpoints(run / "checkpoints")[-1] / "model.safetensors"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    assert damage(newest.parent) and not damage(checkpoints(run / "checkpoints")[0])
-    again = train(1, *words, "--run.name=torn")
-    ok(again)
-    assert "is damaged (model.safetensors" in again.stderr
-    weights = [digest(tmp_path / f"runs/{n}/fold-0/best.safetensors") for n in ("whole", "torn")]
-    assert weights[0] == weights[1]
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_random_instants_it_ends_in_the_same_weights(processes):
+    words = ["bench/train_kills.py", "--n=2", f"--processes={processes}"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"| {processes} | 2 | " in done.stdout
 
 
 def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):

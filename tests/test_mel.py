@@ -261,3 +261,17 @@ def test_the_settings_as_a_dictionary_say_everything():
     constants = {"window": "hann", "center": True, "pad_mode": "constant", "power": 2.0}
     constants |= {"scale": "slaney", "norm": "slaney", "reference": 1.0, "floor": 1e-10}
     assert constants.items() <= told.items() and told["unit"] == "dB"
+
+
+def test_halves_are_numpys() -> None:
+    random = np.random.default_rng(0)
+    values = (100 * random.standard_normal((2, 3, 999))).astype("f4")
+    values[0, 0] = np.linspace(-100, -99, 999)
+    values[0, 1] = np.geomspace(2**-14, 65504, 999)
+    values[1, 1, :2] = 1 + 2**-11, 1 + 3 * 2**-11  # half way: to even
+    expected, stored, rounded = values.astype("f2"), np.empty(values.shape, "f2"), values.copy()
+    kernels.halve(rounded.view(np.int32), stored.view(np.uint16))
+    assert (stored == expected).all() and (rounded == expected.astype("f4")).all()
+    tiny = np.float32([[[2**-15, -1e-9, 0.0]]])
+    kernels.halve(tiny.view(np.int32), stored[:1, :1, :3].copy().view(np.uint16))
+    assert not tiny.any()

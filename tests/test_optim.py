@@ -17,7 +17,7 @@ from torch.optim import lr_scheduler as oracle
 
 from shards.errors import UserError
 from shards.index import open_set
-from toolkit import history, loop
+from toolkit import checkpoint, history, loop
 from toolkit.__main__ import main
 from toolkit.config import parse
 from toolkit.history import History, best, drops, stopped
@@ -128,6 +128,16 @@ def test_weight_decay_of_each_optimiser(name, after):
     optimizer.step()
     assert model.weight.item() == pytest.approx(after, abs=1e-6)
     assert model.bias.item() == bias
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_what_has_no_fused_kernel_trains_without(name):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = make_optimizer(model, OptimConfig(name=name, lr=0.1, weight_decay=0))
+    model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step()
+    assert (model.weight.real < 1).all()
 
 
 def test_adam_takes_its_betas():
@@ -292,12 +302,12 @@ def test_two_ranks_stop_together_and_the_run_is_finished(tone_set, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")} == before
 
 
-def run_and_die(config, function: str, when) -> int:
-    """Train in a process that kills itself at the call of a function of the loop for which
+def run_and_die(config, module, function: str, when) -> int:
+    """Train in a process that kills itself at the call of a module's function for which
     `when(number of the call, its arguments)`; how it ended."""
 
     def body():
-        original, calls = getattr(loop, function), []
+        original, calls = getattr(module, function), []
 
         def dying(*words):
             calls.append(words)
@@ -305,13 +315,18 @@ def run_and_die(config, function: str, when) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*words)
 
-        setattr(loop, function, dying)
+        setattr(module, function, dying)
         loop.fit(config)
 
     process = multiprocessing.get_context("fork").Process(target=body)
     process.start()
     process.join(60)
     return process.exitcode
+
+
+def last_saved(run: Path) -> int:
+    found = checkpoint.checkpoints(run / "checkpoints")
+    return checkpoint.step_of(found[-1]) if found else 0
 
 
 def test_killed_four_times_it_decides_and_ends_as_if_it_never_was(tone_set, tmp_path):
@@ -327,13 +342,13 @@ def test_killed_four_times_it_decides_and_ends_as_if_it_never_was(tone_set, tmp_
     assert len(better) >= 2
     first, second = better[0], better[-1]
     deaths = (
-        ("learning_rate", lambda call, words: call == 6),
-        ("keep_best", lambda call, words: call > 1 and words[-1] == first),
-        ("keep_best", lambda call, words: call > 1 and words[-1] == second),
-        ("learning_rate", lambda call, words: call == 11),
+        (loop, "learning_rate", lambda call, words: call == 6),
+        (checkpoint, "write_tensors", lambda *_: last_saved(killed.folder()) == first),
+        (checkpoint, "write_tensors", lambda *_: last_saved(killed.folder()) == second),
+        (loop, "learning_rate", lambda call, words: call == 11),
     )
-    for function, when in deaths:
-        assert run_and_die(killed, function, when) == -signal.SIGKILL
+    for module, function, when in deaths:
+        assert run_and_die(killed, module, function, when) == -signal.SIGKILL
     assert not (killed.folder() / "scores.json").exists()
     assert on_ranks(1, lambda: loop.fit(killed))[0]["stopped"] == result["stopped"]
     for kind, names in (("train", ("step", "loss", "lr")), ("eval", ("step", "loss", "macro_f1"))):

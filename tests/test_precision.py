@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from processes import on_ranks
+import yaml
+from processes import on_ranks, train
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,9 +21,10 @@ from toolkit.config import parse
 from toolkit.models import REGISTRY, build
 from toolkit.models.batchnorm import GroupedBatchNorm2d
 from toolkit.optim import learning_rate
-from toolkit.precision import LossScale, autocast, compiled, missing_for_compiling
+from toolkit.precision import LossScale, arrange, autocast, compiled, missing_for_compiling
+from toolkit.predictions import LEVELS
 from toolkit.schema import ModelConfig, TrainConfig
-from toolkit.world import World
+from toolkit.world import World, start
 
 CPU = torch.device("cpu")
 VALUES = {
@@ -37,7 +39,7 @@ VALUES = {
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     """Reports are not what is tested here, and take longest."""
-    score = {"recording": {"accuracy": 0.0, "macro_f1": 0.0}}
+    score = {level: {"accuracy": 0.0, "macro_f1": 0.0} for level in LEVELS}
     monkeypatch.setattr(loop, "write_fold", lambda *words: words[-1] | score)
 
 
@@ -123,8 +125,8 @@ def fp16(monkeypatch):
     """fp16 on a processor, with a loss scale that is too high at first and soon so again."""
     start = loop.start
 
-    def pretend(precision, threads):
-        accelerator, world = start("no", threads)
+    def pretend(precision, *words):
+        accelerator, world = start("no", *words)
         return accelerator, dataclasses.replace(world, precision="fp16")
 
     monkeypatch.setattr(loop, "start", pretend)
@@ -166,7 +168,7 @@ def test_a_step_whose_gradients_overflow_moves_nothing_but_the_scale(tone_set, t
     state = json.loads(
         (checkpoints(config.folder() / "checkpoints")[-1] / "state.json").read_text()
     )
-    state = state.get("state", state)
+    state = state["state"]
     assert state["skipped"] == sum(skipped) and state["loss_scale"]["scale"] == scale
 
 
@@ -220,21 +222,53 @@ def test_nothing_is_compiled_twice(tone_set, tmp_path, monkeypatch, how):
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(missing_for_compiling("cpu") is not None, reason="needs a C++ compiler")
 def test_compiled_it_trains_as_eager(tone_set, tmp_path):
-    eager, config = (make_config(tone_set, tmp_path / h, compile=h) for h in ("off", "default"))
-    for c in (eager, config):
-        on_ranks(1, lambda c=c: loop.fit(c))
-    np.testing.assert_allclose(losses(config), losses(eager), rtol=1e-4)
+    configs = [
+        make_config(tone_set, tmp_path / h, compile=h, max_steps=3) for h in ("default", "off")
+    ]
+    for config in configs:
+        file = tmp_path / f"{config.train.compile}.yaml"
+        file.write_text(yaml.safe_dump(config.to_dict()))
+        done = train(1, str(file))
+        assert done.returncode == 0, done.stderr[-2000:]
+    found, expected = map(losses, configs)
+    assert len(expected) == 3
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_without_a_compiler_it_is_one_line_and_code_2(monkeypatch, capsys):
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    train, model = TrainConfig(compile="default"), nn.Linear(1, 1)
-    assert guard(lambda: compiled(model, train, World(0, 1, CPU))) == 2
+    words = (nn.Linear(1, 1), TrainConfig(compile="default"), World(0, 1, CPU))
+    assert guard(lambda: compiled(*words)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "train.compile=default needs a compiler, and there is no /nowhere/c++" in line
+
+
+def test_kernels_of_a_gpu_are_as_asked():
+    def kernels(**words):
+        arrange(nn.Linear(1, 1), TrainConfig(**words), World(0, 1, torch.device("cuda")))
+        cudnn = torch.backends.cudnn
+        return torch.get_float32_matmul_precision(), cudnn.conv.fp32_precision, cudnn.benchmark
+
+    assert on_ranks(1, kernels) == [("high", "tf32", True)]
+    off = {"tf32": False, "cudnn_benchmark": False}
+    assert on_ranks(1, lambda: kernels(**off)) == [("highest", "ieee", False)]
+    assert on_ranks(1, lambda: kernels(exact=True)) == [("high", "tf32", False)]
+
+
+def test_what_a_sharded_launch_does_not_take(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="does not go with FSDP"):
-        compiled(model, train, World(0, 1, CPU))
+    model, world = nn.Conv2d(3, 3, 3), World(0, 1, CPU, "bf16")
+    assert arrange(model, TrainConfig(), world).weight.is_contiguous()
+    with pytest.raises(UserError, match="channels_last=true does not go with FSDP"):
+        arrange(model, TrainConfig(channels_last=True), world)
+    with pytest.raises(UserError, match="compile=default does not go with FSDP"):
+        compiled(model, TrainConfig(compile="default"), world)
+
+
+def test_a_precision_of_the_launcher_that_is_not_ours(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(UserError, match="the launcher asks for fp8"):
+        start("auto", 1)
 
 
 def test_a_checkpoint_does_not_know_the_memory_layout(tone_set, tmp_path):

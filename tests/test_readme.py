@@ -30,7 +30,10 @@ def test_command_lines(package):
     commands = shown(f"python -m {package} ")
     made = {"download", "convert", "build", "merge"}
     shown_of_shards = made | {"verify", "info", "show", "duplicates", "reset"}
-    expected = {"shards": shown_of_shards, "toolkit": {"collect", "show_augment", "lr_find"}}
+    expected = {
+        "shards": shown_of_shards,
+        "toolkit": {"collect", "show_augment", "lr_find", "models"},
+    }
     assert {name for name, *_ in commands} == expected[package]
     for name, *words in commands:
         bind(name, LINES[package][name], words)  # raises on a flag that is not there
@@ -40,4 +43,5 @@ def test_trainings():
     commands = shown("train.py ")
     assert len(commands) >= 4
     for file, *words in commands:
-        load([str(ROOT / file), *(word.replace("$f", "0") for word in words)])
+        settings = [word.replace("$f", "0") for word in words if word != "--debug"]
+        load([str(ROOT / file), *settings])

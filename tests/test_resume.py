@@ -186,8 +186,8 @@ def test_one_build_at_a_time(small: Path, tmp_path: Path) -> None:
 
 def test_work_is_begun_a_little_ahead_only() -> None:
     taken: list[int] = []
-    items = (taken.append(n) or n for n in range(1000))
-    results = workers_module.ordered(abs, items, 2, timeout=0, lost=max)
+    runs = ([taken.append(n) or n] for n in range(1000))
+    results = workers_module.ordered(abs, runs, 2, timeout=0, lost=max)
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert len(taken) <= 5 + 2 * workers_module.AHEAD
     results.close()

@@ -13,9 +13,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
 from shards.__main__ import main
+from shards.acoustics import acoustics
 from shards.build import build
 from shards.index import open_set
-from shards.shortcuts import acoustics, deal, describe, judge, permutations
+from shards.shortcuts import deal, describe, judge, permutations
 
 RATE = 16000
 SETTINGS: dict[str, Any] = {"segment_seconds": 1.0, "n_mels": 32, "n_fft": 1024, "folds": 2}
@@ -133,6 +134,6 @@ def test_permutations_keep_the_groups_of_one_class_whole() -> None:
 def test_acoustics_of_a_made_spectrogram() -> None:
     values = np.full((1, 20, 50), -100.0, np.float16)
     values[0, :8, 10:40] = -30  # silence, sound in eight bands, padding
-    level, silence, limit = acoustics(values)
+    level, silence, limit = acoustics(values.astype("f4"), values)
     assert level == pytest.approx(-30 + 10 * np.log10(8), abs=0.01)
     assert (silence, limit) == (10, 7)

@@ -217,7 +217,7 @@ def test_out_of_memory_on_one_rank_all_halve_and_take_the_same_step():
 def test_out_of_memory_after_some_microsteps_leaves_nothing_of_them():
     def starved():
         stepper, forwards = make_stepper(8), []
-        forward = stepper.forward
+        forward = stepper.model
 
         def second_fails(x):
             forwards.append(len(x))
@@ -225,7 +225,7 @@ def test_out_of_memory_after_some_microsteps_leaves_nothing_of_them():
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return forward(x)
 
-        stepper.forward = second_fails
+        stepper.model = second_fails
         return train(stepper), forwards[:6]
 
     (expected,) = on_ranks(1, lambda: train(make_stepper()))

@@ -17,12 +17,13 @@ from media import riff
 
 from shards import plan as plan_module
 from shards.condition import Conditioning
+from shards.crew import PRELOAD, TRIES, Task, Worker
 from shards.errors import UserError
 from shards.manifest import Reject, scan
 from shards.mel import MelSettings
 from shards.recipe import Features, Recipe
 from shards.recording import Piece
-from shards.workers import PRELOAD, TRIES, Task, Worker, ordered
+from shards.workers import in_runs, ordered
 
 
 def pair(item: object, reason: str) -> tuple[object, str]:
@@ -46,11 +47,13 @@ def fate(word: str) -> tuple[object, str]:
     return word, "x" * (1 << 20 if name == "large" else 1)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_what_an_item_does_to_its_process_costs_that_item(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "run"), [(1, 5), (3, 1)])
+def test_what_an_item_does_to_its_process_costs_that_item(
+    tmp_path: Path, workers: int, run: int
+) -> None:
     die, once = f"die {tmp_path / 'tally'}", f"die-once {tmp_path / 'once'}"
     words = ["a", "large", die, "b", "hang", once, "c", "large", "d"]
-    results = list(ordered(fate, words, workers, timeout=1.5, lost=pair))
+    results = list(ordered(fate, in_runs(words, run), workers, timeout=1.5, lost=pair))
     assert [word for word, _ in results] == words
     said = dict(results)
     assert said[die].startswith("killed its decoder") and said["hang"] == "timed out after 1.5 s"
@@ -60,19 +63,20 @@ def test_what_an_item_does_to_its_process_costs_that_item(tmp_path: Path, worker
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_many_items_come_in_order(workers: int) -> None:
-    assert list(ordered(abs, range(0, -500, -1), workers, timeout=9, lost=max)) == [*range(500)]
+    runs = in_runs(range(0, -500, -1), 500, lambda number: -number)  # ever shorter ones
+    assert list(ordered(abs, runs, workers, timeout=9, lost=max)) == [*range(500)]
     assert list(ordered(abs, [], workers, timeout=9, lost=max)) == []
 
 
 def test_an_error_comes_back_as_it_was_raised() -> None:
     for timeout in (0, 9):
         with pytest.raises(LookupError, match="this"):
-            list(ordered(fate, ["a", "fail this", "b"], 1, timeout=timeout, lost=pair))
+            list(ordered(fate, [["a", "fail this", "b"]], 1, timeout=timeout, lost=pair))
 
 
 def test_results_may_be_left_to_wait() -> None:
     """The time that the reader takes is not the worker's."""
-    results = ordered(fate, ["large", "large", "a"], 1, timeout=1, lost=pair)
+    results = ordered(fate, [["large"], ["large"], ["a"]], 1, timeout=1, lost=pair)
     for _ in range(3):
         assert not next(results)[1].startswith("timed out")
         time.sleep(1.1)
@@ -90,7 +94,7 @@ class StillBorn:
 
 def test_processes_that_do_not_start_are_not_started_for_ever() -> None:
     with pytest.raises(UserError, match="as it started"):
-        list(ordered(StillBorn(), [1, 2], 2, timeout=9, lost=max))
+        list(ordered(StillBorn(), [[1], [2]], 2, timeout=9, lost=max))
 
 
 class Fragile(Recipe):
@@ -171,8 +175,8 @@ def test_a_worker_takes_less_than_500_mb_for_an_hour(tmp_path: Path) -> None:
     )
     worker = Worker(recipe.extract)
     assert worker.connection.recv() is None
-    worker.give(Task(0, Piece("hour.wav"), 0))
-    features, error, _ = worker.connection.recv()
+    worker.give(Task(0, 0, [Piece("hour.wav")]))
+    (features,), error, _ = worker.connection.recv()
     told = Path(f"/proc/{worker.process.pid}/status").read_text()
     worker.stop()
     assert error is None and len(features.starts) == 1439

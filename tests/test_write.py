@@ -1,13 +1,14 @@
 """A shard set as written: the right values, where the index says, as plain tools read them."""
 
-import hashlib
 import json
+import tarfile
 from pathlib import Path
 
 import librosa
 import numpy as np
 import pytest
 import soundfile
+import xxhash
 from conftest import (
     BESIDE_TARS,
     PER_CLASS,
@@ -20,6 +21,7 @@ from conftest import (
 )
 
 from shards.index import ROW, SPLITS, open_set
+from shards.write import tar_header
 
 
 def test_set_is_as_told(tone_set: Path) -> None:
@@ -101,7 +103,7 @@ def test_index_is_a_plain_npy_and_recordings_carry_hashes(tones: Path, tone_set:
     counted = np.bincount(index["recording"])
     for line, segments in zip(lines(tone_set), counted, strict=True):
         content = (tones / line["path"]).read_bytes()
-        assert line["sha256"] == hashlib.sha256(content).hexdigest()
+        assert line["xxh128"] == xxhash.xxh3_128_hexdigest(content)
         assert line["segments"] == segments == line["seconds"]
         assert (line["sample_rate"], line["channels"]) == (RATE, 1)
 
@@ -147,3 +149,10 @@ def test_stereo_and_another_rate(tmp_path: Path) -> None:
         band = sample["npy"].astype(np.float64).mean(axis=1).argmax()
         assert edges[band] < 440 < edges[band + 2]
     assert {(x["channels"], x["sample_rate"]) for x in lines(tmp_path / "set")} == {(2, 22050)}
+
+
+@pytest.mark.parametrize(("name", "size"), [("a-0000001-0000.npy", 0), ("x" * 99, 8**11 - 1)])
+def test_a_header_is_tarfiles(name: str, size: int) -> None:
+    about = tarfile.TarInfo(name)
+    about.size = size
+    assert tar_header(name, size) == about.tobuf(tarfile.USTAR_FORMAT)

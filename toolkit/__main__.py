@@ -70,11 +70,23 @@ def lr_find(
     print(f"{out}: steepest descent at --optim.lr={rate:.1e}")
 
 
+def models(*config: str) -> None:
+    """Tabulate the models: parameters, FLOPs and memory for the input of CONFIG, if there is one.
+
+    Without CONFIG: for 128 bands x 250 frames (8 s at 16 kHz) and 2 classes. The config's own model
+    is counted with its settings, and --model.name=timm:resnet18 counts one that is not listed.
+    """
+    from toolkit.cost import table
+
+    print(table(config))
+
+
 COMMANDS: Commands = {
     "collect": collect,
     "report": report,
     "show_augment": show_augment,
     "lr_find": lr_find,
+    "models": models,
 }
 
 

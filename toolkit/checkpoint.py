@@ -1,84 +1,78 @@
-"""Checkpoints: whole or not there, checked when read, tensors as safetensors and the rest JSON.
+"""Checkpoints on a disk: whole or not there, and sound or refused by name.
 
-    checkpoints/step-00001200/model.safetensors [ema.safetensors] optimizer.safetensors state.json
+    checkpoints/step-00001200/model.safetensors [ema.safetensors] optimizer.safetensors
+                              state.json manifest.json (bytes and SHA-256 of all others)
     checkpoints/latest
 
-Both hold whole tensors by name, whoever wrote them (toolkit.strategy).
-Every random draw of the training is a function of (seed, step, place): no generator is saved.
+Tensors are whole, by name, whoever wrote them (toolkit.strategy); the rest is JSON. Every random
+draw of a training is a function of (seed, step, place): no generator is saved.
 """
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
+from safetensors.torch import save_file
 
 from shards.index import file_entry, sync_folder, write_atomic
-from toolkit.strategy import Strategy, Tensors
+from toolkit.strategy import Tensors
 
-log = logging.getLogger(__name__)
-
-
-def save(folder: Path, strategy: Strategy, state: dict[str, Any], keep: int) -> None:
-    """Gather a checkpoint of `state["step"]` on every rank and write it on one."""
-    models, moments = {"model": strategy.weights()}, strategy.moments()
-    if strategy.average:
-        models["ema"] = strategy.average.module.state_dict()
-    if strategy.accelerator.is_main_process:
-        write(folder, models, moments, state, keep)
+FORMAT = 2
+NONE, DAMAGED = -1, -2  # instead of the step to go on from
 
 
-def write(
-    folder: Path,
-    models: Mapping[str, Tensors],
-    moments: Tensors,
-    state: dict[str, Any],
-    keep: int,
-) -> None:
-    """Write a checkpoint aside, fsync, rename; then delete all but `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"step-{state['step']:08d}"
-    aside = folder / f".{name}.tmp"
+def write(folder: Path, step: int, groups: Mapping[str, Tensors], text: str) -> None:
+    """Write a checkpoint aside, fsync, rename, fsync the folder."""
+    path, aside = folder / name_of(step), folder / f".{name_of(step)}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for part, weights in models.items():
-        write_atomic(aside / f"{part}.safetensors", packed(weights))
-    write_atomic(aside / "optimizer.safetensors", packed(moments))
-    files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
-    write_atomic(aside / "state.json", json.dumps({**state, "files": files}).encode())
-    if (folder / name).exists():  # the same step again, after a resume from before it
-        shutil.rmtree(folder / name)
-    os.replace(aside, folder / name)
-    sync_folder(folder)
-    write_atomic(folder / "latest", name.encode())
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    aside.mkdir(parents=True)
+    try:
+        for part, tensors in groups.items():
+            save_file(tensors, aside / f"{part}.safetensors")
+        (aside / "state.json").write_text(text, encoding="utf-8")
+        files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
+        manifest = json.dumps({"format": FORMAT, "files": files}, indent=2)
+        (aside / "manifest.json").write_text(manifest, encoding="utf-8")
+        for file in (*aside.iterdir(), aside):
+            sync_folder(file)
+        if path.exists():  # a damaged one, that the training went on before
+            discard(path)
+        os.replace(aside, path)
+        sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    write_atomic(folder / "latest", path.name.encode())
 
 
-def restore(folder: Path, strategy: Strategy) -> dict[str, Any] | None:
-    """Load the newest sound checkpoint into model and optimiser; its state, or None."""
-    for path in reversed(checkpoints(folder)):
-        fault = damage(path)
-        if fault:
-            log.warning("%s is damaged (%s); trying the one before it", path, fault)
-            continue
-        strategy.load_weights(safetensors.torch.load_file(path / "model.safetensors"))
-        strategy.load_moments(safetensors.torch.load_file(path / "optimizer.safetensors"))
-        if strategy.average:
-            strategy.average.module.load_state_dict(
-                safetensors.torch.load_file(path / "ema.safetensors")
-            )
-        return json.loads((path / "state.json").read_text())
-    return None
+def write_tensors(file: Path, tensors: Tensors) -> None:
+    """Write a safetensors file whole or not at all."""
+    aside = file.with_name(f".{file.name}.tmp")
+    try:
+        save_file(tensors, aside)
+        sync_folder(aside)
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(file.parent)
 
 
-def packed(tensors: Mapping[str, Any]) -> bytes:
-    """A safetensors file, which holds no other layout than the plain one."""
-    return safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+def prune(folder: Path, step: int, keep_last: int, kept: set[int]) -> None:
+    """Remove all but the last ones up to `step`, and those `kept`; of later ones, all."""
+    found = checkpoints(folder)
+    last = [path for path in found if step_of(path) <= step][-keep_last:]
+    for path in found:
+        if path not in last and (step_of(path) not in kept or step_of(path) > step):
+            discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint so that a kill leaves none that looks finished."""
+    aside = path.with_name(f".{path.name}.old")
+    os.replace(path, aside)
+    shutil.rmtree(aside)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -86,20 +80,25 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
+def name_of(step: int) -> str:
+    """The folder of the checkpoint of `step`."""
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The inverse of `name_of`."""
+    return int(path.name.partition("-")[2])
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files = json.loads((path / "state.json").read_text())["files"]
-        for name, entry in files.items():
+        manifest = json.loads((path / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']}, this wavefold reads format {FORMAT}"
+        for name, entry in manifest["files"].items():
             if file_entry(path / name) != entry:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return str(error)
     return None
-
-
-def save_weights(strategy: Strategy, file: Path) -> None:
-    """Gather the weights that are judged, on every rank; write them on one, whole or not at all."""
-    weights = strategy.judged_weights()
-    if strategy.accelerator.is_main_process:
-        write_atomic(file, packed(weights))

@@ -13,6 +13,7 @@ from shards.loader import evaluation_batches
 from shards.selection import Selection
 from toolkit.augment import Transform
 from toolkit.strategy import bare
+from toolkit.watch import at
 from toolkit.world import World
 
 
@@ -37,13 +38,16 @@ def log_probabilities(
     module.eval()
     found = [torch.zeros(0, len(shard_set.class_names), dtype=torch.float64, device=world.device)]
     places = [np.zeros(0, np.int64)]
-    for batch in evaluation_batches(
+    mine = evaluation_batches(
         shard_set, numbers, batch_size, world.rank, world.size, world.device, reading
-    ):
+    )
+    for n, batch in enumerate(mine):
+        at("evaluate, batch", n)
         found.append(F.log_softmax(module(transform(batch.x)).double(), dim=1))
         places.append(batch.places)
     module.train()
+    at("collective of evaluate")
     rows = gather(torch.cat(found)).cpu().numpy()
-    at = gather(torch.from_numpy(np.concatenate(places)).to(world.device)).cpu().numpy()
-    assert np.array_equal(at[at >= 0], np.arange(len(numbers))), "not every sample exactly once"
-    return rows[at >= 0]
+    where = gather(torch.from_numpy(np.concatenate(places)).to(world.device)).cpu().numpy()
+    assert np.array_equal(where[where >= 0], np.arange(len(numbers))), "each sample exactly once"
+    return rows[where >= 0]

@@ -29,7 +29,8 @@ RESAMPLES = 2000
 #: training. The shard set may lie elsewhere on each machine; it is compared by its content.
 LAUNCH = {
     "data.fold", "data.shards", "run.name", "run.dir", "train.microbatch", "train.threads",
-    "train.log_every", "train.save_every", "train.keep_last", "train.resume",
+    "train.log_every", "train.save_every", "train.save_minutes", "train.keep_last",
+    "train.keep_best", "train.resume",
 }  # fmt: skip
 
 

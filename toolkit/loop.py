@@ -1,36 +1,39 @@
 """fit(): the one training loop, read from top to bottom."""
 
 import logging
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
-from tqdm import tqdm
 
 from shards.feed import Reading
 from shards.index import ShardSet
 from shards.loader import Loader
 from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
-from toolkit import checkpoint, exact, history, track
+from toolkit import exact, history, track
 from toolkit.augment import Augment, Transform
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
+from toolkit.guards import Guard
 from toolkit.history import History
 from toolkit.metrics import scores
 from toolkit.models import build
+from toolkit.models.transfer import prepare
 from toolkit.optim import learning_rate, make_optimizer
 from toolkit.precision import arrange
 from toolkit.report import write_fold
+from toolkit.saver import Saver
 from toolkit.schema import Config
+from toolkit.speed import Meter, profiled, progress_bar
 from toolkit.step import Stepper
 from toolkit.strategy import Strategy
+from toolkit.watch import at
 from toolkit.world import World, start
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ def fit(config: Config) -> dict[str, Any]:
     train = config.train
 
     # World: the processes of this launch.
-    accelerator, world = start(train.precision, train.threads)
+    accelerator, world = start(train.precision, train.threads, train.timeout)
     exact.prepare(train, world)
 
     # Data: which samples, in which order, spread over ranks and micro-steps.
@@ -69,12 +72,14 @@ def fit(config: Config) -> dict[str, Any]:
     # Run: its folder, and where it stopped.
     folder = track.open_run(config, world)
     accelerator.wait_for_everyone()
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss_sum": 0.0, "history": []}
-    state |= checkpoint.restore(folder / "checkpoints", strategy) or {}
+    saver = Saver(folder, strategy, shard_set, train, world, plan, target)
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": []}
+    state |= {"loss_sum": 0.0, "losses": 0}  # of the epoch so far
+    state |= saver.restore()
     stepper.scale.load(state)
     past = History(state["history"], config)
     target = state["step"] if past.stopped else target
-    finished = track.finished(folder, target)
+    finished = broadcast_object_list([track.finished(folder, target)])[0]
     if finished:
         log.info("%s is finished; --train.resume=never trains it anew", folder)
         accelerator.end_training()
@@ -84,30 +89,38 @@ def fit(config: Config) -> dict[str, Any]:
         (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config, shard_set, mean, std)
-    keep_best(folder, strategy, past, state["step"])
-    loss_sum, begun = state["loss_sum"], time.perf_counter() - state["seconds"]
-    quiet = not (world.is_main and sys.stderr.isatty())
-    bar = tqdm(total=target, initial=state["step"], unit="step", disable=quiet, leave=False)
+    saver.keep_best(state)
+    loss_sum, losses = state["loss_sum"], state["losses"]
+    begun = time.perf_counter() - state["seconds"]
+    guard = Guard(config, stepper, shard_set, metrics)
+    meter = Meter(config, shard_set, world)
+    bar = progress_bar(world, train.batch_size, state["step"], target)
+    steps = loader.steps(state["step"], target)
+    if train.profile and world.is_main:
+        steps = profiled(steps, target - state["step"], folder)
 
     # Loop: one pass is one optimiser step over one global batch.
-    for step, batches in enumerate(loader.steps(state["step"], target), state["step"] + 1):
+    for step, batches in enumerate(steps, state["step"] + 1):
         moved = step - 1 - stepper.scale.skipped
         rate = learning_rate(config.optim, moved, total, per_epoch, past.drops)
-        taken = stepper(batches, step, rate)
-        loss_sum += taken.loss
-        bar.update()
+        taken = stepper(batches, step, rate, saver.wishes())
+        if taken.finite:
+            loss_sum, losses = loss_sum + taken.loss, losses + 1
+        bar.update(train.batch_size)
         epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
         seconds, samples = round(time.perf_counter() - begun, 3), step * train.batch_size
         now = {"step": step, "epoch": epoch, "seconds": seconds, "samples": samples}
-        if step % train.log_every == 0:
+        guard(taken, batches, now)
+        if taken.finite and step % train.log_every == 0:
             norm = None if taken.skipped else taken.norm
             metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=norm,
-                          **stepper.scale.figures(), **loader.figures())  # fmt: skip
+                          **stepper.scale.figures(), **meter.figures(loader))  # fmt: skip
 
         # Evaluate: the validation part chooses the epoch; where there is none, nothing is chosen.
         if ends:
-            epoch_loss = loss_sum / ((step - 1) % per_epoch + 1)
-            loss_sum *= step % per_epoch != 0  # a dry run may stop, and go on, inside an epoch
+            epoch_loss = loss_sum / max(losses, 1)
+            if step % per_epoch == 0:  # a dry run may stop, and go on, inside an epoch
+                loss_sum, losses = 0.0, 0
             metrics.write("epoch", **now, train_loss=epoch_loss)
             result = {}
             if len(parts["val"]):
@@ -121,22 +134,20 @@ def fit(config: Config) -> dict[str, Any]:
                 track.tell_epoch(now, train, epoch_loss, result, past.stopped)
 
         # Save: whole or not at all, and never half an epoch behind.
-        if ends or (train.save_every and step % train.save_every == 0):
-            state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum}
-            state |= stepper.scale.state()
-            checkpoint.save(folder / "checkpoints", strategy, state, train.keep_last)
-            keep_best(folder, strategy, past, step)
-        if past.stopped:
+        if saver.due(step, ends, taken.asked):
+            at("save, step", step)
+            state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum, "losses": losses}
+            saver.save(state | stepper.scale.state())
+        if past.stopped or saver.stopping:
             break
 
     # Score: the test part, once, by the chosen weights or, where nothing is chosen, the last ones.
     bar.close()
+    saver.close()  # where a signal came, the process ends here
     chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
-    if not past.best:
-        checkpoint.save_weights(strategy, folder / "best.safetensors")
-    accelerator.wait_for_everyone()
     strategy.load_weights(load_file(folder / "best.safetensors"))
     found = evaluate(strategy.model, parts["test"])
+    at("report")
     result = {}
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, state, past.stopped)
@@ -151,20 +162,11 @@ def fit(config: Config) -> dict[str, Any]:
 def make_model(
     config: Config, shard_set: ShardSet, accelerator: Accelerator, world: World, plan: BatchPlan
 ) -> Strategy:
-    """The model with fresh weights, its optimiser, and the average of its weights if there is one,
-    as this launch spreads them."""
+    """The model with the weights that it begins with, its optimiser, and the average of its weights
+    if there is one, as this launch spreads them."""
     torch.manual_seed(config.train.seed)
     model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    prepare(model, config.model, shard_set.class_names)
     model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)
-
-
-def keep_best(folder: Path, strategy: Strategy, past: History, step: int) -> None:
-    """Write best.safetensors if the best epoch is the one that ends with `step`.
-
-    After the checkpoint of that step, and again when training goes on from it: a kill between the
-    two leaves no best weights but those that the history tells of.
-    """
-    if past.best and past.best["step"] == step:
-        checkpoint.save_weights(strategy, folder / "best.safetensors")

@@ -10,15 +10,9 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.index import write_atomic
-from shards.loader import Loader
-from shards.order import plan_batch
 from toolkit import figures
-from toolkit.augment import Augment, Transform
-from toolkit.data import open_parts
-from toolkit.loop import make_model
 from toolkit.schema import Config
-from toolkit.step import Stepper
-from toolkit.world import start
+from toolkit.trial import open_trial
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +47,14 @@ def sweep(config: Config, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns the rates that were tried, and the loss before each step: both of one length, <= S.
     """
-    accelerator, world = start(config.train.precision, config.train.threads)
-    shard_set, parts, order, mean, std = open_parts(config)
-    train, group = config.train, config.model.norm_batch
-    plan = plan_batch(train.batch_size, train.microbatch, world.size, group)
-    loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device)
-    transform = Transform(mean, std, world.device, config.data.normalize)
-    augment = Augment(config.augment, shard_set, transform, train.seed, group)
-    strategy = make_model(config, shard_set, accelerator, world, plan)
-    stepper = Stepper(strategy, augment, config, plan, world)
+    *_, loader, stepper = open_trial(config)
     losses: list[float] = []
     for step, batches in enumerate(loader.steps(0, len(rates)), 1):
-        losses.append(stepper(batches, step, float(rates[step - 1])).loss)
+        taken = stepper(batches, step, float(rates[step - 1]))
+        losses.append(taken.loss)
         if step % 10 == 0:
             log.info("step %d  lr %.2e  loss %.4f", step, rates[step - 1], losses[-1])
-        if not losses[-1] < DIVERGED * losses[0]:
+        if not (taken.finite and losses[-1] < DIVERGED * losses[0]):
             break
     return rates[: len(losses)], np.array(losses)
 

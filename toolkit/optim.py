@@ -26,18 +26,19 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov, Hutter, ICLR 2019), Adam (Kingma, Ba, ICLR 2015), or SGD with Nesterov's
     momentum (Sutskever et al., ICML 2013)."""
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if decays(name, p)]
     free = [p for name, p in named if not decays(name, p)]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
+    fused = all(p.is_floating_point() for _, p in named)  # for complex ones there is no such kernel
     if config.name == "sgd":
         momentum = config.momentum
-        return torch.optim.SGD(groups, config.lr, momentum, nesterov=momentum > 0, fused=True)
+        return torch.optim.SGD(groups, config.lr, momentum, nesterov=momentum > 0, fused=fused)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
-    return kind(groups, config.lr, (config.beta1, config.beta2), fused=True)
+    return kind(groups, config.lr, (config.beta1, config.beta2), fused=fused)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -29,14 +29,20 @@ def autocast(model: nn.Module, world: World) -> None:
 
 
 def arrange(model: nn.Module, train: TrainConfig, world: World) -> nn.Module:
-    """`model` in the memory layout, and torch with the kernels, that `train` asks for."""
+    """`model` in the memory layout, and torch with the kernels, that `train` asks for.
+
+    Raises:
+        UserError: a layout that this launch does not take.
+    """
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
         torch.backends.cudnn.fp32_precision = "tf32" if train.tf32 else "ieee"
         torch.backends.cudnn.benchmark = train.cudnn_benchmark and not train.exact
     last = train.channels_last
     if last == "auto":  # tensor cores take it; on a processor: bench/precision.py
-        last = world.device.type == "cpu" or world.precision != "no"
+        last = not sharding() and (world.device.type == "cpu" or world.precision != "no")
+    if last and sharding():  # which flatten weights as they lie
+        raise UserError(f"train.channels_last=true does not go with {sharding()}; use auto")
     return model.to(memory_format=torch.channels_last) if last else model
 
 

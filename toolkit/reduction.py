@@ -85,7 +85,7 @@ class Reduction:
         self._sums.append((height, buffer))
 
     def total(self) -> torch.Tensor:
-        """Sum over ranks; the extras' sums (E,). All else is given out by `give`."""
+        """Sum over ranks; the extras' sums (E,). All else is given out by `give` and `settle`."""
         (_, self._sent), *rest = self._sums
         assert not rest, "the summands of a rank are a power of two"
         if self.world.size > 1 and self.exact:
@@ -107,6 +107,12 @@ class Reduction:
         if means:
             torch._foreach_div_(means, self._summands)
             fold_in(self.norms, means)
+
+    def forget(self) -> None:
+        """Forget what batch norm's layers have seen since the last `add`."""
+        self._forwards = 0
+        if self._seen:
+            torch._foreach_zero_([*self._held, *self._seen])
 
     def _double(self, mine: Buffer) -> Buffer:
         """Recursive doubling: ranks meet in the tree's order, and a + b is b + a bit for bit."""

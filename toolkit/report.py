@@ -36,7 +36,7 @@ def write_fold(
     Raises:
         UserError: nothing to score, or NaN.
     """
-    from toolkit import figures
+    from toolkit import attention, figures
 
     result = {**header, "shard_set": set_identity(shard_set)}
     # Before the predictions are made of them: NaN has to be told, not written.
@@ -54,6 +54,7 @@ def write_fold(
         ("curves.png", figures.draw_curves(fold.records)),
     ):
         write_atomic(folder / name, figures.to_png(figure))
+    attention.draw_fold(folder, shard_set, numbers)
     write_page(folder / "report.html", summary, [fold], predictions)
     write_atomic(folder / "scores.json", json.dumps(result, indent=1).encode())
     return result

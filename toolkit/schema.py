@@ -32,7 +32,7 @@ class DataConfig:
     samples_per_epoch: int | None = None  #: null: as many as the training part has
     last_batch: str = "wrap"  #: wrap | drop: the rule for an epoch's incomplete last batch
     threads: int = 2  #: that read ahead, a process
-    check: bool = True  #: hold every payload that is read against its checksum
+    check: bool = True  #: hold each payload against its checksum when it is first read
     resident: str = "auto"  #: auto | device | memory | none: where samples stay once they were read
     normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
@@ -46,9 +46,25 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    name: str  #: a name of toolkit.models.REGISTRY
+    name: str  #: a name of toolkit.models.REGISTRY, or timm:NAME; null below: the model's own
     norm_batch: int = 16  #: samples of the global batch that share batch norm statistics
-    dropout: float = 0.0  #: before the classifier
+    dropout: float = 0.0  #: before the classifier, and where the model has more of it
+    filters: list[int] | None = None  #: channels of each stage or block
+    blocks: list[int] | None = None  #: residual blocks of each stage
+    bottleneck: bool | None = None  #: residual blocks of 1x1, 3x3, 1x1 instead of 3x3, 3x3
+    patch: int | list[int] | None = None  #: cells of a patch: a side, or [bands, frames]
+    overlap: int | list[int] | None = None  #: cells that neighbouring patches share, likewise
+    conv_stem: bool = False  #: strided convolutions make the patches
+    dim: int | None = None  #: width: of a ViT's tokens, of an LSTM's states one way
+    depth: int | None = None  #: transformer blocks
+    heads: int | None = None  #: of the attention; divides dim
+    mlp_dim: int | None = None  #: width inside an MLP; null: 4 dim
+    embed_dropout: float = 0.0  #: of the tokens that enter the first block
+    patch_dropout: float = 0.0  #: share of the patches that each sample leaves out in training
+    drop_path: float = 0.0  #: stochastic depth of the last block; those before rise to it from 0
+    pretrained: bool | str = False  #: timm's weights: cached or downloaded, or a .safetensors file
+    init_from: str | None = None  #: weights to begin with: a run, a fold, or a .safetensors file
+    freeze: list[str] | None = None  #: parts not to train; [backbone]: a probe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,10 +133,16 @@ class TrainConfig:
     patience: int = 0  #: evaluations without a better best_metric that end the training; 0: off
     log_every: int = 10  #: steps between lines of metrics.jsonl
     save_every: int = 0  #: steps between checkpoints; 0: at the end of each epoch
-    keep_last: int = 1  #: checkpoints to keep
+    save_minutes: float = 30.0  #: and after so many minutes without one; 0: off
+    keep_last: int = 2  #: checkpoints to keep: a damaged one is passed over for the one before it
+    keep_best: int = 0  #: and those of so many best epochs; best.safetensors is there anyway
     max_steps: int | None = None  #: stop after so many steps, evaluate and report: a dry run
     resume: str = "auto"  #: auto | never (start over) | must
     threads: int | None = None  #: CPU threads a process; null: the cores it may use, shared out
+    timeout: float = 600.0  #: seconds without progress that end all processes; 0: never
+    nonfinite_patience: int = 0  #: steps in a row, their loss or gradient not finite, to skip
+    overfit_batch: bool = False  #: train the first batch alone, to see that the model can learn
+    profile: bool = False  #: leave trace.json.gz and profile.txt of a few steps in the run's folder
     exact: bool = False  #: the same bits on 1, 2, 4, ... processes; needs microbatch and threads
 
 
@@ -177,7 +199,8 @@ CHOICES = {
 AT_LEAST = {
     "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
     "data.samples_per_epoch": 1,
-    "model.norm_batch": 1, "model.dropout": 0, "optim.lr": 0,
+    "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
+    "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
     "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
@@ -186,12 +209,15 @@ AT_LEAST = {
     "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
     "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
+    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
+    "train.nonfinite_patience": 0,
     "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0,
 }  # fmt: skip
 AT_MOST = {"data.fraction": 1}
 BELOW_ONE = (
+    "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
     "optim.ema",
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """One optimiser step over one global batch, the same whatever ranks and micro-steps share it."""
 
 import logging
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from toolkit.precision import LossScale, compiled
 from toolkit.reduction import Reduction
 from toolkit.schema import Config
 from toolkit.strategy import Strategy, micro_step
+from toolkit.watch import at
 from toolkit.world import World, sharding
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Outcome(NamedTuple):
     norm: float  #: of its gradient, before clipping
     asked: frozenset[str]  #: those of WISHES that some rank has
     skipped: bool  #: fp16's gradients overflowed: nothing has moved but the loss scale
+    finite: bool  #: whether loss and gradient are; else nothing has moved
 
 
 class Stepper:
@@ -45,7 +48,7 @@ class Stepper:
         self.strategy, self.augment, self.config = strategy, augment, config
         self.plan, self.world = plan, world
         self.reduction = Reduction(strategy.module, world, 2 + len(WISHES), config.train.exact)
-        self.forward = compiled(strategy.model, config.train, world)
+        self.model = compiled(strategy.model, config.train, world)
         self.scale = LossScale(world)
         self.pieces = 1  #: forwards that a microbatch of the plan has been cut into
 
@@ -62,6 +65,7 @@ class Stepper:
         Raises:
             UserError: not even the smallest microbatch fits into memory.
         """
+        at("train, step", step)
         strategy = self.strategy
         set_rate(strategy.optimizer, rate)
         while True:
@@ -73,15 +77,17 @@ class Stepper:
         clip = self.config.optim.grad_clip or torch.inf
         self.scale.scaler.unscale_(strategy.optimizer)
         norm = strategy.clip(clip)
-        skip = self.scale.decide(norm)
-        if not skip:
+        skipped = self.scale.decide(norm)
+        finite = math.isfinite(loss) and (skipped or math.isfinite(norm))
+        if finite and not skipped:
             strategy.optimizer.step()
             self.reduction.fold_in()
             if strategy.average:
                 strategy.average.update(strategy.module, step - self.scale.skipped)
         strategy.forget_gradients()
         asked_for = frozenset(w for w, n in zip(WISHES, asked, strict=True) if n)
-        return Outcome(loss, norm, asked_for, skip)
+        at("after step", step)
+        return Outcome(loss, norm, asked_for, skipped, finite)
 
     def _sums(self, batches: list[Batch], step: int, wishes: frozenset[str]) -> list[float]:
         """Forward, backward, and one collective: loss, ranks out of memory, those that wish."""
@@ -91,7 +97,7 @@ class Stepper:
         loss = torch.zeros((), dtype=torch.float64, device=device)
         try:
             for batch in batches:
-                loss = loss + self._micro_step(batch, step, last=batch is batches[-1])
+                loss = loss + self.micro_step(batch, step, last=batch is batches[-1])
                 if exact and batch is not batches[-1]:
                     self.reduction.add(loss)
                     loss = torch.zeros_like(loss)
@@ -104,20 +110,25 @@ class Stepper:
         if given_up and device.type == "cuda":  # outside `except`, which holds the tensors' frames
             torch.cuda.empty_cache()
         self.reduction.add(loss, [given_up, *asked], given_up)
+        at("collective of step", step)
         return self.reduction.total().tolist()
 
-    def _micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
+    def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits (B, K) of one microbatch, and its targets (B,) or (B, K)."""
+        # Dropout is a function of the place in the global batch, whoever computes it.
+        drop = int(key(self.config.train.seed, step, int(batch.places[0]))[0] >> 1)
+        SEED.get(self.world.device.type, torch.manual_seed)(drop)
+        x, y = self.augment(batch, step)
+        return self.model(x), y
+
+    def micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
         """Forward and backward of one microbatch; its share of the global batch's mean loss.
 
         Microbatches are of one size, so the mean of their means is the mean over the global batch.
         """
         config, strategy, plan = self.config, self.strategy, self.plan
         with micro_step(strategy.accelerator, strategy.model, last):
-            # Dropout is a function of the place in the global batch, whoever computes it.
-            drop = int(key(config.train.seed, step, int(batch.places[0]))[0] >> 1)
-            SEED.get(self.world.device.type, torch.manual_seed)(drop)
-            x, y = self.augment(batch, step)
-            logits = self.forward(x)
+            logits, y = self.forward(batch, step)
             loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
             parts = plan.accumulation * self.pieces
             share = loss / (parts * plan.world_size if strategy.whole else parts)  # else: the mean

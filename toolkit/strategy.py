@@ -7,7 +7,7 @@ every other one loads, exactly.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -49,6 +49,8 @@ class Strategy:
                 f"optim.ema={config.ema} averages whole weights, and this launch spreads them; "
                 "use optim.ema=0, or DDP, ZeRO 1 or ZeRO 2"
             )
+        self.shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        self._raw = optimizer
         # Before forward is wrapped, since a copy's would lead to the original's.
         self.average = Average(model, config.ema, world) if config.ema else None
         accelerator.gradient_accumulation_steps = 1  # micro-steps are the plan's, not a launcher's
@@ -94,15 +96,24 @@ class Strategy:
         """What is evaluated, and kept as the best: the average of the weights, if there is one."""
         return self.average.module if self.average else self.model
 
-    def judged_weights(self) -> Tensors:
-        """Its whole weights and buffers; only rank 0 can count on having them."""
-        return self.average.module.state_dict() if self.average else self.weights()
+    def tensors(self) -> dict[str, Tensors]:
+        """All that a checkpoint holds; only rank 0 can count on having it."""
+        groups = {"model": self.weights(), "optimizer": self.moments()}
+        if self.average:
+            groups["ema"] = self.average.module.state_dict()
+        return groups
 
     def weights(self) -> Tensors:
-        """The whole weights and buffers; only rank 0 can count on having them."""
+        """The whole weights, which only the optimiser's step changes, and copies of the buffers."""
         if sharding():
             return self.accelerator.get_state_dict(self.model) or {}
-        return self.module.state_dict()
+        lasting = dict(self.module.named_parameters())
+        tensors = self.module.state_dict()
+        return {name: t if name in lasting else t.clone() for name, t in tensors.items()}
+
+    def before_step(self, action: Callable[[], None]) -> None:
+        """Have every step of the optimiser begin with `action`."""
+        self._raw.register_step_pre_hook(lambda *_: action())
 
     def load_weights(self, tensors: Tensors) -> None:
         """Take over whole weights and buffers."""
@@ -124,11 +135,11 @@ class Strategy:
             self.module.load_state_dict(tensors)
 
     def moments(self) -> Tensors:
-        """The optimiser's whole state, as `features.0.weight.exp_avg`, on every rank."""
+        """The optimiser's whole state, as `features.0.weight.exp_avg`; its step may change it."""
         if self.zero:
             return zero_moments(self.module, self.model.optimizer)
         return {
-            f"{name}.{key}": (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+            f"{name}.{key}": value.full_tensor().cpu() if isinstance(value, DTensor) else value
             for name, p in sharded_parameters(self.module)
             for key, value in self.optimizer.state.get(p, {}).items()
         }
@@ -166,11 +177,11 @@ def micro_step(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterat
 
 
 def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters, as the optimiser holds them: FSDP shows whole ones after a forward."""
+    """What is trained, by name, as the optimiser holds it: FSDP shows it whole after a forward."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
-    return module.named_parameters()
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 def place(entry: Tensors, p: nn.Parameter) -> Tensors:

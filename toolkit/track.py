@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 FREE = {
     "data.threads", "data.check", "data.resident", "data.cache_gb",
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
-    "train.resume", "train.threads", "train.max_steps", "run.dir",
-    "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark",
+    "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
+    "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark", "run.dir",
+    "train.timeout", "train.nonfinite_patience", "train.overfit_batch", "train.profile",
 }  # fmt: skip
 #: And of a run with train.exact its last bits.
 KERNELS = {f"train.{key}" for key in ("microbatch", "threads", "compile", "channels_last", "tf32")}

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Thread
-from typing import TYPE_CHECKING, NoReturn
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from shards.errors import ShardError, UserError
+from shards.errors import UserError
 
 if TYPE_CHECKING:  # a typo in a config is told before torch has loaded
     import torch
     from accelerate import Accelerator
 
-LOOK_EVERY = 1.0  # seconds
+GRACE = 60.0  # seconds beyond train.timeout until a collective fails: toolkit.watch says more
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,11 @@ def speaks() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
+def launched() -> tuple[int, int]:
+    """Rank and number of processes, as the launcher says before any set-up."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def yield_cores() -> None:
     """Have idle CPU threads sleep instead of spin; call it before torch is imported.
 
@@ -59,6 +61,18 @@ def keep_memory() -> None:
     if hasattr(libc, "mallopt"):
         for parameter in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             libc.mallopt(parameter, 1 << 30)
+
+
+def under_launcher() -> bool:
+    """Whether `accelerate launch` or torchrun started this process."""
+    return not {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ)
+
+
+def grace() -> float:
+    """Seconds that torchrun leaves its processes between SIGTERM and SIGKILL; else infinite."""
+    asked = (os.environ.get(f"{x}_SHUTDOWN_TIMEOUT") for x in ("PET", "TORCH_ELASTIC"))
+    seconds = float(next(filter(None, asked), 30))
+    return seconds if "TORCHELASTIC_RUN_ID" in os.environ else math.inf
 
 
 def sharding() -> str | None:
@@ -97,67 +111,19 @@ def check_sharding(name: str, precision: str) -> None:
         raise UserError(f"train.precision=fp16 does not go with {name}; use bf16 or no")
 
 
-@contextmanager
-def ending_together() -> Iterator[None]:
-    """Around a training: where a rank meets a broken shard, one rank says so and all of them end.
-
-    The others would wait for it in a collective: gloo until its socket closes, NCCL for minutes. So
-    the ranks' common store counts who has failed, and each looks at the count once a second.
-    """
-    over, told = Event(), Event()
-
-    def watch() -> None:
-        while not over.wait(LOOK_EVERY):
-            if failures() and not over.is_set():
-                told.set()
-                leave()
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        Thread(target=watch, name="watch", daemon=True).start()
-    try:
-        yield
-    except ShardError as error:
-        over.set()
-        if failures(add=1) != 1:
-            leave()
-        print(f"error: {error}; python -m shards verify tells more", file=sys.stderr, flush=True)
-        leave()
-    except BaseException:
-        if told.is_set():  # a collective, because the rank that reported has left
-            leave()
-        raise
-    finally:
-        over.set()
-
-
-def leave() -> NoReturn:
-    """Exit code 1, whatever other threads wait for; not at once: the store may end with us."""
-    time.sleep(2 * LOOK_EVERY)
-    os._exit(1)
-
-
-def failures(add: int = 0) -> int:
-    """How many ranks have met a broken shard, counted up by `add`; of what can be known."""
-    from torch.distributed import distributed_c10d as c10d
-
-    if not c10d.is_initialized():
-        return add
-    try:
-        return int(c10d._get_default_store().add("wavefold/failures", add))
-    except RuntimeError:  # whoever held the store has gone
-        return add
-
-
-def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
-    """Join the other processes of the launch.
+def start(precision: str, threads: int | None, timeout: float = 600.0) -> tuple[Accelerator, World]:
+    """Join the other processes of the launch; a collective fails some time after `timeout` (s).
 
     Raises:
         UserError: a precision that this device lacks, or a launch that cannot work.
     """
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     precision = mixed_precision(precision)
+    if precision not in ("no", "bf16", "fp16"):
+        raise UserError(f"the launcher asks for {precision}; use train.precision=bf16, fp16 or no")
     asked = sharding()
     if asked:
         check_sharding(asked, precision)
@@ -166,11 +132,13 @@ def start(precision: str, threads: int | None) -> tuple[Accelerator, World]:
     # Without cpu=True accelerate takes the processes of a launch on a machine without a GPU for one
     # training each, all of them rank 0.
     cpu = not has_gpu()
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # toolkit.precision sees to it
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=(timeout or 1e7) + GRACE))
+    # toolkit.precision sees to number formats
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[group])
+    _, processes = launched()
+    if accelerator.num_processes != processes:
         raise UserError(
-            f"the launcher started {launched} processes, accelerate joined "
+            f"the launcher started {processes} processes, accelerate joined "
             f"{accelerator.num_processes}; launch with --multi_gpu, or by torchrun"
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

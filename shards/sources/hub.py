@@ -53,7 +53,7 @@ def download(
         if isinstance(error, OSError) and error.errno:  # the disk's
             raise
         raise UserError(f"{repo}: {told(hub, error, asked)}") from None
-    count = sum(str(path) != NAME for path in files_below(out, out))
+    count = sum(path != NAME for path in files_below(out))
     if not count:
         raise UserError(f"{repo}: no file fits --include={include}; see the repository's file list")
     return f"{count} files of {repo} at {commit} in {out}"

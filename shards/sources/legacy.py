@@ -3,7 +3,6 @@
 Shapes: `M` mel bands, `T` frames.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from shards.acoustics import acoustics
 from shards.errors import UserError
 from shards.index import open_set, shard_name
 from shards.labels import classes_of, label_sets
@@ -218,7 +218,7 @@ def write_shards(plan: Plan, clips: Sequence[Clip], survey: Survey) -> None:
 
 
 def features(clip: Clip, recording: Recording, plan: Plan, floor: float) -> Features:
-    """A clip as a shard stores it; its SHA-256 is that of the old array's bytes."""
+    """A clip as a shard stores it; its checksum is that of the old array's bytes."""
     import xxhash
 
     array = read_array(clip)
@@ -228,7 +228,16 @@ def features(clip: Clip, recording: Recording, plan: Plan, floor: float) -> Feat
     stored = np.full((1, n_mels, frames), floor, "<f2")
     length = min(frames, array.shape[1])
     stored[0, :, :length] = array[:, :length]
-    sha256 = hashlib.sha256(clip.load().tobytes()).hexdigest()
-    xxh3 = xxhash.xxh3_64_intdigest(stored.tobytes())
-    seconds = recording.seconds
-    return Features(stored, [0.0], [xxh3], band_sums(stored), sha256, seconds, 0.0, 0.0)
+    exact = stored.astype(np.float32)
+    return Features(
+        values=stored,
+        starts=[0.0],
+        xxh3=[xxhash.xxh3_64_intdigest(stored.tobytes())],
+        sums=band_sums(exact),
+        grains=np.empty((0, 0, 0), np.int8),
+        acoustics=acoustics(exact, stored),
+        xxh128=xxhash.xxh3_128_hexdigest(clip.load().tobytes()),
+        seconds=recording.seconds,
+        clipped=0.0,
+        dc=0.0,
+    )

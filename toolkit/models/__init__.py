@@ -1,36 +1,82 @@
 """The registry of models: a name in the config, (B, 1, M, T) in, (B, K) logits out."""
 
+import inspect
 from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from shards.command import nearest
 from shards.errors import UserError
-from toolkit.models.cnn import TinyCNN, cnn_small
+from toolkit.models.cnn import TinyCNN, cnn_large, cnn_medium, cnn_small
+from toolkit.models.conv1d import Conv1dCNN
+from toolkit.models.crnn import CRNN
+from toolkit.models.spectrogram import SpectrogramCNN
+from toolkit.models.timm_backbone import Backbone
+from toolkit.models.vit import vit_large, vit_medium, vit_small
 from toolkit.schema import ModelConfig
 
 REGISTRY: dict[str, Callable[..., Any]] = {
     "cnn_tiny": TinyCNN,
     "cnn_small": cnn_small,
+    "cnn_medium": cnn_medium,
+    "cnn_large": cnn_large,
+    "cnn_conv1d": Conv1dCNN,
+    "cnn_spectrogram": SpectrogramCNN,
+    "crnn": CRNN,
+    "vit_small": vit_small,
+    "vit_medium": vit_medium,
+    "vit_large": vit_large,
 }
+#: Keys that are there for every model, whatever it makes of them.
+GENERAL = {"name", "norm_batch", "init_from", "freeze"}
 
 
 def build(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> nn.Module:
-    """The model that `config` names, for spectrograms of `shape` (M, T).
+    """The model that `config` names, with fresh weights, for spectrograms of `shape` (M, T).
 
     Raises:
-        UserError: no such model, or spectrograms too small for it.
+        UserError: no such model, a setting that it does not know or cannot have, or spectrograms
+            too small for it.
     """
-    if config.name not in REGISTRY:
-        raise UserError(
-            f"model.name={config.name}: unknown; {nearest(config.name, list(REGISTRY))}"
-        )
-    model = REGISTRY[config.name](n_classes, norm_batch=config.norm_batch, dropout=config.dropout)
-    bands, frames = model.smallest
+    make = find(config.name)
+    settings = chosen(config, make)
+    kind: Any = make.func if isinstance(make, partial) else make
+    bands, frames = kind.smallest
     if shape[0] < bands or shape[1] < frames:
         raise UserError(
             f"model.name={config.name} takes at least {bands} bands x {frames} frames, the "
             f"shard set has {shape[0]} x {shape[1]}; build it with longer segments or more bands"
         )
-    return model
+    return make(n_classes, shape, norm_batch=config.norm_batch, **settings)
+
+
+def find(name: str) -> Callable[..., Any]:
+    """What makes the model of that name."""
+    if name.startswith("timm:"):
+        return partial(Backbone, name.removeprefix("timm:"))
+    if name not in REGISTRY:
+        known = [*REGISTRY, "timm:NAME"]
+        raise UserError(f"model.name={name}: unknown; {nearest(name, known)}")
+    return REGISTRY[name]
+
+
+def chosen(config: ModelConfig, make: Callable[..., Any]) -> dict[str, Any]:
+    """The settings in `config` that are not at their defaults, which `make` has to know."""
+    defaults = ModelConfig(name=config.name)
+    names = {f.name for f in fields(ModelConfig)} - GENERAL
+    known = sorted(names & inspect.signature(make).parameters.keys())
+    found = {}
+    for name in sorted(names):
+        value = getattr(config, name)
+        if value == getattr(defaults, name):
+            continue
+        if name not in known:
+            raise UserError(
+                f"model.{name}={value}: {config.name} has no such setting; "
+                f"it has {', '.join(known)}"
+            )
+        found[name] = value
+    return found

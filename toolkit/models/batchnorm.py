@@ -50,8 +50,9 @@ class GroupedBatchNorm2d(nn.Module):
 
 
 def grouped_norms(model: nn.Module) -> list[GroupedBatchNorm2d]:
-    """The layers of `model` that keep statistics of this kind."""
-    return [m for m in model.modules() if isinstance(m, GroupedBatchNorm2d)]
+    """The layers of `model` that keep statistics of this kind, but for frozen ones."""
+    norms = (m for m in model.modules() if isinstance(m, GroupedBatchNorm2d))
+    return [norm for norm in norms if norm.weight.requires_grad]
 
 
 def last_statistics(norms: list[GroupedBatchNorm2d]) -> list[torch.Tensor]:

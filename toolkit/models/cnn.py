@@ -9,48 +9,48 @@ from einops import reduce
 from torch import nn
 
 from toolkit.models.batchnorm import GroupedBatchNorm2d
+from toolkit.models.blocks import (
+    check_counts,
+    classifier,
+    conv,
+    conv_blocks,
+    initialise,
+)
+
+EXPANSION = 4  #: a bottleneck's outputs, times its width
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size at stride 1, without a bias: batch norm would undo it."""
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+class Residual(nn.Module):
+    """Convolutions beside a shortcut (He et al., Deep residual learning, CVPR 2016), as which the
+    block begins: 3x3 and 3x3, or a bottleneck of 1x1, 3x3 and 1x1 to four times the channels."""
 
-
-def initialise(model: nn.Module) -> None:
-    """He's normal initialisation (He et al., ICCV 2015), small classifier weights."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al., Deep residual learning, CVPR 2016)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, norm_batch: int):
+    def __init__(self, inputs: int, width: int, stride: int, norm_batch: int, bottleneck: bool):
         super().__init__()
-        self.conv1, self.norm1 = (
-            conv(inputs, outputs, 3, stride),
-            GroupedBatchNorm2d(outputs, norm_batch),
-        )
-        self.conv2, self.norm2 = conv(outputs, outputs, 3), GroupedBatchNorm2d(outputs, norm_batch)
+        norm = partial(GroupedBatchNorm2d, group_size=norm_batch)
+        outputs = width * EXPANSION if bottleneck else width
+        if bottleneck:
+            sizes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        else:
+            sizes = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        norms = [norm(size[1]) for size in sizes]
+        nn.init.zeros_(norms[-1].weight)
+        layers: list[nn.Module] = []
+        for size, one in zip(sizes, norms, strict=True):
+            layers += [conv(*size), one, nn.ReLU()]
+        self.branch = nn.Sequential(*layers[:-1])
+        same = stride == 1 and inputs == outputs
         self.shortcut = (
             nn.Identity()
-            if stride == 1 and inputs == outputs
-            else nn.Sequential(
-                conv(inputs, outputs, 1, stride), GroupedBatchNorm2d(outputs, norm_batch)
-            )
+            if same
+            else nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        return F.relu(self.branch(x) + self.shortcut(x))
 
 
 class AudioCNN(nn.Module):
-    """ResNet-like: 7x7/2 stem, 3x3/2 max-pool, four stages of basic blocks, average pool, linear.
+    """ResNet-like: 7x7/2 stem, 3x3/2 max-pool, four stages of residual blocks, mean, linear.
 
     Shape: (B, 1, M, T) -> (B, K), M and T at least 32.
     """
@@ -60,13 +60,17 @@ class AudioCNN(nn.Module):
     def __init__(
         self,
         n_classes: int,
+        shape: tuple[int, int],
         *,
         filters: Sequence[int],
         blocks: Sequence[int],
+        bottleneck: bool,
         norm_batch: int,
-        dropout: float,
+        dropout: float = 0.0,
     ):
         super().__init__()
+        check_counts("filters", filters, 4)
+        check_counts("blocks", blocks, 4)
         stem = filters[0]
         self.stem = nn.Sequential(
             conv(1, stem, 7, 2),
@@ -74,24 +78,16 @@ class AudioCNN(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(3, 2, 1),
         )
-        widths = [stem, *filters]
-        self.stages = nn.Sequential(
-            *(
-                BasicBlock(
-                    widths[stage] if i == 0 else widths[stage + 1],
-                    widths[stage + 1],
-                    2 if i == 0 and stage > 0 else 1,
-                    norm_batch,
-                )
-                for stage, count in enumerate(blocks)
-                for i in range(count)
-            )
-        )
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(filters[-1], n_classes))
+        stages: list[nn.Module] = []
+        inputs = stem
+        for stage, (width, count) in enumerate(zip(filters, blocks, strict=True)):
+            for i in range(count):
+                stride = 2 if i == 0 and stage > 0 else 1
+                stages.append(Residual(inputs, width, stride, norm_batch, bottleneck))
+                inputs = width * EXPANSION if bottleneck else width
+        self.stages = nn.Sequential(*stages)
+        self.head = classifier(inputs, n_classes, dropout)
         initialise(self)
-        for module in self.modules():
-            if isinstance(module, BasicBlock):  # each block begins as its shortcut
-                nn.init.zeros_(module.norm2.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stages(self.stem(x))
@@ -100,7 +96,9 @@ class AudioCNN(nn.Module):
 
 # Multiples of 16, and more of the 5 M weights late, where maps are small: at 128 x 157 a training
 # step takes 0.6 of the time that (48, 96, 192, 320) needs for as many weights.
-cnn_small = partial(AudioCNN, filters=(32, 64, 160, 352), blocks=(2, 2, 2, 2))
+cnn_small = partial(AudioCNN, filters=(32, 64, 160, 352), blocks=(2, 2, 2, 2), bottleneck=False)
+cnn_medium = partial(AudioCNN, filters=(48, 96, 192, 352), blocks=(2, 3, 4, 3), bottleneck=True)
+cnn_large = partial(AudioCNN, filters=(64, 128, 256, 512), blocks=(3, 4, 9, 3), bottleneck=True)
 
 
 class TinyCNN(nn.Module):
@@ -111,15 +109,18 @@ class TinyCNN(nn.Module):
 
     smallest = (4, 4)
 
-    def __init__(self, n_classes: int, *, norm_batch: int, dropout: float):
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        *,
+        filters: Sequence[int] = (16, 32, 64),
+        norm_batch: int,
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        norm = partial(GroupedBatchNorm2d, group_size=norm_batch)
-        self.features = nn.Sequential(
-            conv(1, 16, 3), norm(16), nn.ReLU(), nn.MaxPool2d(2),
-            conv(16, 32, 3), norm(32), nn.ReLU(), nn.MaxPool2d(2),
-            conv(32, 64, 3), norm(64), nn.ReLU(),
-        )  # fmt: skip
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(64, n_classes))
+        self.features = conv_blocks(filters, [(2, 2), (2, 2), None], norm_batch=norm_batch)
+        self.head = classifier(filters[-1], n_classes, dropout)
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

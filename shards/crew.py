@@ -1,0 +1,234 @@
+"""Processes that are given runs of items, and what becomes of an item that its process does not
+survive."""
+
+import contextlib
+import ctypes
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.connection import Connection, wait
+from time import monotonic
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from shards.errors import UserError
+
+GIVEN = 3  # runs a worker has at once, so that it need not wait for this process
+TRIES = 2  # a process that dies may have been the victim of another one's memory
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+PRELOAD = ["shards.recipe", "shards.frames", "soundfile", "soxr", "xxhash"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Task(NamedTuple):
+    """Items of a run, from which place in it on, and which try this is of the first of them."""
+
+    run: int
+    first: int
+    items: Sequence[Any]
+    tried: int = 0
+
+    def alone(self, place: int, tried: int = 0) -> "Task":
+        """One of the items."""
+        return Task(self.run, self.first + place, self.items[place : place + 1], tried)
+
+
+class Worker:
+    """A process and the tasks it was given; the first of them is being worked on."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        context = fresh_context()
+        self.connection, theirs = context.Pipe()
+        self.clock = context.RawArray("d", 2)  # the item it is at, and since when
+        words = theirs, function, self.clock
+        self.process = context.Process(target=serve, args=words, daemon=True)
+        self.process.start()
+        theirs.close()  # or its end would not be noticed
+        self.tasks: deque[Task] = deque()
+        self.is_ready = False
+        self.heard = monotonic()
+
+    @property
+    def since(self) -> float:
+        """When it began what it is at; what it waited for this process is not counted."""
+        return max(self.heard, self.clock[1])
+
+    def give(self, task: Task) -> None:
+        """Hand a task over; a process that has died is noticed when it is listened to."""
+        if not self.tasks:
+            self.heard = monotonic()
+        self.tasks.append(task)
+        with contextlib.suppress(OSError):
+            self.connection.send(task.items)
+
+    def stop(self) -> None:
+        """End the process; it writes nothing, so it may be at anything."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+class Crew(Generic[Item, Result]):
+    """The workers, the tasks that wait for one, and the results that wait for their turn."""
+
+    def __init__(
+        self,
+        function: Callable[[Item], Result],
+        runs: Iterable[Sequence[Item]],
+        workers: int,
+        timeout: float,
+        lost: Callable[[Item, str], Result],
+    ) -> None:
+        self.function, self.timeout, self.lost = function, timeout, lost
+        self.fresh = enumerate(runs)
+        self.again: deque[Task] = deque()
+        self.sizes: list[int] = []  # of the runs begun
+        self.done: defaultdict[int, dict[int, Result]] = defaultdict(dict)  # by run and place
+        self.workers = [Worker(function) for _ in range(workers)]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a result is still to come."""
+        return any(worker.tasks for worker in self.workers)
+
+    def is_done(self, run: int) -> bool:
+        """Whether all results of a run are there."""
+        return run < len(self.sizes) and len(self.done[run]) == self.sizes[run]
+
+    def take(self, run: int) -> list[Result]:
+        """The results of a run that is done."""
+        results = self.done.pop(run)
+        return [results[place] for place in range(len(results))]
+
+    def hand_out(self, limit: int) -> None:
+        """Give every worker something to do, of the runs before number `limit`."""
+        for full in range(1, GIVEN + 1):
+            for worker in self.workers:
+                if len(worker.tasks) < full and (task := self.following(limit)):
+                    worker.give(task)
+
+    def following(self, limit: int) -> Task | None:
+        """The next task, of the runs before number `limit`."""
+        if self.again:
+            return self.again.popleft()
+        number, run = next(self.fresh, (0, None)) if len(self.sizes) < limit else (0, None)
+        if run is None:
+            return None
+        self.sizes.append(len(run))
+        return Task(number, 0, run)
+
+    def listen(self, patiently: bool) -> None:
+        """Take what the workers have to say; wait for something if there is nothing else to do."""
+        busy = {worker.connection: worker for worker in self.workers if worker.tasks}
+        due = min((w.since + self.timeout for w in busy.values() if w.is_ready), default=math.inf)
+        left = max(0.0, due - monotonic()) if patiently else 0.0
+        for connection in wait(list(busy), None if left == math.inf else left):
+            self.hear(busy[connection])
+        for worker in busy.values():
+            late = worker.is_ready and worker.tasks and monotonic() >= worker.since + self.timeout
+            if late and not worker.connection.poll():
+                self.give_up(worker, f"timed out after {self.timeout:g} s", TRIES)
+
+    def hear(self, worker: Worker) -> None:
+        """Take one message of a worker, or see that it is gone."""
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self.bury(worker)
+            return
+        worker.heard = monotonic()
+        if message is None:
+            worker.is_ready = True
+            return
+        outcomes, error, trace = message
+        if error is not None:
+            raise error from RuntimeError(f"in a worker process:\n{trace}")
+        task = worker.tasks.popleft()
+        self.done[task.run].update(enumerate(outcomes, task.first))
+
+    def bury(self, worker: Worker) -> None:
+        """Go on without a worker that died: what it was at is tried again, once."""
+        if not worker.is_ready:
+            raise UserError(
+                "a worker process ended as it started; if memory is short, give fewer --workers"
+            )
+        self.give_up(worker, "killed its decoder (or memory ran out)", 1)
+
+    def give_up(self, worker: Worker, reason: str, tries: int) -> None:
+        """Put a new worker in the place of one that did not survive the item it was at.
+
+        That counts as `tries` of it. The others of its run come again, each alone, before the tasks
+        that waited.
+        """
+        worker.stop()
+        task = worker.tasks.popleft()
+        at = min(int(worker.clock[0]), len(task.items) - 1)
+        for place in range(len(task.items)):
+            one = task.alone(place, task.tried + tries if place == at else 0)
+            if one.tried < TRIES:
+                self.again.append(one)
+            else:
+                self.done[one.run][one.first] = self.lost(one.items[0], reason)
+        self.again.extend(worker.tasks)
+        self.workers[self.workers.index(worker)] = Worker(self.function)
+
+    def stop(self) -> None:
+        """End all processes."""
+        for worker in self.workers:
+            worker.stop()
+
+
+def fresh_context() -> Any:
+    """Processes that inherit no thread and no lock: a plain fork could hang."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)  # imported once, not once a worker
+    return context
+
+
+def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) -> None:
+    """The life of a worker: items in, their results or an error out. None says: ready."""
+    from threadpoolctl import threadpool_limits
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threadpool_limits(1)
+    keep_memory()
+    connection.send(None)
+    while True:
+        items = connection.recv()
+        message: tuple[Any, Exception | None, str]
+        outcomes: list[Any] = []
+        try:
+            for place, item in enumerate(items):
+                clock[:] = place, monotonic()
+                outcomes.append(function(item))
+            message = outcomes, None, ""
+        except Exception as error:
+            message = None, error, traceback.format_exc()
+        connection.send(message)
+        del message, outcomes  # or the next results would be made beside them
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed for the next item: some 300 pages that went back to the system
+    and came again with each file of 5 s took a fifth of the time."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, 2**25)
+        mallopt(M_MMAP_THRESHOLD, 2**24)
+
+
+def leave_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,111 @@
+/* The copy from memory maps to a batch. Optional: where nobody could compile this when the package
+ * was installed, reads do the same (read.py). */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+/* A page of a map that cannot be read (its file was truncated, its disk is broken) is SIGBUS. Where
+ * this thread goes on if that happens while it copies; else the signal is not ours. Static storage,
+ * because a signal handler may not allocate. */
+static _Thread_local sigjmp_buf *escape __attribute__((tls_model("initial-exec")));
+static struct sigaction before; /* whoever else handles the signal */
+
+static void on_bus_error(int number, siginfo_t *info, void *context)
+{
+    (void)context;
+    if (escape && info->si_code > 0)
+        siglongjmp(*escape, 1);
+    sigaction(number, &before, NULL); /* on return the same instruction faults again, for them; */
+    memset(&before, 0, sizeof before); /* if that ends here once more, nobody handles it */
+    if (info->si_code <= 0)
+        raise(number); /* sent by a process: no instruction would repeat it */
+}
+
+/* At every call: others (faulthandler) may have put theirs in the place of ours. */
+static void handle_bus_errors(void)
+{
+    struct sigaction ours = {.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK}, found;
+
+    sigaction(SIGBUS, NULL, &found);
+    if ((found.sa_flags & SA_SIGINFO) && found.sa_sigaction == on_bus_error)
+        return;
+    before = found;
+    ours.sa_sigaction = on_bus_error;
+    sigemptyset(&ours.sa_mask);
+    sigaction(SIGBUS, &ours, NULL);
+}
+
+/* Past the cache: a batch is larger than it, and lines that are overwritten need not be read. The
+ * processor's own prefetch ends with each page, so ours goes ahead of it, and looks up the pages of
+ * what comes `next`. */
+static void copy_one(char *to, const char *from, const char *next, size_t size)
+{
+#ifdef __SSE2__
+    size_t head = -(uintptr_t)to % 64;
+
+    if (size > 64) {
+        memcpy(to, from, head);
+        for (to += head, from += head, size -= head; size >= 64; to += 64, from += 64, size -= 64) {
+            _mm_prefetch(from + 1024, _MM_HINT_T0);
+            if (size % 1024 < 64)
+                _mm_prefetch(next + size, _MM_HINT_T2);
+            for (int n = 0; n < 64; n += 16)
+                _mm_stream_si128((__m128i *)(to + n), _mm_loadu_si128((const __m128i *)(from + n)));
+        }
+    }
+#endif
+    memcpy(to, from, size);
+}
+
+PyDoc_STRVAR(copy_doc,
+"copy(targets, sources, size) -> int\n\n"
+"Copy `size` bytes from each address of `sources` to that of `targets` (both (P,) uintp), until\n"
+"one cannot be read. How many were copied.");
+
+static PyObject *copy(PyObject *self, PyObject *args)
+{
+    Py_buffer targets, sources;
+    Py_ssize_t size, count;
+    volatile Py_ssize_t done = 0; /* as it was when the signal came */
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*n", &targets, &sources, &size))
+        return NULL;
+    count = (targets.len < sources.len ? targets.len : sources.len) / (Py_ssize_t)sizeof(void *);
+    handle_bus_errors();
+    Py_BEGIN_ALLOW_THREADS
+    sigjmp_buf here;
+    void *const *to = targets.buf;
+    const void *const *from = sources.buf;
+
+    if (sigsetjmp(here, 0) == 0) {
+        escape = &here;
+        for (; done < count; done++)
+            copy_one((char *)to[done], from[done], from[done + (done + 1 < count)], size);
+    }
+    escape = NULL;
+#ifdef __SSE2__
+    _mm_sfence(); /* what went past the cache is seen by whoever is told of it */
+#endif
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&targets);
+    PyBuffer_Release(&sources);
+    return PyLong_FromSsize_t(done);
+}
+
+static PyMethodDef methods[] = {{"copy", copy, METH_VARARGS, copy_doc}, {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "shards._native", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModule_Create(&module);
+}

@@ -1,0 +1,140 @@
+"""A training that is asked to stop: checkpoint, marker, exit code 75, and nothing left running."""
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+from processes import ROOT, environment, on_ranks, train_command
+
+from toolkit import loop, signals
+from toolkit.checkpoint import checkpoints, damage, step_of
+from toolkit.config import parse
+
+
+def make_config(tone_set, runs, **train):
+    values = {
+        "run": {"name": "tones", "dir": str(runs)},
+        "data": {"shards": str(tone_set), "protocol": "kfold"},
+        "model": {"name": "cnn_tiny", "norm_batch": 4, "dropout": 0.1},
+        "optim": {"ema": 0.9},
+        "train": {"epochs": 3, "batch_size": 8, "log_every": 1, "threads": 1} | train,
+    }
+    return parse(values)
+
+
+def stopped(config, at, number, rank):
+    """Train, `rank` getting the signal twice before step `at` (from 1); how the process ended."""
+    rate = loop.learning_rate
+
+    def with_signal(optim, step, *words):
+        if step + 1 == at and os.environ.get("RANK", "0") == str(rank):
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+        return rate(optim, step, *words)
+
+    loop.learning_rate = with_signal
+    try:
+        with signals.noted():
+            loop.fit(config)
+    except SystemExit as end:
+        return end.code
+    return None
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def ended(run):
+    """What a training ended in: its weights, and the losses of its steps."""
+    steps = [(line["step"], line["loss"]) for line in lines(run) if line["kind"] == "train"]
+    return hashlib.sha256((run / "best.safetensors").read_bytes()).hexdigest(), steps
+
+
+def test_a_signal_is_noted_and_interrupts_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.noted():
+        assert signals.received() == 0
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert signals.received() == signal.SIGTERM
+    assert signals.received() == 0 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_stopped_twice_it_ends_as_if_it_never_was(tone_set, tmp_path):
+    """Inside an epoch, and after the last step of all, before anything is scored."""
+    for module in ("sklearn.metrics", "matplotlib.pyplot"):  # once, not in each fork
+        importlib.import_module(module)
+    whole, config = (make_config(tone_set, tmp_path / name) for name in ("whole", "stopped"))
+    on_ranks(1, lambda: loop.fit(whole))
+    run, last = config.folder(), ended(whole.folder())[1][-1][0]
+    for at, number in ((5, signal.SIGUSR1), (last, signal.SIGTERM)):
+        assert on_ranks(1, lambda at=at, n=number: stopped(config, at, n, 0)) == [75]
+        marker = json.loads((run / "requeue").read_text())
+        assert marker["step"] == at == lines(run)[-1]["step"]
+        assert (marker["signal"], marker["host"]) == (number.name, platform.node())
+        assert abs(time.time() - time.mktime(time.strptime(marker["time"], "%Y-%m-%dT%H:%M:%SZ"))
+                   + time.timezone) < 60  # fmt: skip
+        newest = checkpoints(run / "checkpoints")[-1]
+        assert step_of(newest) == at and not damage(newest)
+        assert not (run / "scores.json").exists()
+    on_ranks(1, lambda: loop.fit(config))
+    assert (run / "scores.json").exists() and not (run / "requeue").exists()
+    assert ended(run) == ended(whole.folder())
+
+
+def test_all_ranks_obey_what_one_of_them_was_told(tone_set, tmp_path):
+    config = make_config(tone_set, tmp_path)
+    assert on_ranks(2, lambda: stopped(config, 5, signal.SIGUSR1, rank=1)) == [75, 75]
+    assert json.loads((config.folder() / "requeue").read_text())["step"] == 5
+
+
+def launched_and_told(command, run, number, to_worker=False):
+    """Signal a launcher, or one of its workers, in the middle of a training; its exit code."""
+    launcher = psutil.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").exists() or len(lines(run)) < 5:
+        assert launcher.poll() is None, launcher.stderr.read()
+        time.sleep(0.05)
+    below = launcher.children(recursive=True)
+    workers = [p for p in below if any(word.endswith("train.py") for word in p.cmdline()[:3])]
+    (workers[-1] if to_worker else launcher).send_signal(number)
+    launcher.communicate(timeout=60)
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert workers and not alive
+    newest, marker = checkpoints(run / "checkpoints")[-1], json.loads((run / "requeue").read_text())
+    assert marker["step"] == step_of(newest) == lines(run)[-1]["step"] and not damage(newest)
+    return launcher.returncode
+
+
+@pytest.fixture
+def long(tone_set, tmp_path):
+    """A training that does not end by itself, as a file; its run."""
+    config, file = make_config(tone_set, tmp_path, epochs=9999), tmp_path / "long.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    return str(file), config.folder()
+
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "-q"]
+ACCELERATE += [f"--config_file={ROOT}/launch/cpu.yaml", str(ROOT / "train.py")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels tell no child of its parent")
+def test_a_launcher_that_dies_of_its_signal_takes_the_worker_to_a_checkpoint(long):
+    config, run = long
+    assert launched_and_told([*ACCELERATE, config], run, signal.SIGUSR1) == -signal.SIGUSR1
+
+
+@pytest.mark.slow
+def test_torchrun_passes_sigterm_on_and_hides_the_code(long):
+    config, run = long
+    assert launched_and_told(train_command(2, config), run, signal.SIGTERM) == 1
