@@ -24,14 +24,14 @@ class Paced:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.pipes, self.processes = [], []
+        # Read when torch is loaded, which unpickling `train` does; as train.py has it.
+        os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         for rank, mine in enumerate(cores):
             here, there = context.Pipe()
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(cores)}
             world |= {"LOCAL_WORLD_SIZE": len(cores), "MASTER_PORT": port}
             world = world if joined and len(cores) > 1 else {}
-            process = context.Process(
-                target=begin, args=(train, there, mine, threads, world), daemon=True
-            )
+            process = context.Process(target=begin, args=(train, there, mine, threads, world))
             process.start()
             self.pipes.append(here)
             self.processes.append(process)
@@ -56,8 +56,7 @@ def begin(train: Train, pipe: Any, cores: list[int], threads: int, world: dict[s
     """The body of a process."""
     os.sched_setaffinity(0, cores)
     os.environ |= {name: str(value) for name, value in world.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": str(threads)}
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     import torch
 
     torch.set_num_threads(threads)

@@ -289,8 +289,9 @@ def loops(shards: str, words: Any, core: list[int]) -> list[str]:
         share = ratio(turns["bare loop"], turns["wavefold"], clock)
         lines.append(mark(f"bare loop : wavefold, {clock}", share, 0.99, "{:.1%}"))
     for name in peers:
-        times = ratio(turns[name], turns["wavefold"])
-        lines.append(mark(f"{name} : wavefold", times, 1.0, "{:.3f}x"))
+        for clock in Turn._fields:
+            times = ratio(turns[name], turns["wavefold"], clock)
+            lines.append(mark(f"{name} : wavefold, {clock}", times, 1.0, "{:.3f}x"))
     return lines
 
 
@@ -338,7 +339,7 @@ def alternative(shards: str, folder: Path, words: Any, cores: list[int]) -> list
             "accelerate and webdataset": Paced(read, words.steps, cores),
             "and two workers": Paced(partial(read, workers=2), words.steps, cores),
             "accelerate, batches in memory": Paced(held, words.steps, cores),
-            "wavefold, one thread": Paced(ours, words.steps, cores),
+            "wavefold, one thread": Paced(partial(ours, threads=1), words.steps, cores),
             "wavefold": Paced(ours, words.steps, cores, threads=len(cores)),
         },
         words.rounds,
