@@ -1,15 +1,20 @@
 """Real processes for tests: a launch as users make it, and forked gloo ranks for sweeps."""
 
+import logging
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
 from typing import Any
+
+from shards.command import guard
+from train import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,3 +80,22 @@ def one_rank(
         results.put((rank, function()))
     except Exception as error:
         results.put((rank, repr(error)))
+
+
+def forked(*words: str) -> tuple[int, str]:
+    """Exit code and errors of `train.py WORDS` on a forked process, which has imported all."""
+
+    def body() -> tuple[int, str]:
+        with tempfile.TemporaryFile("w+") as errors:
+            os.dup2(errors.fileno(), 2)
+            sys.stderr = os.fdopen(2, "w", closefd=False)
+            logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+            sys.argv = ["train.py", *words]
+            code = guard(main)
+            sys.stderr.flush()
+            errors.seek(0)
+            return code, errors.read()
+
+    (found,) = on_ranks(1, body)
+    assert isinstance(found, tuple), found
+    return found

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import hashes, lines, read_plainly
-from processes import train
+from processes import forked
 
 from shards.__main__ import main
 from shards.errors import UserError
@@ -160,8 +160,8 @@ def test_a_converted_set_trains(tmp_path):
         "train": {"batch_size": 4, "max_steps": 2, "log_every": 1, "threads": 1},
     }
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(values))
-    done = train(1, str(tmp_path / "old.yaml"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, errors = forked(str(tmp_path / "old.yaml"))
+    assert code == 0, errors[-2000:]
     scores = json.loads((tmp_path / "runs/old/scores.json").read_text())
     assert np.isfinite(scores["recording"]["loss"])
 

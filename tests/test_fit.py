@@ -11,7 +11,7 @@ import pytest
 import torch
 import xxhash
 import yaml
-from processes import ROOT, environment, on_ranks, train
+from processes import ROOT, environment, forked, on_ranks, train
 
 from shards.index import ROW, ShardSet
 from shards.loader import Loader
@@ -128,9 +128,9 @@ def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):
 def test_bad_words_are_one_line_and_code_2(config, tmp_path, words, message):
     if "fp16" in words[0] and torch.cuda.is_available():
         pytest.skip("a GPU has fp16")
-    result = train(1, config, *words)
-    assert result.returncode == 2
-    lines = [line for line in result.stderr.splitlines() if line]
+    code, errors = forked(config, *words)
+    assert code == 2
+    lines = [line for line in errors.splitlines() if line]
     assert len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "runs").exists()
 

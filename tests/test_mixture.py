@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import TONES, build_tones, write_tones
-from processes import train
+from processes import forked
 
 from shards.errors import UserError
 from shards.index import open_set
@@ -193,8 +193,8 @@ def test_a_training_on_two_sets_from_end_to_end(tone_set, second, tmp_path):
     }  # fmt: skip
     file = tmp_path / "both.yaml"
     file.write_text(yaml.safe_dump(values))
-    done = train(1, str(file))
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, errors = forked(str(file))
+    assert code == 0, errors[-2000:]
     run = tmp_path / "runs/both/fold-0"
     assert json.loads((run / "scores.json").read_text())["steps"] == 6
     with open(run / "predictions.csv") as lines:
@@ -205,9 +205,9 @@ def test_a_training_on_two_sets_from_end_to_end(tone_set, second, tmp_path):
     # A set may be moved between two starts, its weight may not change.
     values["data"]["shards"][0]["path"] = str(moved)
     file.write_text(yaml.safe_dump(values))
-    again = train(1, str(file))
-    assert again.returncode == 0 and "is finished" in again.stderr
+    code, errors = forked(str(file))
+    assert code == 0 and "is finished" in errors
     values["data"]["shards"][0]["weight"] = 5
     file.write_text(yaml.safe_dump(values))
-    other = train(1, str(file))
-    assert other.returncode == 2 and "data.shards: " in other.stderr
+    code, errors = forked(str(file))
+    assert code == 2 and "data.shards: " in errors
