@@ -55,6 +55,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     world, plan = World(0, 1, torch.device("cpu")), plan_batch(32, None, 1)
     strategy = Strategy(Accelerator(cpu=True), world, model, optimizer, plan, OptimConfig())
+    plainly = Accelerator(cpu=True)  # as its users have it: model and optimiser are prepared
+    plainly.prepare(model, optimizer)
     x = torch.randn(32, WIDTH)
 
     def step() -> None:
@@ -68,7 +70,9 @@ def main() -> None:
         saver = Waiting(Path(folder), strategy, nothing, TrainConfig(), world, plan, target=10**9)
         for n in range(-1, words.rounds):  # the first round is not counted
             undisturbed = [timed(step) for _ in range(PLAIN_STEPS)]
-            state = timed(lambda: strategy.accelerator.save_state(f"{folder}/state"))
+            state = timed(lambda: plainly.save_state(f"{folder}/state"))
+            written = sum(file.stat().st_size for file in Path(folder, "state").iterdir())
+            assert written >= 12 * parameters, "save_state has to save all of it"
             for _ in range(2):
                 step()
             saver.waited, number = 0.0, n + 2

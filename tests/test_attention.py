@@ -5,6 +5,7 @@ import io
 import matplotlib.image
 import numpy as np
 import yaml
+from processes import on_ranks
 
 from toolkit.attention import draw
 from toolkit.config import load
@@ -20,7 +21,9 @@ def test_a_training_leaves_the_picture(tone_set, tmp_path):
         "train": {"max_steps": 1, "batch_size": 8, "threads": 1, "precision": "no"},
     }
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
-    fit(load([str(tmp_path / "a.yaml")]))
+    config = load([str(tmp_path / "a.yaml")])
+    (result,) = on_ranks(1, lambda: fit(config))
+    assert "recording" in result, result
     assert (tmp_path / "r/fold-0/attention.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,9 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from processes import on_ranks
+from safetensors.torch import load_file
 from torch import nn
 
 from shards.errors import UserError
+from toolkit.config import parse
+from toolkit.loop import fit
 from toolkit.models import REGISTRY, build
 from toolkit.models.batchnorm import GroupedBatchNorm2d, fold_in, last_statistics
 from toolkit.models.blocks import area_weights
@@ -262,3 +266,29 @@ def test_microbatches_change_nothing():
     torch.testing.assert_close(parts.running_var, whole.running_var)
     means = torch.stack([g.mean(dim=(0, 2, 3)) for g in x.split(4)]).mean(0)
     torch.testing.assert_close(whole.running_mean, 0.1 * means)
+
+
+def test_a_vit_draws_the_same_on_two_processes(tone_set, tmp_path):
+    model = {"name": "vit_small", "norm_batch": 4, "dropout": 0.1, "patch_dropout": 0.3}
+    values = {
+        "run": {"name": "r", "dir": str(tmp_path)},
+        "data": {"shards": str(tone_set), "protocol": "kfold"},
+        "model": {**model, "drop_path": 0.3, "conv_stem": True, **NARROW},
+        "train": {
+            "max_steps": 3,
+            "batch_size": 8,
+            "microbatch": 4,
+            "threads": 1,
+            "precision": "no",
+        },
+    }
+
+    def weights(world_size):
+        config = parse({**values, "run": {"name": f"on{world_size}", "dir": str(tmp_path)}})
+        results = on_ranks(world_size, lambda: fit(config))
+        assert "recording" in results[0], results
+        return load_file(tmp_path / f"on{world_size}/fold-0/best.safetensors")
+
+    one, two = weights(1), weights(2)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4, msg=name)

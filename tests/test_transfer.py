@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 import yaml
+from processes import on_ranks
 from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
@@ -92,7 +93,9 @@ def test_a_linear_probe_trains_the_head_alone_and_goes_on_where_it_stopped(tone_
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
 
     def trained(name, *words):
-        fit(load([str(tmp_path / "a.yaml"), f"--run.name={name}", *words]))
+        config = load([str(tmp_path / "a.yaml"), f"--run.name={name}", *words])
+        (result,) = on_ranks(1, lambda: fit(config))
+        assert "recording" in result, result
         return load_file(tmp_path / name / "fold-0/best.safetensors")
 
     first = build(ModelConfig(name="cnn_tiny"), 3, (32, 63)).state_dict()

@@ -36,8 +36,9 @@ def arrange(model: nn.Module, train: TrainConfig, world: World) -> nn.Module:
     """
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
-        torch.backends.cudnn.fp32_precision = "tf32" if train.tf32 else "ieee"
-        torch.backends.cudnn.benchmark = train.cudnn_benchmark and not train.exact
+        cudnn: Any = torch.backends.cudnn
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if train.tf32 else "ieee"
+        cudnn.benchmark = train.cudnn_benchmark and not train.exact
     last = train.channels_last
     if last == "auto":  # tensor cores take it; on a processor: bench/precision.py
         last = not sharding() and (world.device.type == "cpu" or world.precision != "no")

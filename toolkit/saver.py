@@ -59,6 +59,7 @@ class Saver:
         self._writer: threading.Thread | None = None
         self._snapshot: Snapshot | None = None
         self._failed: OSError | None = None
+        self._copies: dict[str, Tensors] = {}  # of the last checkpoint
         self._owed: Tensors | None = None  # best weights that found no room
         strategy.before_step(self._hold)
 
@@ -124,7 +125,7 @@ class Saver:
         self.step, self._since = state["step"], time.monotonic()
         if not self.world.is_main:
             return
-        self._snapshot = Snapshot(groups)
+        self._snapshot = Snapshot(groups, {} if self._owed else self._copies)
         contents = {"state": state, "identity": self.identity, "launch": self.launch}
         text = json.dumps(contents)  # now: the loop goes on to change it
         words = (self._snapshot, text, self._is_best(state), self._kept(state))
@@ -206,7 +207,7 @@ class Saver:
         """The writer's thread. What it cannot write costs a line, and `close` an error."""
         step, began = self.step, time.monotonic()
         try:
-            groups = snapshot.take()
+            groups = self._copies = snapshot.take()
             judged = groups[self._judged.partition(".")[0]]
             self._owed = judged if best else self._owed
             if self._owed is not judged and self._owed:

@@ -229,7 +229,7 @@ def zero_moments(module: nn.Module, zero: Any) -> Tensors:
         f"{name}.{key}": (
             safe_get_full_optimizer_state(p, key) if value.ndim else value.clone()
         ).cpu()
-        for name, p in module.named_parameters()
+        for name, p in sharded_parameters(module)
         for key, value in entry.items()
     }
 
@@ -257,7 +257,7 @@ def load_zero_moments(module: nn.Module, zero: Any, state: dict[str, Tensors]) -
     rank = torch.distributed.get_rank()
     tensors = (
         (p, key, value)
-        for name, p in module.named_parameters()
+        for name, p in sharded_parameters(module)
         for key, value in state[name].items()
         if value.ndim
     )
