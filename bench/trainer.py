@@ -50,7 +50,7 @@ class Nothing(nn.Module):
 
     smallest = (1, 1)
 
-    def __init__(self, n_classes: int, **_: Any):
+    def __init__(self, n_classes: int, *_: Any, **__: Any):
         super().__init__()
         self.head = nn.Linear(1, n_classes)
 
@@ -107,7 +107,8 @@ def bare(shards: str, name: str, whole: bool = True, *, pause: Pause) -> None:
             set_rate(optimizer, learning_rate(config, step, STEPS, STEPS))
             nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()
-            fold_in(norms, last_statistics(norms))
+            if norms:
+                fold_in(norms, last_statistics(norms))
         optimizer.zero_grad()
 
 
@@ -298,19 +299,20 @@ def loops(shards: str, words: Any, core: list[int]) -> list[str]:
 def host(shards: str, words: Any, cores: list[int]) -> list[str]:
     """What is left of a step when the model does nothing and samples are small."""
     steps = 100 * words.steps
-    inner = partial(bare, shards, "nothing", whole=False)
-    turns = raced(
-        {
-            "wavefold": Paced(partial(wavefold, shards, "nothing", threads=1), steps, cores),
-            "forward, loss and backward": Paced(inner, steps, cores),
-        },
-        words.rounds,
-    )
-    pairs = zip(*turns.values(), strict=True)
-    micros = [1e6 * (a.wall - b.wall) / steps for a, b in pairs]
+    trains = {
+        "wavefold": partial(wavefold, shards, "nothing", threads=1),
+        "bare loop": partial(bare, shards, "nothing"),
+        "forward, loss and backward": partial(bare, shards, "nothing", whole=False),
+    }
+    turns = raced({name: Paced(x, steps, cores) for name, x in trains.items()}, words.rounds)
     about = "### The host: a model of nearly no work, samples of (8, 16), one thread"
     lines = [about, *table(turns, steps), *MARKS]
-    return [*lines, mark("the difference, us: at most", sorted(micros), 200, "{:.0f}", most=True)]
+    for more, less in ((0, 2), (1, 2), (0, 1)):
+        names = list(turns)[more], list(turns)[less]
+        pairs = zip(*(turns[name] for name in names), strict=True)
+        micros = sorted(1e6 * (a.wall - b.wall) / steps for a, b in pairs)
+        lines.append(mark(" - ".join(names) + ", us: at most", micros, 200, "{:.0f}", most=True))
+    return lines
 
 
 def together(shards: str, words: Any, cores: list[int]) -> list[str]:

@@ -78,7 +78,7 @@ class Strategy:
         if not self.whole:
             return float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         gradients = [p.grad for p in self.whole if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         found = float(norm)
         if not found < limit:  # else all would be scaled by 1
             nn.utils.clip_grads_with_norm_(self.whole, limit, norm)
