@@ -20,7 +20,7 @@ from shards.errors import UserError
 GIVEN = 3  # runs a worker has at once, so that it need not wait for this process
 TRIES = 2  # a process that dies may have been the victim of another one's memory
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-PRELOAD = ["shards.recipe", "shards.frames", "soundfile", "soxr", "xxhash"]
+PRELOAD = ["shards.recipe", "shards.folder", "shards.frames", "soundfile", "soxr", "xxhash"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

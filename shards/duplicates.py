@@ -105,7 +105,7 @@ def near_segments(prints: Prints) -> Iterator[tuple[int, int, float]]:
     grains, needed = prints.grains[rows], AGREEMENT + STEEPNESS * np.maximum(0, ENOUGH - busy[rows])
     for pairs in likely_pairs(grains, prints.recording[rows], prints.seconds):
         a, b = pairs
-        scores = agreement(grains[a], grains[b], prints.seconds)
+        scores = agreement(grains, a, b, prints.seconds)
         for n in np.flatnonzero(scores >= np.maximum(needed[a], needed[b])).tolist():
             yield int(rows[a[n]]), int(rows[b[n]]), min(1.0, float(scores[n]))
 

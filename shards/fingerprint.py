@@ -74,30 +74,14 @@ def projection(size: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((size, DIMENSIONS), np.float32)
 
 
-def agreement(a: np.ndarray, b: np.ndarray, seconds: float) -> np.ndarray:
-    """(P, G, B) and (P, G, B) grains to (P,): their correlation at the shift where it is highest.
+def agreement(grains: np.ndarray, a: np.ndarray, b: np.ndarray, seconds: float) -> np.ndarray:
+    """(S, G, B) grains and two numbers of each pair, (P,), to (P,): the correlation of the two at
+    the shift where it is highest.
 
     Where the overlap holds less than half of a grain's energy, it is counted as half.
     """
-    a, b = a.astype(np.float32), b.astype(np.float32)
-    steps = a.shape[1]
-    most = int(min(SHIFT * steps / seconds, steps / 4))
-    energy_a, energy_b = energies(a), energies(b)
-    best = np.zeros(len(a), np.float32)
-    for shift in range(-most, most + 1):
-        of_a = slice(max(0, shift), steps + min(0, shift))
-        of_b = slice(of_a.start - shift, of_a.stop - shift)
-        dot = np.einsum("pgb,pgb->p", a[:, of_a], b[:, of_b])
-        norm = overlap_energy(energy_a, of_a) * overlap_energy(energy_b, of_b)
-        np.maximum(best, dot / np.sqrt(np.maximum(norm, 1)), out=best)
+    from shards.kernels import agree
+
+    steps, best = grains.shape[1], np.empty(len(a), np.float32)
+    agree(grains, a, b, int(min(SHIFT * steps / seconds, steps / 4)), best)
     return best
-
-
-def energies(x: np.ndarray) -> np.ndarray:
-    """(P, G, B) to (P, G + 1): the energy before each step."""
-    return np.pad(np.cumsum(np.square(x).sum(axis=2), axis=1), ((0, 0), (1, 0)))
-
-
-def overlap_energy(energy: np.ndarray, steps: slice) -> np.ndarray:
-    """(P,) the energy inside `steps`, or half of all if that is more."""
-    return np.maximum(energy[:, steps.stop] - energy[:, steps.start], energy[:, -1] / 2)
