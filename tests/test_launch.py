@@ -1,4 +1,4 @@
-"""Every launch shape loads and runs, and trains the same: one process, DDP, ZeRO 1 to 3, FSDP."""
+"""Every launch shape loads and runs, and trains the same: one process, two, ZeRO 1 to 3, FSDP."""
 
 import importlib.util
 import json

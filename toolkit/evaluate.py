@@ -34,7 +34,7 @@ def log_probabilities(
     it found travels with the sample's place, -1 for padding. So uneven parts can hang nothing, and
     the result is a function of the set alone. Shape: (N,) -> (N, K) float64.
     """
-    module = bare(model)  # keeps the autocast; DDP would synchronise
+    module = bare(model)  # keeps the autocast; an engine would count a step
     module.eval()
     found = [torch.zeros(0, len(shard_set.class_names), dtype=torch.float64, device=world.device)]
     places = [np.zeros(0, np.int64)]

@@ -35,7 +35,7 @@ class Guard:
         if self.patience and stepper.strategy.zero:
             raise UserError(
                 f"train.nonfinite_patience={self.patience}: DeepSpeed takes its steps by itself, "
-                "none can be skipped; leave it at 0 or use DDP or FSDP"
+                "none can be skipped; leave it at 0 or use launch/gpu_n.yaml or FSDP"
             )
 
     def __call__(self, taken: Outcome, batches: list[Batch], now: dict[str, Any]) -> None:

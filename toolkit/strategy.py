@@ -1,4 +1,4 @@
-"""How weights and the optimiser's state lie on the processes: whole on each (plain, DDP), or in
+"""How weights and the optimiser's state lie on the processes: whole on each (plain), or in
 parts (DeepSpeed's ZeRO 1 to 3, FSDP).
 
 Everybody else sees whole tensors by the name of their parameter, so that what one strategy saves
@@ -47,7 +47,7 @@ class Strategy:
         if config.ema and (third or accelerator.is_fsdp2):
             raise UserError(
                 f"optim.ema={config.ema} averages whole weights, and this launch spreads them; "
-                "use optim.ema=0, or DDP, ZeRO 1 or ZeRO 2"
+                "use optim.ema=0, or launch/gpu_n.yaml, ZeRO 1 or ZeRO 2"
             )
         self.shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
         self._raw = optimizer
@@ -164,7 +164,7 @@ class Strategy:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model out of DDP's or DeepSpeed's wrapper; `unwrap_model` imports DeepSpeed to look."""
+    """The model out of DeepSpeed's wrapper; `unwrap_model` imports DeepSpeed to look."""
     return getattr(model, "module", model)
 
 
