@@ -5,10 +5,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 import pytest
 import torch.distributed as dist
+from processes import on_ranks
 
 from toolkit import watch
 from toolkit.watch import Place, at, ending_together, sentence
@@ -133,3 +135,16 @@ def test_a_rank_that_dies_takes_the_other_along_at_once(launched, trouble, code)
     assert codes == [1, code]
     assert said.count("Traceback") == 1
     assert ("ZeroDivisionError" in said) == (trouble == "raises")
+
+
+def test_no_thread_is_left_in_the_store_when_python_ends():
+    """One that the end meets there aborts the process: "terminate called"."""
+
+    def body() -> list[int]:
+        start("no", 1, 60.0)
+        with ending_together(60.0):
+            names = [thread.name for thread in threading.enumerate()]
+            dist.barrier()
+        return [names.count("watch"), sum(t.name == "watch" for t in threading.enumerate())]
+
+    assert on_ranks(2, body) == [[2, 0], [2, 0]]

@@ -72,7 +72,7 @@ def ending_together(timeout: float) -> Iterator[None]:
             leave()  # it is but a collective that another rank has left
         raise
     finally:
-        watch.over.set()
+        watch.stop()
 
 
 class Watch:
@@ -85,12 +85,21 @@ class Watch:
         self.over, self.failed = Event(), Event()
         self.idle = 0.0  #: seconds in the same place; a suspended process does not count them
         self.heard: dict[int, tuple[float, Place]] = {}  #: of other ranks: when, and their place
+        self._threads: list[Thread] = []
 
     def start(self) -> None:
         """Begin to look, unless there is nothing to watch."""
         several, limited = self.size > 1, self.timeout < math.inf
         for loop in [self._look] * (several or limited) + [self._talk] * several:
-            Thread(target=loop, name="watch", daemon=True).start()
+            self._threads.append(Thread(target=loop, name="watch", daemon=True))
+            self._threads[-1].start()
+
+    def stop(self) -> None:
+        """Look no longer. A thread that the end of Python meets inside the store's C++ aborts the
+        process, so they are waited for; not for long, since a store may never answer."""
+        self.over.set()
+        for thread in self._threads:
+            thread.join(5 * LOOK_EVERY)
 
     def _look(self) -> None:
         seen, said = _here, False
