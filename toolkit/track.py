@@ -33,8 +33,9 @@ FREE = {
     "data.threads", "data.check", "data.resident", "data.cache_gb",
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
     "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
-    "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark", "run.dir",
-    "train.timeout", "train.nonfinite_patience", "train.overfit_batch", "train.profile",
+    "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark",
+    "run.dir", "run.part", "train.timeout", "train.nonfinite_patience", "train.overfit_batch",
+    "train.profile",
 }  # fmt: skip
 #: And of a run with train.exact its last bits.
 KERNELS = {f"train.{key}" for key in ("microbatch", "threads", "compile", "channels_last", "tf32")}
