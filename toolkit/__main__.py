@@ -8,13 +8,26 @@ from shards.command import main as run_command
 
 
 def collect(run: str, *, bootstrap_unit: str = "recording") -> None:
-    """Join the folds of a run: mean and spread, pooled scores with intervals, report.html.
+    """Join the folds of a run, its seeds and its settings: mean, spread, intervals, report.html.
 
     Writes folds.json, folds.md, predictions.csv, confusion_matrix.png and report.html into RUN. The
-    intervals resample whole recordings, or with --bootstrap_unit=group whole groups.
+    intervals resample whole recordings, or with --bootstrap_unit=group whole groups. Of several
+    seeds each has these files, and RUN seeds.md; of a grid each setting has them, and RUN sweep.md
+    and sweep.png, sorted by the validation part.
     """
-    from toolkit import folds, tables
+    from toolkit import folds, seeds, sweep, tables
 
+    trainings = [t for t in seeds.find_trainings(Path(run)) if t.grid or t.seed is not None]
+    if any(t.finished for t in trainings):
+        swept = any(t.grid for t in trainings)
+        join, page = (sweep.collect_sweep, sweep) if swept else (seeds.collect_seeds, seeds)
+        found = join(Path(run), trainings, bootstrap_unit)
+        print(page.table(found), end="\n\n")
+        for line in page.notices(found):
+            print(f"note: {line}")
+        print(page.score_line(found))
+        print(Path(run) / ("sweep.md" if swept else "seeds.md"))
+        return
     summary = folds.collect(Path(run), bootstrap_unit)
     print(tables.fold_table(summary, "recording"))
     print()
