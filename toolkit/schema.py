@@ -15,6 +15,7 @@ PROTOCOLS = ("split", "kfold", "kfold_nested")
 class RunConfig:
     name: str  #: the run's folder below `dir`
     dir: str = "runs"  #: where runs live
+    part: str = ""  #: folders between the run's and the fold's, as launch.tasks names them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +169,7 @@ class Config:
 
     def folder(self) -> Path:
         """Where this run, or this fold of it, lives."""
-        run = Path(self.run.dir) / self.run.name
+        run = Path(self.run.dir) / self.run.name / self.run.part
         return run if self.data.protocol == "split" else run / f"fold-{self.data.fold}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,6 +246,8 @@ def check(config: Config) -> None:
         if get(config, name) not in choices:
             words = ", ".join(str(choice).lower() for choice in choices)
             raise UserError(f"{name}={get(config, name)}: one of {words}")
+    if Path(config.run.part).is_absolute() or ".." in Path(config.run.part).parts:
+        raise UserError(f"run.part={config.run.part}: folders below the run's, as seed-1")
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
     if config.augment.mix != "none" and config.model.norm_batch < 2:
