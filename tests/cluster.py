@@ -89,7 +89,7 @@ class Cluster:
     def __init__(self, root: Path):
         self.root, self.conf = root, root / "slurm.conf"
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
-        # The mark of what belongs to us, and no trace of a cluster that the tests themselves run on.
+        # Our mark, and no trace of a cluster that the tests themselves may run on.
         outer = {k: v for k, v in os.environ.items() if not re.match("SLURM|SBATCH|SRUN", k)}
         self.env = outer | {"SLURM_CONF": str(self.conf), "PATH": SYSTEM}
 
