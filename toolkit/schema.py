@@ -57,12 +57,14 @@ class ModelConfig:
     overlap: int | list[int] | None = None  #: cells that neighbouring patches share, likewise
     conv_stem: bool = False  #: strided convolutions make the patches
     dim: int | None = None  #: width: of a ViT's tokens, of an LSTM's states one way
-    depth: int | None = None  #: transformer blocks
+    depth: int | None = None  #: transformer blocks; of a forest the deepest tree, null: no limit
     heads: int | None = None  #: of the attention; divides dim
     mlp_dim: int | None = None  #: width inside an MLP; null: 4 dim
     embed_dropout: float = 0.0  #: of the tokens that enter the first block
     patch_dropout: float = 0.0  #: share of the patches that each sample leaves out in training
     drop_path: float = 0.0  #: stochastic depth of the last block; those before rise to it from 0
+    trees: int | None = None  #: of a forest; null: 500
+    leaf: int | None = None  #: samples that a leaf of a forest has at least; null: 1
     pretrained: bool | str = False  #: timm's weights: cached or downloaded, or a .safetensors file
     init_from: str | None = None  #: weights to begin with: a run, a fold, or a .safetensors file
     freeze: list[str] | None = None  #: parts not to train; [backbone]: a probe
@@ -201,6 +203,7 @@ AT_LEAST = {
     "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
     "data.samples_per_epoch": 1,
     "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
+    "model.trees": 1, "model.leaf": 1,
     "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
