@@ -98,7 +98,8 @@ class Augment:
 
     In this order: window and time scale, roll, shift, mix, gain and equaliser, noise; then cutouts
     and SpecAugment hide cells. `group` is how many consecutive places of the global batch mixing
-    draws partners from (`model.norm_batch`: plan_batch gives every microbatch whole groups, whatever the launch).
+    draws partners from (`model.norm_batch`: plan_batch gives every microbatch whole groups,
+    whatever the launch).
     """
 
     def __init__(
