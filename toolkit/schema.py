@@ -15,6 +15,7 @@ PROTOCOLS = ("split", "kfold", "kfold_nested")
 class RunConfig:
     name: str  #: the run's folder below `dir`
     dir: str = "runs"  #: where runs live
+    part: str = ""  #: folders between the run's and the fold's, as launch.tasks names them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +35,9 @@ class DataConfig:
     threads: int = 2  #: that read ahead, a process
     check: bool = True  #: hold each payload against its checksum when it is first read
     resident: str = "auto"  #: auto | device | memory | none: where samples stay once they were read
-    normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
+    normalize: str = "band"  #: band | global: as the training part is; sample | peak; none
+    top_db: float = 80.0  #: normalize: peak: how far below its peak a sample is heard, dB
+    crops: int = 0  #: windows whose log-probabilities evaluation averages; 0: the whole segment
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
     n_mels: int | None = None  #: bands
     n_fft: int | None = None  #: samples
@@ -56,12 +59,14 @@ class ModelConfig:
     overlap: int | list[int] | None = None  #: cells that neighbouring patches share, likewise
     conv_stem: bool = False  #: strided convolutions make the patches
     dim: int | None = None  #: width: of a ViT's tokens, of an LSTM's states one way
-    depth: int | None = None  #: transformer blocks
+    depth: int | None = None  #: transformer blocks; of a forest the deepest tree, null: no limit
     heads: int | None = None  #: of the attention; divides dim
     mlp_dim: int | None = None  #: width inside an MLP; null: 4 dim
     embed_dropout: float = 0.0  #: of the tokens that enter the first block
     patch_dropout: float = 0.0  #: share of the patches that each sample leaves out in training
     drop_path: float = 0.0  #: stochastic depth of the last block; those before rise to it from 0
+    trees: int | None = None  #: of a forest; null: 500
+    leaf: int | None = None  #: samples that a leaf of a forest has at least; null: 1
     pretrained: bool | str = False  #: timm's weights: cached or downloaded, or a .safetensors file
     init_from: str | None = None  #: weights to begin with: a run, a fold, or a .safetensors file
     freeze: list[str] | None = None  #: parts not to train; [backbone]: a probe
@@ -97,11 +102,11 @@ class AugmentConfig:
     freq_masks: int = 0  #: SpecAugment masks along frequency
     freq_width: int = 25  #: widest frequency mask, mel bands
     mask_db: float = -80.0  #: what masked cells are set to, dB
-    time_roll: int = (
-        0  #: furthest circular shift either way, frames; from half of them on: anywhere
-    )
+    time_roll: int = 0  #: furthest circular shift either way, frames; from half on: anywhere
     time_shift: int = 0  #: furthest shift either way, a random crop of the padded sample, frames
     shift_padding: str = "silence"  #: silence (-100 dB) | reflect
+    crop_frames: int = 0  #: a window around a frame that is heard, frames; 0: the whole segment
+    time_scale: float = 1.0  #: most that time is stretched or shortened, a factor; 1: off
     mix: str = "none"  #: none | mixup | between_class: with another of the batch, added in power
     mix_share: float = 1.0  #: share of the samples that are mixed
     mix_alpha: float = 1.0  #: the ratio is drawn from Beta(alpha, alpha); 1: uniform
@@ -168,8 +173,12 @@ class Config:
 
     def folder(self) -> Path:
         """Where this run, or this fold of it, lives."""
-        run = Path(self.run.dir) / self.run.name
+        run = Path(self.run.dir) / self.run.name / self.run.part
         return run if self.data.protocol == "split" else run / f"fold-{self.data.fold}"
+
+    def input_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """What the model sees of samples of `shape`, both (M, T)."""
+        return shape[0], self.augment.crop_frames or shape[1]
 
     def to_dict(self) -> dict[str, Any]:
         """Sections of plain values, as YAML and JSON hold them."""
@@ -179,7 +188,7 @@ class Config:
 CHOICES = {
     "data.protocol": PROTOCOLS,
     "data.last_batch": ("wrap", "drop"),
-    "data.normalize": ("band", "global", "sample", "none"),
+    "data.normalize": ("band", "global", "sample", "peak", "none"),
     "augment.mix": ("none", "mixup", "between_class"),
     "augment.shift_padding": ("silence", "reflect"),
     "augment.eq_kind": ("linear", "step"),
@@ -198,8 +207,10 @@ CHOICES = {
 }
 AT_LEAST = {
     "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
-    "data.samples_per_epoch": 1,
+    "data.samples_per_epoch": 1, "data.top_db": 1, "data.crops": 0, "augment.crop_frames": 0,
+    "augment.time_scale": 1,
     "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
+    "model.trees": 1, "model.leaf": 1,
     "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
@@ -245,6 +256,8 @@ def check(config: Config) -> None:
         if get(config, name) not in choices:
             words = ", ".join(str(choice).lower() for choice in choices)
             raise UserError(f"{name}={get(config, name)}: one of {words}")
+    if Path(config.run.part).is_absolute() or ".." in Path(config.run.part).parts:
+        raise UserError(f"run.part={config.run.part}: folders below the run's, as seed-1")
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
     if config.augment.mix != "none" and config.model.norm_batch < 2:
