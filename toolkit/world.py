@@ -90,6 +90,16 @@ def visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
+def slurm_job() -> dict[str, str | int | None]:
+    """The job that this process is part of, an array's task as 12_3; its life, from 0, counts how
+    often Slurm has started it again. `job` is None outside Slurm."""
+    get = os.environ.get
+    array, task = get("SLURM_ARRAY_JOB_ID"), get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else get("SLURM_JOB_ID")
+    life = int(get("SLURM_RESTART_COUNT") or 0)
+    return {"job": job, "life": life, "cluster": get("SLURM_CLUSTER_NAME")}
+
+
 def yield_cores() -> None:
     """Have idle CPU threads sleep instead of spin; call it before torch is imported.
 
