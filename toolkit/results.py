@@ -45,7 +45,9 @@ def last_words(folder: Path, count: int = 4) -> list[str]:
         text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return [redact(line) for line in text.splitlines() if line.strip()][-count:]
+    lines = [redact(line) for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith("srun: launch/")]
+    return told[-count:]
 
 
 def redact(value: Any, name: str = "") -> Any:
