@@ -42,7 +42,7 @@ class Fold:
 def last_words(folder: Path, count: int = 4) -> list[str]:
     """The last lines of the log of a training in `folder`, if whoever started it has kept one."""
     try:
-        text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+        text = (folder / "train.log").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     lines = [redact(line) for line in text.splitlines() if line.strip()]
