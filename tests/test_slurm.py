@@ -21,9 +21,9 @@ import pytest
 import yaml
 from cluster import Cluster, throwaway, until, why_not
 from conftest import GROUP_FROM, SETTINGS, build_tones
-from processes import ROOT, forked
+from processes import ROOT
 
-from toolkit import checkpoint, folds
+from toolkit import checkpoint
 
 pytestmark = [
     pytest.mark.slurm,
@@ -56,7 +56,7 @@ class Runs:
         """What a command of ours prints."""
         command = [sys.executable, "-m", f"launch.{module}", *words]
         done = subprocess.run(
-            command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=120
+            command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=400
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -87,16 +87,12 @@ class Runs:
     def log(self, name: str, fold: int = 0) -> str:
         return (self.fold(name, fold) / "train.log").read_text()
 
-    def weights(self, name: str, fold: int = 0) -> str:
-        file = self.fold(name, fold) / "best.safetensors"
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-
 
 def plain(runs: Runs) -> dict[str, str]:
     """The way from audio to report, code and config kept, both changed while the jobs wait."""
     words = ["--data.shards=set of audio", "--audio=audio folder", "--parts=2", "--folds=3"]
-    build = f"--build=--group_from='{GROUP_FROM}' --folds=3 --shard_size=100KB --workers=1"
-    ids = runs.submit("plain", *words, build, cpus_per_gpu=32)
+    build = f"--build=--group_from='{GROUP_FROM}' --folds=3 --shard_size=100KB"
+    ids = runs.submit("plain", *words, build, "--sbatch=--cpus-per-task=32")
     assert list(ids) == ["shards", "merge", "train", "collect"]
     assert runs.cluster.wait(ids["shards"]) | runs.cluster.wait(ids["merge"]) == {"COMPLETED"}
     runs.cluster.wait(ids["train"], 300)
@@ -116,8 +112,8 @@ def signalled(runs: Runs) -> dict[str, str]:
 
 
 def limited(runs: Runs) -> dict[str, str]:
-    """A limit of a minute strikes; the training is suspended until then, to cost no processor."""
-    ids = runs.submit("limited", "--folds=0,", time=1, signal=60)
+    """A limit of two minutes strikes; the training is suspended until then, to cost nothing."""
+    ids = runs.submit("limited", "--folds=0,", time=2, signal=60)
     runs.begun("limited")
     job = runs.cluster.processes(SLURM_JOB_ID=ids["train"])
     (trainer,) = (p for p in job if any(word.endswith("/train.py") for word in p.cmdline()[:2]))
@@ -128,7 +124,7 @@ def limited(runs: Runs) -> dict[str, str]:
         pending = re.findall(r"(?:Sig|Shd)Pnd:\s+(\w+)", status.read_text())
         return any(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1 for mask in pending)
 
-    until(told, 60, "USR1 before the limit")
+    until(told, 120, "USR1 before the limit")
     trainer.resume()
     assert runs.cluster.wait(ids["train"], 300) == {"COMPLETED"}
     return ids
@@ -152,10 +148,9 @@ def died(runs: Runs) -> dict[str, str]:
     runs.cluster.daemons[f"slurmd-{node}"].kill()
     runs.cluster.daemons[f"slurmd-{node}"].wait()
     there = runs.cluster.processes(SLURMD_NODENAME=node)
-    for act in ("suspend", "kill"):
-        for process in there:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                getattr(process, act)()
+    for process in sorted(there, key=lambda process: process.name() != "slurmstepd"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     assert runs.cluster.wait(ids["train"], 300) == {"COMPLETED"}
     return ids
 
@@ -204,7 +199,13 @@ def many(runs: Runs) -> dict[str, str]:
     return ids
 
 
-STORIES = [plain, limited, died, preempted, signalled, two_nodes, cancelled, crashed, many]
+def desk(runs: Runs) -> str:
+    """The same folds trained without Slurm."""
+    runs.command("local", "tones.yaml", "--folds=3", "--jobs=1", f"--run.dir={runs.folder}/desk")
+    return str(runs.folder / "desk/plain")
+
+
+STORIES = [desk, plain, limited, died, preempted, signalled, two_nodes, cancelled, crashed, many]
 Told = Callable[[Callable[[Runs], Any]], Any]
 
 
@@ -219,7 +220,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tones: Path, tone_set: Path) 
 
 
 @pytest.fixture(scope="module")
-def told(runs: Runs, at_the_desk: str) -> Iterator[Told]:
+def told(runs: Runs) -> Iterator[Told]:
     """Waits for a story to end; all begin with the first one that is asked for."""
     with ThreadPoolExecutor(len(STORIES)) as pool:
         ends: dict[Any, Future[Any]] = {story: pool.submit(story, runs) for story in STORIES}
@@ -230,14 +231,12 @@ def told(runs: Runs, at_the_desk: str) -> Iterator[Told]:
 
 
 @pytest.fixture(scope="module")
-def at_the_desk(runs: Runs) -> str:
-    """The same folds trained without Slurm, in their own folder."""
-    for fold in range(3):
-        words = [str(runs.config), f"--run.dir={runs.folder}/desk", f"--data.fold={fold}"]
-        code, said = forked(*words)
-        assert code == 0, said
-    folds.collect(runs.folder / "desk/plain")
-    return str(runs.folder / "desk/plain")
+def at_the_desk(told: Told) -> str:
+    return told(desk)
+
+
+def weights(run: Path) -> str:
+    return hashlib.sha256((run / "best.safetensors").read_bytes()).hexdigest()
 
 
 def timeless(file: Path) -> dict[str, Any]:
@@ -251,10 +250,10 @@ def timeless(file: Path) -> dict[str, Any]:
 def test_from_audio_to_a_report(runs: Runs, told: Told, at_the_desk: str) -> None:
     """Two nodes, three tasks of 32 of a node's 64 cores; the numbers are those of the desk."""
     told(plain)
-    desk = Path(at_the_desk)
-    assert timeless(runs.run("plain") / "folds.json") == timeless(desk / "folds.json")
+    pair = runs.run("plain"), Path(at_the_desk)
+    assert timeless(pair[0] / "folds.json") == timeless(pair[1] / "folds.json")
     for fold in range(3):
-        mine, theirs = (p / f"fold-{fold}/predictions.csv" for p in (runs.run("plain"), desk))
+        mine, theirs = (run / f"fold-{fold}/predictions.csv" for run in pair)
         assert mine.read_bytes() == theirs.read_bytes()
         job = json.loads((runs.fold("plain", fold) / "environment.json").read_text())["slurm"]
         assert job["SLURM_JOB_NUM_NODES"] == "1" and "SLURM_CPUS_PER_TASK" in job
@@ -268,8 +267,7 @@ def test_a_signal_and_a_requeue_of_one_task(runs: Runs, told: Told, at_the_desk:
     assert [len(runs.lives("signalled", fold)) for fold in range(3)] == [4, 2, 4]
     for fold in range(3):
         assert runs.lives("signalled", fold)[0][1] == f"{ids['train']}_{fold}"
-        desk = Path(at_the_desk, f"fold-{fold}/best.safetensors").read_bytes()
-        assert runs.weights("signalled", fold) == hashlib.sha256(desk).hexdigest()
+        assert weights(runs.fold("signalled", fold)) == weights(Path(at_the_desk, f"fold-{fold}"))
     log = runs.log("signalled", 2)
     assert "stopped by SIGUSR1 after step" in log and "begins at step-" in log
     assert log.count("epoch 1/60") == log.count("epoch 60/60") == 1
@@ -290,8 +288,7 @@ def test_what_ends_a_task_changes_nothing(
     name = story.__name__
     begun = [life for life in runs.lives(name) if life[3] == "begin"]
     assert len(begun) == 2 and begun[0][4] == "none" and begun[1][4].startswith("step-")
-    desk = Path(at_the_desk, "fold-0/best.safetensors").read_bytes()
-    assert runs.weights(name) == hashlib.sha256(desk).hexdigest()
+    assert weights(runs.fold(name)) == weights(Path(at_the_desk, "fold-0"))
     assert said in runs.log(name) and runs.log(name).count("epoch 60/60") == 1
 
 
@@ -336,8 +333,7 @@ def test_forty_tasks_on_two_slots(runs: Runs, told: Told) -> None:
     told(many)
     found = list(runs.run("many").glob("seed-*/fold-*/scores.json"))
     assert len(found) == 40
-    weights = {hashlib.sha256(p.with_name("best.safetensors").read_bytes()).digest() for p in found}
-    assert len(weights) == 40
+    assert len({weights(scores.parent) for scores in found}) == 40
 
 
 def test_what_sbatch_refuses_leaves_nothing(runs: Runs) -> None:

@@ -173,6 +173,15 @@ def test_what_cannot_be_is_one_line(
     assert message in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("module", ["submit", "status", "cancel"])
+def test_help_loads_nothing_heavy(module: str) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", f"launch.{module}", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage" in done.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "launch.slurm" in loaded and not loaded & {"torch", "sklearn", "matplotlib"}
+
+
 def test_without_slurm(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
