@@ -60,7 +60,7 @@ def fit(config: Config) -> dict[str, Any]:
     data = config.data
     reading = Reading(data.threads, data.check, data.resident, world.on_this_node)
     loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device, reading)
-    transform = Transform(mean, std, world.device, config.data.normalize)
+    transform = Transform.of(config, mean, std, world.device)
     augment = Augment(config.augment, shard_set, transform, train.seed, config.model.norm_batch)
 
     # Model and optimiser.
@@ -168,7 +168,8 @@ def make_model(
     """The model with the weights that it begins with, its optimiser, and the average of its weights
     if there is one, as this launch spreads them."""
     torch.manual_seed(config.train.seed)
-    model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    shape = config.input_shape(shard_set.shape)
+    model = build(config.model, len(shard_set.class_names), shape)
     prepare(model, config.model, shard_set.class_names)
     model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)

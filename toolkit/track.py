@@ -149,7 +149,13 @@ def write_model(
         "shape": list(shard_set.shape),
         "mel": shard_set.info["mel"],
         "segment": shard_set.info["segment"],
-        "normalisation": {"by": config.data.normalize, "mean": mean.tolist(), "std": std.tolist()},
+        "normalisation": {
+            "by": config.data.normalize,
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "top_db": config.data.top_db,
+        },
+        "windows": {"count": config.data.crops, "frames": config.augment.crop_frames},
     }
     write_atomic(folder / "model.json", (json.dumps(info, indent=2) + "\n").encode())
 

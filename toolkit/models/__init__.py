@@ -15,6 +15,7 @@ from toolkit.models.conv1d import Conv1dCNN
 from toolkit.models.crnn import CRNN
 from toolkit.models.spectrogram import SpectrogramCNN
 from toolkit.models.timm_backbone import Backbone
+from toolkit.models.vgg import VGG
 from toolkit.models.vit import vit_large, vit_medium, vit_small
 from toolkit.schema import ModelConfig
 
@@ -25,6 +26,7 @@ REGISTRY: dict[str, Callable[..., Any]] = {
     "cnn_large": cnn_large,
     "cnn_conv1d": Conv1dCNN,
     "cnn_spectrogram": SpectrogramCNN,
+    "cnn_vgg": VGG,
     "crnn": CRNN,
     "vit_small": vit_small,
     "vit_medium": vit_medium,
@@ -57,8 +59,10 @@ def find(name: str) -> Callable[..., Any]:
     """What makes the model of that name."""
     if name.startswith("timm:"):
         return partial(Backbone, name.removeprefix("timm:"))
+    if name == "forest":
+        raise UserError("model.name=forest: trees have no gradient; only train.py CONFIG grows one")
     if name not in REGISTRY:
-        known = [*REGISTRY, "timm:NAME"]
+        known = [*REGISTRY, "forest", "timm:NAME"]
         raise UserError(f"model.name={name}: unknown; {nearest(name, known)}")
     return REGISTRY[name]
 
