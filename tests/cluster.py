@@ -148,14 +148,15 @@ class Cluster:
             time.sleep(0.05)
 
     def processes(self, **also: str) -> list[psutil.Process]:
-        """What runs with our SLURM_CONF in its environment, and with these values."""
-        wanted, found = {"SLURM_CONF": str(self.conf), **also}, []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
-                    there = process.environ()
-                    if wanted.items() <= there.items():
-                        found.append(process)
+        """What runs with our SLURM_CONF in its environment, and with these values; psutil's own
+        reading of it ends where slurmstepd has written its title."""
+        wanted = {f"{k}={v}".encode() for k, v in {"SLURM_CONF": self.conf, **also}.items()}
+        found = []
+        for pid in psutil.pids():
+            with suppress(OSError, psutil.Error):
+                there = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if wanted <= set(there) and pid != os.getpid():
+                    found.append(psutil.Process(pid))
         return found
 
     def run(self, *words: str, code: int = 0) -> str:
@@ -177,10 +178,10 @@ class Cluster:
 
     def wait(self, job: str, seconds: float = 120) -> set[str]:
         """The states in which a job ends; one that is requeued has not ended."""
-        running = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED"}
+        final = {"CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY"}
 
         def over() -> bool:
-            return not running & set(self.states(job).values())
+            return final >= set(self.states(job).values())
 
         until(over, seconds, f"job {job}: {self.states(job)}")
         return set(self.states(job).values())

@@ -92,7 +92,9 @@ def plain(runs: Runs) -> dict[str, str]:
     """The way from audio to report, code and config kept, both changed while the jobs wait."""
     words = ["--data.shards=set of audio", "--audio=audio folder", "--parts=2", "--folds=3"]
     build = f"--build=--group_from='{GROUP_FROM}' --folds=3 --shard_size=100KB"
-    ids = runs.submit("plain", *words, build, "--sbatch=--cpus-per-task=32")
+    ids = runs.submit(
+        "plain", *words, build, "--sbatch=--cpus-per-task=32", "--sbatch=--exclude=n[3-5]"
+    )
     assert list(ids) == ["shards", "merge", "train", "collect"]
     assert runs.cluster.wait(ids["shards"]) | runs.cluster.wait(ids["merge"]) == {"COMPLETED"}
     runs.cluster.wait(ids["train"], 300)
@@ -147,8 +149,9 @@ def died(runs: Runs) -> dict[str, str]:
     (node,) = {life[2] for life in runs.lives("died")}
     runs.cluster.daemons[f"slurmd-{node}"].kill()
     runs.cluster.daemons[f"slurmd-{node}"].wait()
-    there = runs.cluster.processes(SLURMD_NODENAME=node)
-    for process in sorted(there, key=lambda process: process.name() != "slurmstepd"):
+    job = runs.cluster.processes(SLURMD_NODENAME=node)
+    daemons = [p for p in runs.cluster.processes() if f"[{ids['train']}." in " ".join(p.cmdline())]
+    for process in daemons + job:  # the steps' daemons would tell
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     assert runs.cluster.wait(ids["train"], 300) == {"COMPLETED"}
@@ -181,7 +184,7 @@ def crashed(runs: Runs) -> dict[str, str]:
 
 def two_nodes(runs: Runs) -> dict[str, str]:
     """A task on two nodes, a process each; stopped once, and then two more that are refused."""
-    ids = runs.submit("two", "--folds=0,", "--nodes=2", "--train.epochs=4")
+    ids = runs.submit("two", "--folds=0,", "--nodes=2", "--train.max_steps=20")
     refused = runs.submit("refused", "--folds=0,", "--nodes=2", gpus=2)
     assert runs.cluster.wait(ids["train"], 300) == {"COMPLETED"}
     assert runs.cluster.wait(refused["train"], 300) == {"FAILED"}
