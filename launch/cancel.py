@@ -1,11 +1,12 @@
 """python -m launch.cancel RUN: stop all jobs of a submitted run; what is trained stays."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch import slurm
 from launch.submission import submissions
-from shards.command import main_of
+from shards.command import main as run_command
 
 
 def cancel(run: str) -> None:
@@ -24,7 +25,8 @@ def cancel(run: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Cancel; returns the exit code."""
-    return main_of("python -m launch.cancel", cancel, argv)
+    words = sys.argv[1:] if argv is None else argv
+    return run_command("python -m", {"launch.cancel": cancel}, ["launch.cancel", *words])
 
 
 if __name__ == "__main__":

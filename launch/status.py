@@ -1,16 +1,16 @@
 """python -m launch.status RUN: where each training of a submitted run stands."""
 
-import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from launch import slurm
+from launch.job import tail
 from launch.submission import Submission, submissions
-from shards.command import main_of
+from shards.command import main as run_command
 from toolkit.results import last_words
 
 HEAD = ("task", "state", "node", "step", "epoch", "samples/s", "left", "limit", "restarts", "log")
@@ -96,7 +96,7 @@ def after(folder: Path, lives: Sequence[Sequence[str]], ended: str | None) -> st
 
 def progress(folder: Path) -> dict[str, str]:
     """Step, epoch, samples a second and time left, as metrics.jsonl has them."""
-    lines = tail(folder / "metrics.jsonl")
+    lines = tail(folder / "metrics.jsonl", TAIL)
     told = dict.fromkeys(("step", "epoch", "rate", "left"), "")
     if not lines:
         return told
@@ -118,23 +118,6 @@ def progress(folder: Path) -> dict[str, str]:
     return told
 
 
-def tail(file: Path) -> list[dict[str, Any]]:
-    """The last lines of metrics.jsonl; one that is being written is left out."""
-    try:
-        with open(file, "rb") as lines:
-            lines.seek(max(0, file.stat().st_size - TAIL))
-            text = lines.read().decode(errors="replace")
-    except OSError:
-        return []
-    found = []
-    for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
 def clock(seconds: float) -> str:
     """`1-02:03:04`, as Slurm writes durations."""
     days, rest = divmod(round(seconds), 86400)
@@ -152,7 +135,8 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Show; returns the exit code."""
-    return main_of("python -m launch.status", status, argv)
+    words = sys.argv[1:] if argv is None else argv
+    return run_command("python -m", {"launch.status": status}, ["launch.status", *words])
 
 
 if __name__ == "__main__":

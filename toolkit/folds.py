@@ -49,7 +49,9 @@ def find_folds(run: Path) -> list[Fold]:
         return [fold]
     folders = sorted(file.parent for file in run.glob("fold-*/scores.json"))
     if not folders:
-        raise UserError(f"{run}: no finished fold (no fold-*/scores.json); train one first")
+        words = ((folder.name, last_words(folder, 1)) for folder in sorted(run.glob("fold-*")))
+        said = "".join(f"; {name} said last: {line}" for name, lines in words for line in lines)
+        raise UserError(f"{run}: no finished fold (no fold-*/scores.json); train one first{said}")
     folds = [read_fold(folder) for folder in folders]
     order = fold_names(folds)
     return sorted(folds, key=lambda fold: order.index(fold.name))
