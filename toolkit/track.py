@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import yaml
@@ -21,6 +21,8 @@ from shards.order import BatchPlan
 from shards.selection import Selection
 from toolkit.data import sources
 from toolkit.environment import write_environment
+from toolkit.folds import CAUTION
+from toolkit.losses import link_of
 from toolkit.predictions import LEVELS
 from toolkit.schema import Config, TrainConfig, get
 from toolkit.tracker import ID_FILE, Aside, check_trackers, close_all, open_trackers
@@ -132,17 +134,24 @@ def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) 
     differing = []
     for name in names:
         section, key = name.split(".")
-        there, asked = stored.get(section, {}).get(key), get(config, name)
+        asked = get(config, name)
+        there = stored.get(section, {}).get(key, default_of(section, key))
         if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
             there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))
         free = name in FREE and not (config.train.exact and name in KERNELS)
-        if there != asked and not free and section != "track":
+        if there != asked and not free and section not in ("track", "report"):
             differing.append(f"{name}: {there} there, {asked} asked")
     if differing:
         raise UserError(
             f"{folder} holds a run with other settings ({'; '.join(differing)}); "
             "give it another --run.name, or start over with --train.resume=never"
         )
+
+
+def default_of(section: str, key: str) -> Any:
+    """What a run that is older than the key was trained with."""
+    kind = get_type_hints(Config)[section]
+    return next(f.default for f in dataclasses.fields(kind) if f.name == key)
 
 
 def finished(folder: Path, target: int) -> dict[str, Any] | None:
@@ -185,6 +194,7 @@ def write_model(
     info = {
         "wavefold": shards.__version__,
         "model": dataclasses.asdict(config.model),
+        "link": link_of(config, shard_set),
         "classes": shard_set.class_names,
         "shape": list(shard_set.shape),
         "mel": shard_set.info["mel"],
@@ -237,4 +247,9 @@ def closing(folder: Path, result: dict[str, Any]) -> str:
     """The last line of a training."""
     part = result["recording"]
     accuracy, macro_f1 = part["accuracy"], part["macro_f1"]
-    return f"{folder}: accuracy {accuracy:.4f}, macro F1 {macro_f1:.4f} over recordings"
+    line = f"{folder}: accuracy {accuracy:.4f}, macro F1 {macro_f1:.4f} over recordings"
+    eer = part.get("eer")
+    line += f", EER {eer:.4f}" if eer is not None else ""
+    tags = part["average_precision"] if "class_average_precision" in part else None
+    line += f", mAP {tags:.4f}" if tags is not None else ""
+    return f"{line}; {CAUTION[result['protocol']]}" if result["protocol"] in CAUTION else line
