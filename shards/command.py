@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from shards.errors import ShardError, TrainingError, UserError
 
@@ -35,6 +35,8 @@ def convert(name: str, text: str, annotation: Any) -> Any:
     kinds = get_args(annotation) or (annotation,)
     if type(None) in kinds and text.lower() in ("none", "null"):
         return None
+    if get_origin(annotation) is tuple:  # a flag that may be given several times
+        return tuple(text.split("\n"))
     kind = next(k for k in kinds if k is not type(None))
     if kind is bool:
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -74,7 +76,8 @@ def parse_flags(
         parameter = parameters.get(name)
         if parameter is None or parameter.kind is parameter.VAR_POSITIONAL:
             raise UserError(f"{command}: unknown flag --{name}; {nearest(name, list(parameters))}")
-        if name in flags:
+        several = get_origin(parameter.annotation) is tuple
+        if name in flags and not several:
             raise UserError(f"{command}: --{name} is given twice; keep one")
         if not has_value and parameter.annotation is bool:
             value = "true"
@@ -82,7 +85,7 @@ def parse_flags(
             if not queue or queue[0].startswith("--"):
                 raise UserError(f"{command}: --{name} needs a value, as in --{name}=...")
             value = queue.pop(0)
-        flags[name] = value
+        flags[name] = f"{flags[name]}\n{value}" if name in flags else value
     return flags, loose
 
 
@@ -130,7 +133,8 @@ def command_usage(program: str, name: str, function: Callable[..., Any]) -> str:
             positional.append(p.name.upper() + ("..." if p.kind is p.VAR_POSITIONAL else ""))
         else:
             flags.append(f"  --{p.name}={'' if p.default is None else p.default}")
-    head = f"Usage: {program} {name} {' '.join(positional)}{' [--flag=value ...]' if flags else ''}"
+    head = " ".join(["Usage:", *f"{program} {name}".split(), *positional])
+    head += " [--flag=value ...]" if flags else ""
     return "\n".join(
         [head, "", inspect.getdoc(function) or "", *(["", "Flags:"] if flags else []), *flags]
     )
@@ -148,16 +152,31 @@ def main(program: str, commands: Commands, argv: Sequence[str] | None = None) ->
     return guard(lambda: dispatch(program, commands, name, words))
 
 
+def main_of(program: str, function: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
+    """As `main`, of a program that is one command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    before_dashes = words[: words.index("--")] if "--" in words else words
+    if not words or {"--help", "-h"} & set(before_dashes):
+        text = command_usage(program, "", function)
+        return guard(lambda: print(text, flush=True)) or (0 if words else 2)
+    return guard(lambda: call(program, "", function, words))
+
+
 def dispatch(program: str, commands: Commands, name: str, words: Sequence[str]) -> None:
     """Check the words, then have fire call the command with them."""
     if name not in commands:
         raise UserError(f"{program}: unknown command {name!r}; {nearest(name, list(commands))}")
-    arguments, options = bind(f"{program} {name}", commands[name], words)
+    call(program, name, commands[name], words)
+
+
+def call(program: str, name: str, function: Callable[..., Any], words: Sequence[str]) -> None:
+    """Check the words of one command, then have fire call it."""
+    arguments, options = bind(f"{program} {name}".strip(), function, words)
 
     import fire  # after the check: --help and errors need not wait for it
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    fire.Fire({name: lambda: commands[name](*arguments, **options)}, command=[name], name=program)
+    fire.Fire({name: lambda: function(*arguments, **options)}, command=[name], name=program)
 
 
 def guard(action: Callable[[], Any], speaks: bool = True) -> int:

@@ -108,9 +108,9 @@ def powers(
             for k in range(half):
                 n = np.uint64(4) * (size - k)
                 out[n], out[n + one], out[n + two], out[n + three] = a[k], b[k], c[k], d[k]
-        for n in range(pieces.shape[1]):
+        for place in range(pieces.shape[1]):
             for row in range(4):
-                power[n, first + row] = pieces[row, n]
+                power[place, first + row] = pieces[row, place]
 
 
 @compiled("void(f4[:, ::1], f4[:, ::1], i8[::1], i8[::1], f4[:, ::1], f4, f4[:, :])")

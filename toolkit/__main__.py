@@ -5,13 +5,15 @@ from pathlib import Path
 
 from shards.command import Commands
 from shards.command import main as run_command
+from shards.errors import TrainingError
 
 
-def collect(run: str, *, bootstrap_unit: str = "recording") -> None:
+def collect(run: str, *, bootstrap_unit: str = "recording", whole: bool = False) -> None:
     """Join the folds of a run: mean and spread, pooled scores with intervals, report.html.
 
     Writes folds.json, folds.md, predictions.csv, confusion_matrix.png and report.html into RUN. The
-    intervals resample whole recordings, or with --bootstrap_unit=group whole groups.
+    intervals resample whole recordings, or with --bootstrap_unit=group whole groups. With --whole a
+    missing fold is exit code 1, once all that is written.
     """
     from toolkit import folds, tables
 
@@ -22,6 +24,8 @@ def collect(run: str, *, bootstrap_unit: str = "recording") -> None:
         print(f"note: {line}")
     print(tables.score_line(summary))
     print(Path(run) / "report.html")
+    if whole and summary["missing"]:
+        raise TrainingError(f"{run}: {', '.join(summary['missing'])} missing; see the notes above")
 
 
 def report(run: str) -> None:

@@ -14,7 +14,7 @@ from shards.index import ShardSet, write_atomic
 from shards.loader import evaluation_batches
 from toolkit.augment import Transform
 from toolkit.figures import ORANGE, STYLE, short, to_png
-from toolkit.models import build, find
+from toolkit.models import REGISTRY, build
 from toolkit.schema import ModelConfig
 
 
@@ -23,7 +23,7 @@ def draw_fold(folder: Path, shard_set: ShardSet, numbers: np.ndarray, most: int 
     sample of each class, `most` of them."""
     file = folder / "model.json"
     info = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    if not info or not hasattr(find(info["model"]["name"]), "attention"):
+    if not info or not hasattr(REGISTRY.get(info["model"]["name"]), "attention"):
         return
     labels = shard_set.rows(numbers)["label"]
     shown = np.unique(labels, return_index=True)[1][:most]

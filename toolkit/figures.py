@@ -176,8 +176,10 @@ def scored(records: Records) -> bool:
 @rc_context(STYLE)
 def draw_curves(records: Records) -> Figure:
     """Loss, accuracy and learning rate of one fold over its epochs, from metrics.jsonl."""
-    titles = ("loss", "accuracy", "learning rate") if scored(records) else ("loss", "learning rate")
-    figure, (loss, *middle, rate) = panels(titles, records)
+    middle_titles = ("accuracy",) if scored(records) else ()
+    last = ("learning rate",) if any("lr" in r for r in records) else ()  # a forest has none
+    figure, (loss, *others) = panels(("loss", *middle_titles, *last), records)
+    middle, rates = others[: len(middle_titles)], others[len(middle_titles) :]
     steps = thinned(*series(records, "loss", kind="train"))
     plot(loss, steps, color=BLUE, alpha=0.25, lw=0.8)
     plot(loss, series(records, "train_loss", kind="epoch"), color=BLUE, label="train")
@@ -187,13 +189,14 @@ def draw_curves(records: Records) -> Figure:
             points = series(records, "accuracy", kind="eval", part=part)
             plot(accuracy, points, color=colour, label=part)
             accuracy.set_ylim(0, 1.02)
-    plot(rate, thinned(*series(records, "lr", kind="train")), color=BLUE)
     for axes in (loss, *middle):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     loss.set_ylim(bottom=0)
-    rate.set_ylim(bottom=0)
-    rate.yaxis.set_major_formatter("{x:g}")
+    for rate in rates:
+        plot(rate, thinned(*series(records, "lr", kind="train")), color=BLUE)
+        rate.set_ylim(bottom=0)
+        rate.yaxis.set_major_formatter("{x:g}")
     return figure
 
 

@@ -13,7 +13,7 @@ from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit.metrics import bootstrap, confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
-from toolkit.results import Fold, read_fold
+from toolkit.results import Fold, last_words, read_fold
 
 PROTOCOLS = {
     "split": "One split, as stored in the shard set; each part is disjoint from the others.",
@@ -28,8 +28,8 @@ RESAMPLES = 2000
 #: What the folds of one run may differ in: the fold, and what a launch decides without changing the
 #: training. The shard set may lie elsewhere on each machine; it is compared by its content.
 LAUNCH = {
-    "data.fold", "data.shards", "run.name", "run.dir", "train.microbatch", "train.threads",
-    "train.log_every", "train.save_every", "train.save_minutes", "train.keep_last",
+    "data.fold", "data.shards", "run.name", "run.dir", "run.part", "train.microbatch",
+    "train.threads", "train.log_every", "train.save_every", "train.save_minutes", "train.keep_last",
     "train.keep_best", "train.resume",
 }  # fmt: skip
 
@@ -152,6 +152,7 @@ def summarise(
         "classes": list(joined.classes),
         "folds": [{key: fold.result.get(key) for key in parts} for fold in folds],
         "missing": missing,
+        "why": {n: last_words(run / f"fold-{fold_names(folds).index(n)}") for n in missing},
         "warnings": config_warnings(folds),
         "bootstrap": {"n": RESAMPLES, "unit": unit, "seed": 0, "level": 0.95},
     }

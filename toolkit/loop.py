@@ -16,8 +16,9 @@ from shards.index import ShardSet
 from shards.loader import Loader
 from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
-from toolkit import exact, history, track
+from toolkit import exact, history, lock, track
 from toolkit.augment import Augment, Transform
+from toolkit.claim import claim
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
 from toolkit.guards import Guard
@@ -39,6 +40,7 @@ from toolkit.world import World, start
 log = logging.getLogger(__name__)
 
 
+@lock.releasing
 def fit(config: Config) -> dict[str, Any]:
     """Train what `config` says, or go on with it; returns the test part's scores (scores.json)."""
     train = config.train
@@ -46,6 +48,7 @@ def fit(config: Config) -> dict[str, Any]:
     # World: the processes of this launch.
     accelerator, world = start(train.precision, train.threads, train.timeout)
     exact.prepare(train, world)
+    folder = claim(config, world)
 
     # Data: which samples, in which order, spread over ranks and micro-steps.
     shard_set, parts, order, mean, std = open_parts(config)
@@ -69,8 +72,8 @@ def fit(config: Config) -> dict[str, Any]:
             model, transform, shard_set, numbers, world, accelerator, stepper.microbatch, reading
         )
 
-    # Run: its folder, and where it stopped.
-    folder = track.open_run(config, world)
+    # Run: what is in it, and where it stopped.
+    track.open_run(config, world)
     accelerator.wait_for_everyone()
     saver = Saver(folder, strategy, shard_set, train, world, plan, target)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": []}

@@ -49,10 +49,10 @@ def write_fold(
     fold = make_fold(folder, result, predictions)
     summary, _ = summarise(folder, [fold])
     write_atomic(folder / "report.txt", classification_report(predictions).encode())
-    for name, figure in (
-        ("confusion_matrix.png", confusion_figure(summary)),
-        ("curves.png", figures.draw_curves(fold.records)),
-    ):
+    drawn = {"confusion_matrix.png": confusion_figure(summary)}
+    if fold.records:  # a forest without a validation part has none
+        drawn["curves.png"] = figures.draw_curves(fold.records)
+    for name, figure in drawn.items():
         write_atomic(folder / name, figures.to_png(figure))
     attention.draw_fold(folder, shard_set, numbers)
     write_page(folder / "report.html", summary, [fold], predictions)

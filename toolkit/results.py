@@ -39,6 +39,15 @@ class Fold:
         return str(self.result["fold"] or "split")
 
 
+def last_words(folder: Path, count: int = 4) -> list[str]:
+    """The last lines of the log of a training in `folder`, if whoever started it has kept one."""
+    try:
+        text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [redact(line) for line in text.splitlines() if line.strip()][-count:]
+
+
 def redact(value: Any, name: str = "") -> Any:
     """`value` with "***" for whatever looks like a key, a token or a password."""
     if isinstance(value, Mapping):

@@ -1,20 +1,16 @@
-"""The schema of a run: sections of keys, their defaults, and what values they may have."""
+"""The schema of a run: sections of keys, and their defaults."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
-from toolkit.metrics import SIGNS
-
-PROTOCOLS = ("split", "kfold", "kfold_nested")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     name: str  #: the run's folder below `dir`
     dir: str = "runs"  #: where runs live
+    part: str = ""  #: folders between the run's and the fold's, as launch.tasks names them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +54,14 @@ class ModelConfig:
     overlap: int | list[int] | None = None  #: cells that neighbouring patches share, likewise
     conv_stem: bool = False  #: strided convolutions make the patches
     dim: int | None = None  #: width: of a ViT's tokens, of an LSTM's states one way
-    depth: int | None = None  #: transformer blocks
+    depth: int | None = None  #: transformer blocks; of a forest the deepest tree, null: no limit
     heads: int | None = None  #: of the attention; divides dim
     mlp_dim: int | None = None  #: width inside an MLP; null: 4 dim
     embed_dropout: float = 0.0  #: of the tokens that enter the first block
     patch_dropout: float = 0.0  #: share of the patches that each sample leaves out in training
     drop_path: float = 0.0  #: stochastic depth of the last block; those before rise to it from 0
+    trees: int | None = None  #: of a forest; null: 500
+    leaf: int | None = None  #: samples that a leaf of a forest has at least; null: 1
     pretrained: bool | str = False  #: timm's weights: cached or downloaded, or a .safetensors file
     init_from: str | None = None  #: weights to begin with: a run, a fold, or a .safetensors file
     freeze: list[str] | None = None  #: parts not to train; [backbone]: a probe
@@ -170,7 +168,7 @@ class Config:
 
     def folder(self) -> Path:
         """Where this run, or this fold of it, lives."""
-        run = Path(self.run.dir) / self.run.name
+        run = Path(self.run.dir) / self.run.name / self.run.part
         return run if self.data.protocol == "split" else run / f"fold-{self.data.fold}"
 
     def input_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -182,98 +180,7 @@ class Config:
         return dataclasses.asdict(self)
 
 
-CHOICES = {
-    "data.protocol": PROTOCOLS,
-    "data.last_batch": ("wrap", "drop"),
-    "data.normalize": ("band", "global", "sample", "peak", "none"),
-    "augment.mix": ("none", "mixup", "between_class"),
-    "augment.shift_padding": ("silence", "reflect"),
-    "augment.eq_kind": ("linear", "step"),
-    "data.shuffle": ("full", "window", "none"),
-    "data.balance": ("none", "class"),
-    "data.resident": ("auto", "device", "memory", "none"),
-    "train.precision": ("no", "bf16", "fp16", "auto"),
-    "train.compile": ("off", "default", "reduce-overhead"),
-    "train.channels_last": (True, False, "auto"),
-    "train.best_metric": tuple(SIGNS),
-    "optim.name": ("adamw", "adam", "sgd"),
-    "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
-    "optim.plateau_metric": tuple(SIGNS),
-    "train.resume": ("auto", "never", "must"),
-    "track.wandb": ("disabled", "offline", "online"),
-}
-AT_LEAST = {
-    "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
-    "data.samples_per_epoch": 1, "data.top_db": 1, "data.crops": 0, "augment.crop_frames": 0,
-    "augment.time_scale": 1,
-    "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
-    "optim.lr": 0,
-    "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
-    "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
-    "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
-    "augment.time_shift": 0, "augment.mix_share": 0, "augment.mix_alpha": 0.01,
-    "augment.gain_db": 0, "augment.eq_db": 0, "augment.eq_bands": 2, "augment.eq_width": 1,
-    "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
-    "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
-    "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
-    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
-    "train.nonfinite_patience": 0,
-    "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
-    "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
-    "optim.plateau_cooldown": 0,
-}  # fmt: skip
-AT_MOST = {"data.fraction": 1}
-BELOW_ONE = (
-    "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
-    "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
-    "optim.ema",
-)  # fmt: skip
-
-
 def get(config: Config, name: str) -> Any:
     """The value of `section.key`."""
     section, key = name.split(".")
     return getattr(getattr(config, section), key)
-
-
-def check(config: Config) -> None:
-    """Raise a UserError for a value out of its range, or two that exclude each other."""
-    for name, minimum in AT_LEAST.items():
-        value = get(config, name)
-        if value is not None and value < minimum:
-            raise UserError(f"{name}={value}: at least {minimum}")
-    for name, maximum in AT_MOST.items():
-        if get(config, name) > maximum:
-            raise UserError(f"{name}={get(config, name)}: at most {maximum}")
-    for name in BELOW_ONE:
-        if not 0 <= get(config, name) < 1:
-            raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
-    for name, choices in CHOICES.items():
-        if get(config, name) not in choices:
-            words = ", ".join(str(choice).lower() for choice in choices)
-            raise UserError(f"{name}={get(config, name)}: one of {words}")
-    if config.augment.mix_share > 1:
-        raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
-    if config.augment.mix != "none" and config.model.norm_batch < 2:
-        raise UserError(
-            f"augment.mix={config.augment.mix} mixes within groups of model.norm_batch=1 sample; "
-            "raise model.norm_batch to 2 or more"
-        )
-    if config.train.exact:
-        check_exact(config.train, config.model.norm_batch)
-
-
-def check_exact(train: TrainConfig, group: int) -> None:
-    """Raise a UserError unless every launch can compute the global batch in the same forwards."""
-    for name, what in (("microbatch", "samples of a forward"), ("threads", "threads a process")):
-        if getattr(train, name) is None:
-            raise UserError(f"train.exact=true needs train.{name}: {what}, the same on any launch")
-    halves = [train.batch_size >> n for n in range(train.batch_size.bit_length())]
-    fitting = [m for n, m in enumerate(halves) if m << n == train.batch_size and m % group == 0]
-    if train.microbatch not in fitting:
-        fit = ", ".join(map(str, fitting)) or f"none, batch norm takes model.norm_batch={group}"
-        raise UserError(
-            f"train.exact=true takes a power of two of microbatches, train.batch_size="
-            f"{train.batch_size} is none of train.microbatch={train.microbatch}; those that fit: "
-            f"{fit}"
-        )

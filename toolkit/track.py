@@ -15,29 +15,17 @@ import numpy as np
 import yaml
 
 import shards
-from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from shards.order import BatchPlan
 from shards.selection import Selection
-from toolkit.data import sources
 from toolkit.environment import write_environment
 from toolkit.predictions import LEVELS
-from toolkit.schema import Config, TrainConfig, get
+from toolkit.schema import Config, TrainConfig
 from toolkit.tracker import ID_FILE, Aside, check_trackers, close_all, open_trackers
 from toolkit.world import World
 
 log = logging.getLogger(__name__)
 
-#: What a second start may change of a run without changing its training.
-FREE = {
-    "data.threads", "data.check", "data.resident", "data.cache_gb",
-    "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
-    "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
-    "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark", "run.dir",
-    "train.timeout", "train.nonfinite_patience", "train.overfit_batch", "train.profile",
-}  # fmt: skip
-#: And of a run with train.exact its last bits.
-KERNELS = {f"train.{key}" for key in ("microbatch", "threads", "compile", "channels_last", "tf32")}
 PLACES = ("epoch", "seconds", "samples")  #: what every line has beside its step and its numbers
 
 
@@ -95,25 +83,16 @@ def keeps(line: str, resume_step: int) -> bool:
 
 
 def open_run(config: Config, world: World) -> Path:
-    """Make the run's folder, or find it again, and write down what runs in it.
-
-    Raises:
-        UserError: the folder holds another configuration; says which keys differ.
-    """
+    """Make the run's folder, or find it again, and write down what runs in it."""
     folder = config.folder()
-    known = folder / "config.yaml"
-    if known.exists() and config.train.resume != "never":
-        check_same(config, yaml.safe_load(known.read_text()), folder)
-    elif config.train.resume == "must":
-        raise UserError(
-            f"train.resume=must: there is no run in {folder}; start it with resume=auto"
-        )
     if world.is_main:
         check_trackers(config.track)
         folder.mkdir(parents=True, exist_ok=True)
         if config.train.resume == "never":
             forget(folder)
-        write_atomic(known, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+        write_atomic(
+            folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False).encode()
+        )
         write_environment(folder, world)
     return folder
 
@@ -124,25 +103,6 @@ def forget(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.jsonl", "scores.json", "best.safetensors", ID_FILE):
         (folder / name).unlink(missing_ok=True)
-
-
-def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Raise a UserError unless the stored configuration trains the same thing."""
-    names = [f"{s}.{k}" for s, keys in config.to_dict().items() for k in keys]
-    differing = []
-    for name in names:
-        section, key = name.split(".")
-        there, asked = stored.get(section, {}).get(key), get(config, name)
-        if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
-            there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))
-        free = name in FREE and not (config.train.exact and name in KERNELS)
-        if there != asked and not free and section != "track":
-            differing.append(f"{name}: {there} there, {asked} asked")
-    if differing:
-        raise UserError(
-            f"{folder} holds a run with other settings ({'; '.join(differing)}); "
-            "give it another --run.name, or start over with --train.resume=never"
-        )
 
 
 def finished(folder: Path, target: int) -> dict[str, Any] | None:

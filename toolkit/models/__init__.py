@@ -59,8 +59,10 @@ def find(name: str) -> Callable[..., Any]:
     """What makes the model of that name."""
     if name.startswith("timm:"):
         return partial(Backbone, name.removeprefix("timm:"))
+    if name == "forest":
+        raise UserError("model.name=forest: trees have no gradient; only train.py CONFIG grows one")
     if name not in REGISTRY:
-        known = [*REGISTRY, "timm:NAME"]
+        known = [*REGISTRY, "forest", "timm:NAME"]
         raise UserError(f"model.name={name}: unknown; {nearest(name, known)}")
     return REGISTRY[name]
 
