@@ -1,7 +1,9 @@
 """What each part of configs/esc10_cnn_vgg.yaml is worth: the same training with one part left out.
 
-    python bench/esc10.py train [--row=all] [--seed=42] [--folds=0,1,2,3,4] [--shards=DIR] [--runs=DIR]
-    python bench/esc10.py table [--shards=DIR] [--runs=DIR]
+    python bench/esc10.py train [--row=all] [--seed=42] [--folds=0,1,2,3,4]
+    python bench/esc10.py table
+
+both with [--shards=data/esc10_44k] [--runs=runs].
 
 `train` goes on where it was stopped and skips what is finished. `table` scores every row whose five
 folds are finished, for all seeds there are. Rows without words of their own are the trainings of
@@ -80,9 +82,8 @@ def table(shards: str, runs: Path) -> None:
             each = ", ".join(f"{seed.name.rpartition('_s')[2]}: {h.mean():.4f}"
                              for seed, h in zip(found, hits, strict=True))  # fmt: skip
             seconds = np.mean([s for run in found for s in finished(run).values()])
-            print(
-                f"| {row} | {hits.mean():.4f} | {low:.3f} to {high:.3f} | {each} | {seconds:.0f} |"
-            )
+            cells = row, f"{hits.mean():.4f}", f"{low:.3f} to {high:.3f}", each, f"{seconds:.0f}"
+            print("|", " | ".join(cells), "|")
 
 
 def finished(run: Path) -> dict[str, float]:
