@@ -18,6 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.metrics import bootstrap
+from toolkit.predictions import Predictions, join, of_samples, read_predictions
+from toolkit.results import read_json
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "esc10_cnn_vgg.yaml"
 ROWS: dict[str, list[str]] = {
@@ -67,48 +71,45 @@ def train(
 
 
 def table(shards: str, runs: Path) -> None:
-    """A row a change: mean over seeds, and a bootstrap interval of it over recordings."""
-    print("| | pooled accuracy | 95 % interval | seeds: accuracy | seconds a fold |")
+    """A row a change: mean over seeds, and a bootstrap interval of it over source clips."""
+    print("| | pooled accuracy | 95 % interval | of each seed | seconds a fold |")
     print("|---|---|---|---|---|")
     for row in (*ROWS, *AGAIN):
         source = row if row in ROWS else "all"
         pattern = folder_of(runs, source, "[0-9]*").name
         found = [run for run in sorted(runs.glob(pattern)) if len(finished(run)) == 5]
-        if found:
-            again = AGAIN.get(row)
-            hits = np.array([right(run, again and (shards, *again)) for run in found])
-            draws = np.random.default_rng(0).integers(hits.shape[1], size=(2000, hits.shape[1]))
-            low, high = np.percentile(hits.mean(0)[draws].mean(1), [2.5, 97.5])
-            each = ", ".join(f"{seed.name.rpartition('_s')[2]}: {h.mean():.4f}"
-                             for seed, h in zip(found, hits, strict=True))  # fmt: skip
-            seconds = np.mean([s for run in found for s in finished(run).values()])
-            cells = row, f"{hits.mean():.4f}", f"{low:.3f} to {high:.3f}", each, f"{seconds:.0f}"
-            print("|", " | ".join(cells), "|")
+        if not found:
+            continue
+        again = AGAIN.get(row)
+        said = [predictions(run, again and (shards, *again)) for run in found]
+        each = [float((p.labels == p.predicted).mean()) for p in said]
+        labels, predicted, groups = (
+            np.concatenate([getattr(p, name) for p in said])
+            for name in ("labels", "predicted", "group")
+        )
+        low, high = bootstrap(labels, predicted, groups, "accuracy")
+        seconds = np.mean([s for run in found for s in finished(run).values()])
+        seeds = ", ".join(f"{accuracy:.4f}" for accuracy in each)
+        cells = row, f"{np.mean(each):.4f}", f"{low:.3f} to {high:.3f}", seeds, f"{seconds:.0f}"
+        print("|", " | ".join(cells), "|")
 
 
 def finished(run: Path) -> dict[str, float]:
     """The folds that are, and their seconds."""
-    from toolkit.results import read_json
-
     files = run.glob("fold-*/scores.json")
     return {file.parent.name: read_json(file)["seconds"] for file in files}
 
 
-def right(run: Path, again: tuple[str, int, str] | None) -> np.ndarray:
-    """Whether each recording's class is found, by predictions.csv or scored again. (R,) bool."""
-    from toolkit.predictions import read_predictions
-
-    hits = {}
-    for folder in sorted(run.glob("fold-*")):
-        if again:
-            hits |= scored(folder, *again)
-            continue
-        found = read_predictions(folder / "predictions.csv").at("recording")
-        hits |= dict(zip(found.recording, found.labels == found.predicted, strict=True))
-    return np.array([hits[name] for name in sorted(hits)])
+def predictions(run: Path, again: tuple[str, int, str] | None) -> Predictions:
+    """Of the recordings, by predictions.csv or scored again."""
+    folders = sorted(run.glob("fold-*"))
+    parts = [
+        scored(f, *again) if again else read_predictions(f / "predictions.csv") for f in folders
+    ]
+    return join(parts).at("recording")
 
 
-def scored(folder: Path, shards: str, crops: int, weights: str) -> dict[str, bool]:
+def scored(folder: Path, shards: str, crops: int, weights: str) -> Predictions:
     """One fold by `crops` windows, with the averaged weights or the last ones."""
     import torch
     from accelerate import Accelerator
@@ -119,8 +120,6 @@ def scored(folder: Path, shards: str, crops: int, weights: str) -> dict[str, boo
     from toolkit.evaluate import log_probabilities
     from toolkit.models import build
     from toolkit.precision import autocast
-    from toolkit.predictions import of_samples
-    from toolkit.results import read_json
     from toolkit.schema import ModelConfig
     from toolkit.world import World
 
@@ -136,8 +135,7 @@ def scored(folder: Path, shards: str, crops: int, weights: str) -> dict[str, boo
     autocast(model, world)
     numbers = np.flatnonzero(shard_set.index["fold"] == int(folder.name[5:]))
     found = log_probabilities(model, transform, shard_set, numbers, world, Accelerator(), 32)
-    said = of_samples(shard_set, numbers, found, None).at("recording")
-    return dict(zip(said.recording, said.labels == said.predicted, strict=True))
+    return of_samples(shard_set, numbers, found, shard_set.folds[int(folder.name[5:])])
 
 
 if __name__ == "__main__":
