@@ -19,12 +19,14 @@ def main() -> None:
     yield_cores()
     if "--debug" in sys.argv:
         config = at_the_desk(config)
-    with nullcontext() if config.train.overfit_batch else noted():  # there nothing is saved
-        from toolkit.loop import fit  # now, so that a typo is told before torch has loaded
-        from toolkit.overfit import overfit_batch
+    overfits = config.train.overfit_batch and config.model.name != "forest"
+    with nullcontext() if overfits else noted():  # there nothing is saved
+        # Now, so that a typo is told before torch has loaded.
+        from toolkit import forest, loop, overfit
 
+        fit = forest.fit if config.model.name == "forest" else loop.fit
         with ending_together(config.train.timeout):
-            (overfit_batch if config.train.overfit_batch else fit)(config)
+            (overfit.overfit_batch if overfits else fit)(config)
 
 
 if __name__ == "__main__":

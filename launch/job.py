@@ -150,7 +150,7 @@ def last_step(config: Config) -> int | None:
 def tail(file: Path, size: int = 8192) -> list[dict[str, Any]]:
     """The last records of a metrics.jsonl; a line that is being written is passed over."""
     found = []
-    with suppress(FileNotFoundError), open(file, "rb") as lines:
+    with suppress(OSError), open(file, "rb") as lines:
         lines.seek(max(0, os.fstat(lines.fileno()).st_size - size))
         for line in lines.read().splitlines():
             with suppress(ValueError):

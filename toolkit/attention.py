@@ -14,7 +14,7 @@ from shards.index import ShardSet, write_atomic
 from shards.loader import evaluation_batches
 from toolkit.augment import Transform
 from toolkit.figures import ORANGE, STYLE, short, to_png
-from toolkit.models import build, find
+from toolkit.models import REGISTRY, build
 from toolkit.schema import ModelConfig
 
 
@@ -23,12 +23,12 @@ def draw_fold(folder: Path, shard_set: ShardSet, numbers: np.ndarray, most: int 
     sample of each class, `most` of them."""
     file = folder / "model.json"
     info = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    if not info or not hasattr(find(info["model"]["name"]), "attention"):
+    if not info or not hasattr(REGISTRY.get(info["model"]["name"]), "attention"):
         return
     labels = shard_set.rows(numbers)["label"]
     shown = np.unique(labels, return_index=True)[1][:most]
     spectrograms, attention = attend(folder, info, shard_set, numbers[shown])
-    titles = [shard_set.class_names[labels[i]] for i in shown]
+    titles = [shard_set.label_names[labels[i]] for i in shown]
     write_atomic(folder / "attention.png", to_png(draw(spectrograms, attention, titles)))
 
 
@@ -42,7 +42,7 @@ def attend(
     model: Any = build(ModelConfig(**info["model"]), len(info["classes"]), shard_set.shape)
     model.load_state_dict(load_file(folder / "best.safetensors"))
     batch = next(evaluation_batches(shard_set, numbers, len(numbers), 0, 1, cpu))
-    x = Transform(mean, std, cpu, by["by"])(batch.x)
+    x = Transform(mean, std, cpu, by["by"], by.get("top_db", 80.0))(batch.x)
     return batch.x.float().numpy(), model.eval().attention(x).numpy()
 
 

@@ -9,6 +9,7 @@ from shards.order import plan_batch
 from toolkit.augment import Augment, Transform
 from toolkit.data import open_parts
 from toolkit.loop import make_model
+from toolkit.losses import make_loss
 from toolkit.schema import Config
 from toolkit.step import Stepper
 from toolkit.world import World, start
@@ -31,7 +32,8 @@ def open_trial(config: Config) -> Trial:
     plan = plan_batch(train.batch_size, train.microbatch, world.size, group)
     reading = Reading(config.data.threads, config.data.check)
     loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device, reading)
-    transform = Transform(mean, std, world.device, config.data.normalize)
+    transform = Transform.of(config, mean, std, world.device)
     augment = Augment(config.augment, shard_set, transform, train.seed, group)
     strategy = make_model(config, shard_set, accelerator, world, plan)
-    return Trial(world, shard_set, loader, Stepper(strategy, augment, config, plan, world))
+    loss = make_loss(config, shard_set, parts)
+    return Trial(world, shard_set, loader, Stepper(strategy, augment, config, plan, world, loss))

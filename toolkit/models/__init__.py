@@ -15,6 +15,7 @@ from toolkit.models.conv1d import Conv1dCNN
 from toolkit.models.crnn import CRNN
 from toolkit.models.spectrogram import SpectrogramCNN
 from toolkit.models.timm_backbone import Backbone
+from toolkit.models.vgg import VGG
 from toolkit.models.vit import vit_large, vit_medium, vit_small
 from toolkit.schema import ModelConfig
 
@@ -25,13 +26,14 @@ REGISTRY: dict[str, Callable[..., Any]] = {
     "cnn_large": cnn_large,
     "cnn_conv1d": Conv1dCNN,
     "cnn_spectrogram": SpectrogramCNN,
+    "cnn_vgg": VGG,
     "crnn": CRNN,
     "vit_small": vit_small,
     "vit_medium": vit_medium,
     "vit_large": vit_large,
 }
 #: Keys that are there for every model, whatever it makes of them.
-GENERAL = {"name", "norm_batch", "init_from", "freeze"}
+GENERAL = {"name", "norm_batch", "init_from", "freeze", "outputs"}
 
 
 def build(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> nn.Module:
@@ -50,15 +52,22 @@ def build(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> nn.Mod
             f"model.name={config.name} takes at least {bands} bands x {frames} frames, the "
             f"shard set has {shape[0]} x {shape[1]}; build it with longer segments or more bands"
         )
-    return make(n_classes, shape, norm_batch=config.norm_batch, **settings)
+    if config.outputs and n_classes != 2:
+        raise UserError(
+            f"model.outputs={config.outputs}: one score is for two classes, the shard set has "
+            f"{n_classes}; leave it out"
+        )
+    return make(config.outputs or n_classes, shape, norm_batch=config.norm_batch, **settings)
 
 
 def find(name: str) -> Callable[..., Any]:
     """What makes the model of that name."""
     if name.startswith("timm:"):
         return partial(Backbone, name.removeprefix("timm:"))
+    if name == "forest":
+        raise UserError("model.name=forest: trees have no gradient; only train.py CONFIG grows one")
     if name not in REGISTRY:
-        known = [*REGISTRY, "timm:NAME"]
+        known = [*REGISTRY, "forest", "timm:NAME"]
         raise UserError(f"model.name={name}: unknown; {nearest(name, known)}")
     return REGISTRY[name]
 
