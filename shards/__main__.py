@@ -13,20 +13,27 @@ from shards.remote import is_url
 from shards.sources.legacy import convert as convert_set
 
 
-def demo(out: str, *, seed: int = 0, per_class: int = 20) -> None:
-    """Synthesise a small labelled audio folder to try things on."""
-    from shards.sources.demo import synthesize
+def demo(
+    out: str,
+    *,
+    kind: str = "environment",
+    seed: int = 0,
+    per_class: int | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Synthesise a labelled audio folder to try things on.
 
-    count = synthesize(out, seed=seed, per_class=per_class)
-    print(f"{count} recordings in {out}; now: {next_command(out)}")
-
-
-def next_command(out: str) -> str:
-    """What to type after `demo`."""
+    --kind=environment, deepfake, genre or drone. --seconds makes all recordings that long; a kind
+    has its own default, and its own number of recordings a class.
+    """
     from shlex import quote
 
-    words = f"{quote(out)} {quote(out.rstrip('/') + '-shards')}"
-    return f"python -m shards build {words} --segment_seconds=2 --group_from='site-[0-9]'"
+    from shards.sources.demo import MANIFEST, find, synthesize
+
+    count = synthesize(out, seed, per_class, kind=kind, seconds=seconds)
+    table = Path(out) / MANIFEST
+    words = f"{quote(str(table) if table.exists() else out)} {quote(out.rstrip('/') + '-shards')}"
+    print(f"{count} recordings in {out}; now: python -m shards build {words} {find(kind).BUILD}")
 
 
 def download(

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from shards.errors import ShardError, TrainingError, UserError
 
@@ -35,6 +35,8 @@ def convert(name: str, text: str, annotation: Any) -> Any:
     kinds = get_args(annotation) or (annotation,)
     if type(None) in kinds and text.lower() in ("none", "null"):
         return None
+    if get_origin(annotation) is tuple:  # a flag that may be given several times
+        return tuple(text.split("\n"))
     kind = next(k for k in kinds if k is not type(None))
     if kind is bool:
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -74,7 +76,8 @@ def parse_flags(
         parameter = parameters.get(name)
         if parameter is None or parameter.kind is parameter.VAR_POSITIONAL:
             raise UserError(f"{command}: unknown flag --{name}; {nearest(name, list(parameters))}")
-        if name in flags:
+        several = get_origin(parameter.annotation) is tuple
+        if name in flags and not several:
             raise UserError(f"{command}: --{name} is given twice; keep one")
         if not has_value and parameter.annotation is bool:
             value = "true"
@@ -82,7 +85,7 @@ def parse_flags(
             if not queue or queue[0].startswith("--"):
                 raise UserError(f"{command}: --{name} needs a value, as in --{name}=...")
             value = queue.pop(0)
-        flags[name] = value
+        flags[name] = f"{flags[name]}\n{value}" if name in flags else value
     return flags, loose
 
 

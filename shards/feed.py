@@ -27,6 +27,7 @@ PATIENCE = 60.0  # seconds to wait for data before saying so
 LOOK_EVERY = 1.0  # seconds between looks at the shards while there is nothing to read
 FEW = 8  # a step that takes its samples from more shards jumps about; readahead is no use to it
 READAHEAD = 1 << 29  # bytes: how far ahead of the samples their shards are asked for
+PART = 1 << 20  # bytes of a step: for less another thread costs more than it reads
 GLANCE = 8  # steps between looks so far ahead
 
 #: (step, places of this process' share) -> sample numbers; a pure function, called by all threads.
@@ -124,8 +125,9 @@ class Feed:
                 thread.join(5)  # one that hangs in a read is left behind: it ends with the process
 
     def _start(self, slots: list[Slot], start: int, stop: int) -> list[Thread]:
-        count = max(1, min(self.reading.threads, self.size))
-        total = 2 * len(self.shard_set) * int(np.prod(self.shard_set.shape))
+        sample = 2 * int(np.prod(self.shard_set.shape))
+        count = max(1, min(self.reading.threads, self.size, -(-self.size * sample // PART)))
+        total = sample * len(self.shard_set)
         maps = Maps(self.shard_set, total <= free_memory())
         for n in range(count):
             reader = Reader(self.shard_set, check=self.reading.check, maps=maps)

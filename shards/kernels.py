@@ -55,27 +55,62 @@ def cut(
             out[n] = inside[n] * weight[n]
 
 
-@compiled("void(f4[:, ::1], f4[:, ::1], c16[:, ::1], c16[:, ::1])")
-def powers(spectrum: np.ndarray, four: np.ndarray, pieces: np.ndarray, power: np.ndarray) -> None:
-    """re^2 + im^2 of (T, 2 F), transposed: `power` (F, T / 4), where four float32 are a complex.
+@compiled(
+    "void(f4[:, ::1], f4[:, ::1], f4[:, :, ::1], f4[:, ::1], c16[:, ::1], c16[:, ::1])",
+)
+def powers(
+    halves: np.ndarray,
+    turns: np.ndarray,
+    sides: np.ndarray,
+    four: np.ndarray,
+    pieces: np.ndarray,
+    power: np.ndarray,
+) -> None:
+    """|X|^2 of real FFTs of 2 H numbers, transposed: `power` (F, T / 4), four float32 a complex.
 
-    By way of `four` (4, 4 F), where four times four frames stand bin by bin; `pieces` (4, F) is the
-    same memory, complex.
+    `halves` (T, 2 H) are the FFTs Z of their half, taken as H complex numbers each. With
+    S = Z[k] + Z[H - k]*, D = Z[k] - Z[H - k]* and `turns` (2, 1 + H // 2), which is
+    -i exp(-i pi k / H), X[k] = S + turn D and X[H - k]* = S - turn D; Z[H] is Z[0]. Those are one
+    of the `sides` (2, 4, 1 + H // 2) each. Then four times four frames stand bin by bin in `four`
+    (4, 4 F); `pieces` (4, F) is the same memory, complex.
     """
-    for first in range(0, len(spectrum) // 4, 4):
+    # Without a sign an index cannot be counted from the end, and numba need not look.
+    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
+    size, half = np.uint64(halves.shape[1]) // two, np.uint64(turns.shape[1])
+    real, imaginary = turns[0], turns[1]
+    for first in range(0, len(halves) // 4, 4):
         for row in range(4):
-            place, out = 4 * (first + row), four[row]
-            a, b = spectrum[place], spectrum[place + 1]
-            c, d = spectrum[place + 2], spectrum[place + 3]
-            for n in range(len(out) // 4):
-                re, im = 2 * n, 2 * n + 1
-                out[4 * n] = a[re] * a[re] + a[im] * a[im]
-                out[4 * n + 1] = b[re] * b[re] + b[im] * b[im]
-                out[4 * n + 2] = c[re] * c[re] + c[im] * c[im]
-                out[4 * n + 3] = d[re] * d[re] + d[im] * d[im]
-        for n in range(pieces.shape[1]):
+            for frame in range(4):
+                z = halves[4 * (first + row) + frame]
+                rising, falling = sides[0, frame], sides[1, frame]
+                rising[0] = np.float32(4) * (z[0] + z[1]) * (z[0] + z[1])
+                falling[0] = np.float32(4) * (z[0] - z[1]) * (z[0] - z[1])
+                for k in range(one, half):
+                    re, im = z[two * k], z[two * k + one]
+                    other_re, other_im = z[two * (size - k)], z[two * (size - k) + one]
+                    s_re, s_im, d_re, d_im = (
+                        re + other_re,
+                        im - other_im,
+                        re - other_re,
+                        im + other_im,
+                    )
+                    t_re = real[k] * d_re - imaginary[k] * d_im
+                    t_im = real[k] * d_im + imaginary[k] * d_re
+                    re, im, other_re, other_im = s_re + t_re, s_im + t_im, s_re - t_re, s_im - t_im
+                    rising[k] = re * re + im * im
+                    falling[k] = other_re * other_re + other_im * other_im
+            out = four[row]
+            a, b, c, d = sides[0, 0], sides[0, 1], sides[0, 2], sides[0, 3]
+            for k in range(half):
+                n = np.uint64(4) * k
+                out[n], out[n + one], out[n + two], out[n + three] = a[k], b[k], c[k], d[k]
+            a, b, c, d = sides[1, 0], sides[1, 1], sides[1, 2], sides[1, 3]
+            for k in range(half):
+                n = np.uint64(4) * (size - k)
+                out[n], out[n + one], out[n + two], out[n + three] = a[k], b[k], c[k], d[k]
+        for place in range(pieces.shape[1]):
             for row in range(4):
-                power[n, first + row] = pieces[row, n]
+                power[place, first + row] = pieces[row, place]
 
 
 @compiled("void(f4[:, ::1], f4[:, ::1], i8[::1], i8[::1], f4[:, ::1], f4, f4[:, :])")

@@ -49,6 +49,8 @@ class MelSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} {value}: has to be a whole number, at least 1")
+        if self.n_fft % 2:
+            raise UserError(f"n_fft {self.n_fft}: has to be even; give {self.n_fft + 1}")
         if self.hop_length > self.n_fft:
             raise UserError(
                 f"hop_length {self.hop_length}: longer than n_fft {self.n_fft}, audio between the "

@@ -138,7 +138,7 @@ def draw_panel(
     """One spectrogram with its seconds, and its Hz if it stands at the left edge."""
     from matplotlib.ticker import MaxNLocator
 
-    mel, (n_mels, frames) = shard_set.info["mel"], shard_set.shape
+    mel, (n_mels, frames) = shard_set.info["mel"], panel.values.shape
     timed = mel["hop_length"] and mel["sample_rate"]  # a converted set may not know
     seconds = frames * mel["hop_length"] / mel["sample_rate"] if timed else frames
     axes.set_axis_on()

@@ -23,7 +23,7 @@ CLASSES = 3
 EVERYTHING = {
     "time_masks": 1, "time_width": 3, "freq_masks": 1, "freq_width": 2, "time_roll": 40,
     "time_shift": 5, "mix": "between_class", "gain_db": 6, "eq_db": 6, "noise_db": 2,
-    "cutouts": 2, "cutout_frames": 3, "cutout_bands": 3,
+    "cutouts": 2, "cutout_frames": 3, "cutout_bands": 3, "crop_frames": 50, "time_scale": 1.3,
 }  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def test_by_sample_each_has_its_own_mean_and_deviation():
     np.testing.assert_allclose(found, np.where(hidden, masked, expected), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("how", ["band", "global", "sample", "none"])
+@pytest.mark.parametrize("how", ["band", "global", "sample", "peak", "none"])
 def test_normalisation_is_that_of_the_training_part_alone(tone_set, how):
     shard_set = open_set(tone_set)
     masks = part_masks(shard_set, "kfold", 1)
@@ -236,8 +236,8 @@ def test_normalisation_is_that_of_the_training_part_alone(tone_set, how):
     mean, std = normalisation(shard_set, masks["train"], how)
     with Reader(shard_set) as reader:
         x = reader.read(parts["train"]).astype(np.float64)
-    axis = {"band": (0, 2), "global": None, "sample": (), "none": ()}[how]
-    if how in ("none", "sample"):
+    axis = {"band": (0, 2), "global": None, "sample": (), "peak": (), "none": ()}[how]
+    if how in ("none", "sample", "peak"):
         assert (mean == 0).all() and (std == 1).all()
     else:
         np.testing.assert_allclose(mean, np.broadcast_to(x.mean(axis), mean.shape), rtol=1e-5)

@@ -29,13 +29,18 @@ def gather(*runs: str) -> None:
     CALLS.append(runs)
 
 
+def sweep(source: str, *, grid: tuple[str, ...] = ()) -> None:
+    """Sweep."""
+    CALLS.append((source, grid))
+
+
 @pytest.fixture(autouse=True)
 def no_calls() -> None:
     CALLS.clear()
 
 
 def run(*words: str) -> int:
-    return command.main("prog", {"work": work, "gather": gather}, words)
+    return command.main("prog", {"work": work, "gather": gather, "sweep": sweep}, words)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,11 @@ def run(*words: str) -> int:
 def test_words_arrive_as_typed(words: list[str], call: tuple[Any, ...]) -> None:
     assert run("work", *words) == 0
     assert [call] == CALLS
+
+
+def test_a_flag_given_several_times() -> None:
+    assert run("sweep", "d") == run("sweep", "--grid=a=1,2", "d", "--grid", "(b)=c") == 0
+    assert CALLS == [("d", ()), ("d", ("a=1,2", "(b)=c"))]
 
 
 def test_any_number_of_words() -> None:

@@ -11,7 +11,8 @@ from scipy.signal import stft
 
 from shards.audio import AudioError, decode, is_silent, probe
 from shards.errors import UserError
-from shards.sources.demo import BROKEN, SILENT, synthesize, takes
+from shards.sources.demo import synthesize
+from shards.sources.environment import BROKEN, SECONDS, SILENT, plan, write_extras
 from shards.sources.sounds import RATE, SOUNDS
 
 
@@ -61,7 +62,7 @@ def test_every_class_has_every_site_rate_container_and_both_channel_counts(demo)
 
 def test_lengths_tell_nothing():
     lengths = defaultdict(list)
-    for take in takes(0, 20):
+    for take in plan(0, 20, SECONDS):
         lengths[take.label].append(take.seconds)
     first = lengths["chirp"]
     assert all(sorted(other) == sorted(first) for other in lengths.values())
@@ -76,11 +77,9 @@ def test_the_broken_and_the_silent_file(demo):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_broken_file_is_broken_for_any_seed(seed, tmp_path):
-    from shards.sources.demo import write_bad_files
-
     for name in (BROKEN, SILENT):
         (tmp_path / name).parent.mkdir()
-    write_bad_files(seed, tmp_path)
+    write_extras(seed, tmp_path)
     with pytest.raises(AudioError):
         probe(tmp_path / BROKEN)
 

@@ -15,10 +15,10 @@ from processes import on_ranks
 from shards.errors import UserError
 from toolkit import exact, figures, report
 from toolkit.checkpoint import checkpoints
+from toolkit.claim import check_same
 from toolkit.config import parse
 from toolkit.loop import fit
 from toolkit.step import Stepper
-from toolkit.track import check_same
 from toolkit.world import World, start
 
 STEPS, KILLED_AT = 50, 23

@@ -23,6 +23,12 @@ from shards.read import Reader
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def many_threads(monkeypatch):
+    """Although these samples are small."""
+    monkeypatch.setattr(feed, "PART", 1)
+
+
 @pytest.fixture
 def copy(tone_set, tmp_path):
     return shutil.copytree(tone_set, tmp_path / "set")

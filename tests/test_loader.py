@@ -25,6 +25,12 @@ from shards.read import Reader
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def many_threads(monkeypatch):
+    """Although these samples are small."""
+    monkeypatch.setattr(feed, "PART", 1)
+
+
 def by_tarfile(path):
     """Every sample as (array, its JSON), in the order of the tars, by the standard library."""
     samples = []

@@ -27,6 +27,7 @@ PARAMETERS = {  # for 2 classes and for 50, of 128 bands x 250 frames
     "cnn_large": (26_857_410, 26_955_762),
     "cnn_conv1d": (248_994, 255_186),
     "cnn_spectrogram": (2_551_906, 2_558_098),
+    "cnn_vgg": (1_173_666, 1_186_002),
     "crnn": (783_843, 796_179),
     "vit_small": (2_744_962, 2_754_226),
     "vit_medium": (4_839_426, 4_851_762),
@@ -38,7 +39,7 @@ PROMISED = {  # millions
 }  # fmt: skip
 GOLDEN = {  # the loss after three steps
     "cnn_tiny": 1.09741, "cnn_small": 0.85465, "cnn_medium": 0.35945, "cnn_large": 0.24057,
-    "cnn_conv1d": 1.02265, "cnn_spectrogram": 0.91982, "crnn": 1.08232,
+    "cnn_conv1d": 1.02265, "cnn_spectrogram": 0.91982, "cnn_vgg": 0.66564, "crnn": 1.08232,
     "vit_small": 0.13610, "vit_medium": 0.09324, "vit_large": 0.05391,
 }  # fmt: skip
 FEW = {"filters": [8, 8, 16, 16], "blocks": [1, 1, 1, 1]}
@@ -49,6 +50,7 @@ SMALL = {  # a quick one of every kind
     "bottleneck": ModelConfig(name="cnn_large", norm_batch=2, **FEW),
     "conv1d": ModelConfig(name="cnn_conv1d", norm_batch=2, dropout=0.1, filters=[8, 8, 16]),
     "spectrogram": ModelConfig(name="cnn_spectrogram", norm_batch=2, dropout=0.1),
+    "vgg": ModelConfig(name="cnn_vgg", norm_batch=2, dropout=0.1, filters=[8, 8, 16, 16]),
     "crnn": ModelConfig(name="crnn", norm_batch=2, dropout=0.1, filters=[8, 8, 16], dim=16),
     "vit": ModelConfig(
         name="vit_small", dropout=0.1, embed_dropout=0.1, patch_dropout=0.3, drop_path=0.5,
@@ -110,7 +112,7 @@ def test_logits_and_gradients(kind):
         torch.testing.assert_close(model(x).float(), alone, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("kind", ["basic", "spectrogram", "crnn", "vit"])
+@pytest.mark.parametrize("kind", ["basic", "spectrogram", "vgg", "crnn", "vit"])
 def test_compiles_in_one_piece(kind):
     model = build(SMALL[kind], 5, (64, 50))
     x = torch.randn(4, 1, 64, 50)

@@ -28,7 +28,7 @@ def shown(start: str) -> list[list[str]]:
 @pytest.mark.parametrize("package", LINES)
 def test_command_lines(package):
     commands = shown(f"python -m {package} ")
-    made = {"download", "convert", "build", "merge"}
+    made = {"demo", "download", "convert", "build", "merge"}
     shown_of_shards = made | {"verify", "info", "show", "duplicates", "reset"}
     expected = {
         "shards": shown_of_shards,

@@ -4,6 +4,7 @@ What is drawn is a function of (seed, step, place in the global batch) alone, on
 size, microbatch and resuming change nothing. `B` batch, `M` mel bands, `T` frames, `K` classes.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,40 +15,74 @@ from shards.index import ShardSet
 from shards.loader import Batch
 from shards.mel import FLOOR_DB
 from shards.randomness import uniform
-from toolkit.effects import filter_curves, moved, offsets, spans
+from toolkit.effects import filter_curves, heard, moved, offsets, spans, window
 from toolkit.mixing import hearing_weights, mix
-from toolkit.schema import AugmentConfig
+from toolkit.schema import AugmentConfig, Config
 
 #: The key that turns each augmentation on, where it is not at its default; the place here is what
 #: keeps the draws of one apart from those of another, so that none changes when others come or go.
 SWITCHES = (
     "time_masks", "freq_masks", "time_roll", "time_shift", "mix", "gain_db", "eq_db", "noise_db",
-    "cutouts",
+    "cutouts", "crop_frames", "time_scale",
 )  # fmt: skip
 NOISE = 2**20  # places where a sample's noise may begin
 
 
 class Transform:
-    """float32, standardised: by the training part's statistics, or each sample by its own.
+    """float32, standardised: by the training part's statistics, or each sample by its own, or by
+    its peak: what lies `top_db` or more below that is -2, the peak is 2.
 
     Shape: (B, M, T) float16, dB -> (B, 1, M, T) float32.
     """
 
-    def __init__(self, mean: np.ndarray, std: np.ndarray, device: torch.device, how: str = "band"):
+    def __init__(
+        self,
+        mean: np.ndarray,
+        std: np.ndarray,
+        device: torch.device,
+        how: str = "band",
+        top_db: float = 80.0,
+        crops: int = 0,
+        frames: int = 0,
+    ):
         self.mean = torch.from_numpy(mean).to(device)[:, None]
         self.scale = torch.from_numpy(1.0 / std).to(device)[:, None]
-        self.by_sample = how == "sample"
+        self.how, self.top_db, self.crops, self.frames = how, top_db, crops, frames
+
+    @classmethod
+    def of(
+        cls, config: Config, mean: np.ndarray, std: np.ndarray, device: torch.device
+    ) -> "Transform":
+        """What `config` asks for, by the statistics of its training part."""
+        data, frames = config.data, config.augment.crop_frames
+        return cls(mean, std, device, data.normalize, data.top_db, data.crops, frames)
 
     def __call__(self, x: torch.Tensor, whole: torch.Tensor | None = None) -> torch.Tensor:
         """`whole` is x before cells of it were hidden: a sample's own statistics are of that."""
         x = x.float()
         mean, scale = self.mean, self.scale
-        if self.by_sample:
-            whole = x if whole is None else whole
+        whole = x if whole is None else whole
+        if self.how == "peak":
+            peak = whole.amax((1, 2), keepdim=True)
+            return ((x - peak).clamp_(min=-self.top_db) * (4 / self.top_db) + 2)[:, None]
+        if self.how == "sample":
             mean = whole.mean((1, 2), keepdim=True)
             scale = (whole - mean).square_().mean((1, 2), keepdim=True).sqrt_().clamp_(min=1e-2)
             scale.reciprocal_()
         return ((x - mean) * scale)[:, None]
+
+    def views(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What an evaluation averages over: all of each sample, or `crops` windows of it as
+        training sees them, around frames spread evenly over those that are heard.
+
+        Shape: (B, M, T) dB -> (B, 1, M, `frames` or T) standardised, one view after another.
+        """
+        frames, ones = self.frames or x.shape[2], np.ones(len(x))
+        for k in range(self.crops):
+            anchor = heard(x, (k + 0.5) / self.crops * ones)
+            yield self(window(x.float(), anchor, frames // 2 * ones, ones, frames))
+        if not self.crops:
+            yield self(x)
 
 
 class Sound(NamedTuple):
@@ -61,9 +96,10 @@ class Sound(NamedTuple):
 class Augment:
     """What training does to a batch before the model sees it.
 
-    In this order: roll, shift, mix, gain and equaliser, noise; then cutouts and SpecAugment hide
-    cells. `group` is how many consecutive places of the global batch mixing draws partners from
-    (`model.norm_batch`: plan_batch gives every microbatch whole groups, whatever the launch).
+    In this order: window and time scale, roll, shift, mix, gain and equaliser, noise; then cutouts
+    and SpecAugment hide cells. `group` is how many consecutive places of the global batch mixing
+    draws partners from (`model.norm_batch`: plan_batch gives every microbatch whole groups,
+    whatever the launch).
     """
 
     def __init__(
@@ -76,6 +112,8 @@ class Augment:
     ):
         self.config, self.transform, self.seed, self.group = config, transform, seed, group
         self.shape, self.multi_label = shard_set.shape, shard_set.is_multi_label
+        if config.crop_frames:
+            self.shape = shard_set.shape[0], config.crop_frames
         self.device = transform.mean.device
         if self.multi_label or config.mix != "none":
             self.table = torch.from_numpy(shard_set.label_table).float().to(self.device)
@@ -94,6 +132,8 @@ class Augment:
         """The batch augmented, in dB, not yet standardised; `batch` itself stays as it is."""
         config = self.config
         x, y = batch.x.to(torch.float32, copy=True), batch.y
+        if config.crop_frames or config.time_scale > 1:
+            x = self._window(x, batch, step)
         if config.time_roll or config.time_shift:
             roll, shift = (
                 offsets(self._draw(name, batch, step, 1)[:, 0], places)
@@ -125,6 +165,15 @@ class Augment:
 
     def _floats(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.float32)).to(self.device)
+
+    def _window(self, x: torch.Tensor, batch: Batch, step: int) -> torch.Tensor:
+        """What is left of each sample in time, at its own pace."""
+        frames, anchor, before = self.shape[1], torch.zeros(len(x), device=self.device), 0.0
+        rate = self.config.time_scale ** (2 * self._draw("time_scale", batch, step, 1)[:, 0] - 1)
+        if self.config.crop_frames:
+            share, place = self._draw("crop_frames", batch, step, 2).T
+            anchor, before = heard(x, share), np.floor(place * frames)
+        return window(x, anchor, before + np.zeros(len(x)), rate, frames)
 
     def _mixed(self, x: torch.Tensor, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config

@@ -98,7 +98,7 @@ def input_of(config: Config) -> tuple[Shape, int, str]:
     data = config.data
     try:
         shard_set = open_data(data)
-        return shard_set.shape, len(shard_set.class_names), ""
+        return config.input_shape(shard_set.shape), len(shard_set.class_names), ""
     except UserError:
         seconds, rate, hop = data.segment_seconds, data.sample_rate, data.hop_length
         if not (data.n_mels and seconds and rate and hop):

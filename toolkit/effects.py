@@ -9,6 +9,8 @@ import torch
 from shards.mel import FLOOR_DB
 from toolkit.schema import AugmentConfig
 
+HEARD_DB = 40.0
+
 
 def offsets(draws: np.ndarray, places: int) -> np.ndarray:
     """Whole steps, uniform over as many `places` around 0. Shape: (B,) in [0, 1) -> (B,) int64."""
@@ -32,6 +34,34 @@ def moved(x: torch.Tensor, roll: np.ndarray, shift: np.ndarray, padding: str) ->
     if padding == "silence" and outside.any():
         x.masked_fill_(torch.from_numpy(outside).to(x.device)[:, None], FLOOR_DB)
     return x
+
+
+def heard(x: torch.Tensor, share: np.ndarray) -> torch.Tensor:
+    """The frame at `share` of all that are heard: whose loudest cell is not over 40 dB below the
+    sample's. Shape: (B, M, T), (B,) in [0, 1) -> (B,) int64.
+    """
+    level = x.amax(1)
+    count = (level >= level.amax(1, keepdim=True) - HEARD_DB).cumsum(1)
+    wanted = torch.from_numpy(share).to(x.device) * count[:, -1]
+    return torch.searchsorted(count, wanted.long()[:, None] + 1)[:, 0]
+
+
+def window(
+    x: torch.Tensor, anchor: torch.Tensor, before: np.ndarray, rate: np.ndarray, frames: int
+) -> torch.Tensor:
+    """`frames` frames of each sample, `before` of them ahead of its frame `anchor`.
+
+    The sample is read at `rate` frames a frame, in dB on lines between them, and goes round.
+    Shape: (B, M, T), (B,), (B,), (B,) -> (B, M, frames).
+    """
+    steps = torch.from_numpy((np.arange(frames) - before[:, None]) * rate[:, None]).to(x.device)
+    at = anchor[:, None] + steps
+    first = at.floor()
+    left, right = (
+        x.gather(2, (place.long() % x.shape[2])[:, None].expand(-1, x.shape[1], -1))
+        for place in (first, first + 1)
+    )
+    return torch.lerp(left, right, (at - first).to(x.dtype)[:, None])
 
 
 def filter_curves(draws: np.ndarray, config: AugmentConfig, n_mels: int) -> np.ndarray:

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import shards
 from shards.index import write_atomic
 from toolkit.results import SECRET_NAME, redact
@@ -30,6 +28,7 @@ SLURM = re.compile(
 KEY_FILE = Path("wandb_api_key.txt")  #: in the working folder
 GIT_WAITS = 30.0  # seconds
 TREE = Path(__file__).parent
+COMMIT = "commit.txt"  #: beside the packages of a copy of the tree, which git knows nothing of
 
 
 def wandb_key() -> str | None:
@@ -54,7 +53,7 @@ def write_environment(folder: Path, world: World) -> None:
     The diff begins with the list of changed and new files; `git apply` passes over it.
     """
     changes, diff = git("status", "--porcelain"), folder / "changes.diff"
-    found = environment(world) | {"git": commit() + "+" * bool(changes) if commit() else None}
+    found = environment(world) | {"git": commit_and_state() or None}
     write_atomic(folder / "environment.json", (json.dumps(found, indent=2) + "\n").encode())
     diff.unlink(missing_ok=True)  # of an earlier start
     if changes:
@@ -65,6 +64,8 @@ def write_environment(folder: Path, world: World) -> None:
 
 def environment(world: World) -> dict[str, Any]:
     """Versions, machine and command, without secrets."""
+    import torch  # launch.submit reads this file and needs no torch
+
     installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     cuda = world.device.type == "cuda"
     found: dict[str, Any] = {
@@ -92,6 +93,8 @@ def environment(world: World) -> dict[str, Any]:
 
 def gpus() -> list[str]:
     """The GPUs of this machine that the launch sees, with their memory."""
+    import torch
+
     found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return [f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in found]
 
@@ -111,8 +114,18 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD").strip()
 
 
+def commit_and_state() -> str:
+    """The commit, with a `+` where the tree has changed since; empty outside git."""
+    noted = TREE.parent / COMMIT
+    if noted.exists():
+        return noted.read_text()
+    return commit() + "+" * bool(git("status", "--porcelain")) if commit() else ""
+
+
 def git(*words: str) -> str:
-    """What git says of the tree of this file; empty where it says nothing."""
+    """What git says of the tree of this file; empty where it says nothing, as in a copy of it."""
+    if (TREE.parent / COMMIT).exists():
+        return ""
     command = ["git", "-C", str(TREE), *words]
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=GIT_WAITS)

@@ -45,7 +45,8 @@ def log_probabilities(
     )
     for n, batch in enumerate(mine):
         at("evaluate, batch", n)
-        found.append(read_logits(module(transform(batch.x)), link))
+        views = [module(x).double() for x in transform.views(batch.x)]
+        found.append(read_logits(torch.stack(views).mean(0), link))
         places.append(batch.places)
     module.train()
     at("collective of evaluate")

@@ -17,7 +17,7 @@ from toolkit import attacks, tagging
 from toolkit.intervals import has_groups, intervals, units_of
 from toolkit.metrics import confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
-from toolkit.results import Fold, read_fold
+from toolkit.results import Fold, last_words, read_fold
 
 PROTOCOLS = {
     "split": "One split, as stored in the shard set; each part is disjoint from the others.",
@@ -32,8 +32,8 @@ RESAMPLES = 2000
 #: What the folds of one run may differ in: the fold, and what a launch decides without changing the
 #: training. The shard set may lie elsewhere on each machine; it is compared by its content.
 LAUNCH = {
-    "data.fold", "data.shards", "run.name", "run.dir", "train.microbatch", "train.threads",
-    "train.log_every", "train.save_every", "train.save_minutes", "train.keep_last",
+    "data.fold", "data.shards", "run.name", "run.dir", "run.part", "train.microbatch",
+    "train.threads", "train.log_every", "train.save_every", "train.save_minutes", "train.keep_last",
     "train.keep_best", "train.resume",
 }  # fmt: skip
 
@@ -53,7 +53,9 @@ def find_folds(run: Path) -> list[Fold]:
         return [fold]
     folders = sorted(file.parent for file in run.glob("fold-*/scores.json"))
     if not folders:
-        raise UserError(f"{run}: no finished fold (no fold-*/scores.json); train one first")
+        words = ((folder.name, last_words(folder, 1)) for folder in sorted(run.glob("fold-*")))
+        said = "".join(f"; {name} said last: {line}" for name, lines in words for line in lines)
+        raise UserError(f"{run}: no finished fold (no fold-*/scores.json); train one first{said}")
     folds = [read_fold(folder) for folder in folders]
     order = fold_names(folds)
     return sorted(folds, key=lambda fold: order.index(fold.name))
@@ -159,6 +161,7 @@ def summarise(
         "metrics": tagging.METRICS if joined.is_multi_label else METRICS,
         "folds": [{key: fold.result.get(key) for key in parts} for fold in folds],
         "missing": missing,
+        "why": {n: last_words(run / f"fold-{fold_names(folds).index(n)}") for n in missing},
         "warnings": config_warnings(folds),
         "bootstrap": {"n": RESAMPLES, "unit": unit, "seed": 0, "level": 0.95},
     }

@@ -67,7 +67,7 @@ def first_batch(
     shard_set, parts, order, mean, std = open_parts(config)
     plan = plan_batch(train.batch_size, max(group, LIMIT), 1, group)
     batch = next(Loader(shard_set, parts["train"], order, plan, 0, cpu).steps(0, 1))[0]
-    transform = Transform(mean, std, cpu, config.data.normalize)
+    transform = Transform.of(config, mean, std, cpu)
     sounds = {
         stage: Augment(augment, shard_set, transform, train.seed, group).decibels(batch, 1)
         for stage, augment in {"before": AugmentConfig(), **stages}.items()

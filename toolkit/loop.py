@@ -16,8 +16,9 @@ from shards.index import ShardSet
 from shards.loader import Loader
 from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
-from toolkit import exact, history, track
+from toolkit import exact, history, lock, track
 from toolkit.augment import Augment, Transform
+from toolkit.claim import claim
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
 from toolkit.guards import Guard
@@ -40,6 +41,7 @@ from toolkit.world import World, start
 log = logging.getLogger(__name__)
 
 
+@lock.releasing
 def fit(config: Config) -> dict[str, Any]:
     """Train what `config` says, or go on with it; returns the test part's scores (scores.json)."""
     train = config.train
@@ -47,6 +49,7 @@ def fit(config: Config) -> dict[str, Any]:
     # World: the processes of this launch.
     accelerator, world = start(train.precision, train.threads, train.timeout)
     exact.prepare(train, world)
+    folder = claim(config, world)
 
     # Data: which samples, in which order, spread over ranks and micro-steps.
     shard_set, parts, order, mean, std = open_parts(config)
@@ -58,7 +61,7 @@ def fit(config: Config) -> dict[str, Any]:
     data = config.data
     reading = Reading(data.threads, data.check, data.resident, world.on_this_node)
     loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device, reading)
-    transform = Transform(mean, std, world.device, config.data.normalize)
+    transform = Transform.of(config, mean, std, world.device)
     augment = Augment(config.augment, shard_set, transform, train.seed, config.model.norm_batch)
 
     # Model and optimiser.
@@ -66,13 +69,11 @@ def fit(config: Config) -> dict[str, Any]:
     stepper = Stepper(strategy, augment, config, plan, world, make_loss(config, shard_set, parts))
 
     def evaluate(model: nn.Module, numbers: Selection) -> np.ndarray:
-        return log_probabilities(
-            model, transform, shard_set, numbers, world, accelerator, stepper.microbatch, reading,
-            stepper.loss.link,
-        )  # fmt: skip
+        return log_probabilities(model, transform, shard_set, numbers, world, accelerator,
+                                 stepper.microbatch, reading, stepper.loss.link)  # fmt: skip
 
-    # Run: its folder, and where it stopped.
-    folder = track.open_run(config, world)
+    # Run: what is in it, and where it stopped.
+    track.open_run(config, world)
     accelerator.wait_for_everyone()
     saver = Saver(folder, strategy, shard_set, train, world, plan, target)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": []}
@@ -168,7 +169,8 @@ def make_model(
     """The model with the weights that it begins with, its optimiser, and the average of its weights
     if there is one, as this launch spreads them."""
     torch.manual_seed(config.train.seed)
-    model = build(config.model, len(shard_set.class_names), shard_set.shape)
+    shape = config.input_shape(shard_set.shape)
+    model = build(config.model, len(shard_set.class_names), shape)
     prepare(model, config.model, shard_set.class_names)
     model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)

@@ -157,11 +157,11 @@ def subset(shard_set: ShardSet, mask: np.ndarray, fraction: float, seed: int) ->
 def normalisation(shard_set: ShardSet, mask: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation in dB of the part that `mask` tells, per band or over all.
 
-    From stats.npy alone, so nothing of another part leaks in; 0 and 1 for `none`, and for `sample`,
-    where Transform takes each sample's own. Shape: (M,), (M,) float32.
+    From stats.npy alone, so nothing of another part leaks in; 0 and 1 for `none`, and for `sample`
+    and `peak`, where Transform takes each sample's own. Shape: (M,), (M,) float32.
     """
     n_mels = shard_set.shape[0]
-    if how in ("none", "sample"):
+    if how in ("none", "sample", "peak"):
         return np.zeros(n_mels, np.float32), np.ones(n_mels, np.float32)
     count, total, squares = shard_set.stats[mask].sum(axis=(0, 1))
     if how == "global":

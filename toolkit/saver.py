@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from shards.errors import UserError
 from shards.index import ShardSet
 from shards.order import BatchPlan
-from toolkit import checkpoint, history, signals
+from toolkit import checkpoint, history, lock, signals
 from toolkit.identity import changes, identity
 from toolkit.metrics import SIGNS
 from toolkit.schema import TrainConfig
@@ -207,6 +207,7 @@ class Saver:
         """The writer's thread. What it cannot write costs a line, and `close` an error."""
         step, began = self.step, time.monotonic()
         try:
+            lock.check()
             groups = self._copies = snapshot.take()
             judged = groups[self._judged.partition(".")[0]]
             self._owed = judged if best else self._owed

@@ -1,21 +1,16 @@
-"""The schema of a run: sections of keys, their defaults, and what values they may have."""
+"""The schema of a run: sections of keys, and their defaults."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
-from toolkit.launches import check_launches
-from toolkit.metrics import SIGNS
-
-PROTOCOLS = ("split", "kfold", "kfold_nested", "kfold_optimistic")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     name: str  #: the run's folder below `dir`
     dir: str = "runs"  #: where runs live
+    part: str = ""  #: folders between the run's and the fold's, as launch.tasks names them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +30,9 @@ class DataConfig:
     threads: int = 2  #: that read ahead, a process
     check: bool = True  #: hold each payload against its checksum when it is first read
     resident: str = "auto"  #: auto | device | memory | none: where samples stay once they were read
-    normalize: str = "band"  #: band | global: by the training part's statistics; sample; none
+    normalize: str = "band"  #: band | global: as the training part is; sample | peak; none
+    top_db: float = 80.0  #: normalize: peak: how far below its peak a sample is heard, dB
+    crops: int = 0  #: windows whose log-probabilities evaluation averages; 0: the whole segment
     sample_rate: int | None = None  #: Hz; where given, the shard set must have it; so those below
     n_mels: int | None = None  #: bands
     n_fft: int | None = None  #: samples
@@ -104,11 +101,11 @@ class AugmentConfig:
     freq_masks: int = 0  #: SpecAugment masks along frequency
     freq_width: int = 25  #: widest frequency mask, mel bands
     mask_db: float = -80.0  #: what masked cells are set to, dB
-    time_roll: int = (
-        0  #: furthest circular shift either way, frames; from half of them on: anywhere
-    )
+    time_roll: int = 0  #: furthest circular shift either way, frames; from half on: anywhere
     time_shift: int = 0  #: furthest shift either way, a random crop of the padded sample, frames
     shift_padding: str = "silence"  #: silence (-100 dB) | reflect
+    crop_frames: int = 0  #: a window around a frame that is heard, frames; 0: the whole segment
+    time_scale: float = 1.0  #: most that time is stretched or shortened, a factor; 1: off
     mix: str = "none"  #: none | mixup | between_class: with another of the batch, added in power
     mix_share: float = 1.0  #: share of the samples that are mixed
     mix_alpha: float = 1.0  #: the ratio is drawn from Beta(alpha, alpha); 1: uniform
@@ -186,95 +183,19 @@ class Config:
 
     def folder(self) -> Path:
         """Where this run, or this fold of it, lives."""
-        run = Path(self.run.dir) / self.run.name
+        run = Path(self.run.dir) / self.run.name / self.run.part
         return run if self.data.protocol == "split" else run / f"fold-{self.data.fold}"
+
+    def input_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """What the model sees of samples of `shape`, both (M, T)."""
+        return shape[0], self.augment.crop_frames or shape[1]
 
     def to_dict(self) -> dict[str, Any]:
         """Sections of plain values, as YAML and JSON hold them."""
         return dataclasses.asdict(self)
 
 
-CHOICES = {
-    "data.protocol": PROTOCOLS,
-    "data.last_batch": ("wrap", "drop"),
-    "data.normalize": ("band", "global", "sample", "none"),
-    "augment.mix": ("none", "mixup", "between_class"),
-    "augment.shift_padding": ("silence", "reflect"),
-    "augment.eq_kind": ("linear", "step"),
-    "data.shuffle": ("full", "window", "none"),
-    "data.balance": ("none", "class"),
-    "data.resident": ("auto", "device", "memory", "none"),
-    "train.precision": ("no", "bf16", "fp16", "auto"),
-    "train.compile": ("off", "default", "reduce-overhead"),
-    "train.channels_last": (True, False, "auto"),
-    "train.best_metric": tuple(SIGNS),
-    "model.outputs": (None, 1),
-    "optim.loss": ("auto", "cross_entropy", "focal", "bce"),
-    "optim.name": ("adamw", "adam", "sgd"),
-    "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
-    "optim.plateau_metric": tuple(SIGNS),
-    "train.resume": ("auto", "never", "must"),
-    "report.threshold": ("macro_f1", "accuracy", "balanced_accuracy", "eer", "none"),
-    "track.wandb": ("disabled", "offline", "online"),
-}
-AT_LEAST = {
-    "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
-    "data.samples_per_epoch": 1,
-    "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
-    "model.trees": 1, "model.leaf": 1, "report.dcf_prior": 0,
-    "report.dcf_miss": 0, "report.dcf_false_alarm": 0,
-    "optim.lr": 0,
-    "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
-    "optim.label_smoothing": 0, "optim.focal_gamma": 0, "augment.time_masks": 0,
-    "augment.time_width": 0,
-    "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
-    "augment.time_shift": 0, "augment.mix_share": 0, "augment.mix_alpha": 0.01,
-    "augment.gain_db": 0, "augment.eq_db": 0, "augment.eq_bands": 2, "augment.eq_width": 1,
-    "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
-    "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
-    "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
-    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
-    "train.nonfinite_patience": 0,
-    "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
-    "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
-    "optim.plateau_cooldown": 0,
-}  # fmt: skip
-AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1}
-BELOW_ONE = (
-    "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
-    "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
-    "optim.ema",
-)  # fmt: skip
-
-
 def get(config: Config, name: str) -> Any:
     """The value of `section.key`."""
     section, key = name.split(".")
     return getattr(getattr(config, section), key)
-
-
-def check(config: Config) -> None:
-    """Raise a UserError for a value out of its range, or two that exclude each other."""
-    for name, minimum in AT_LEAST.items():
-        value = get(config, name)
-        if value is not None and value < minimum:
-            raise UserError(f"{name}={value}: at least {minimum}")
-    for name, maximum in AT_MOST.items():
-        if get(config, name) > maximum:
-            raise UserError(f"{name}={get(config, name)}: at most {maximum}")
-    for name in BELOW_ONE:
-        if not 0 <= get(config, name) < 1:
-            raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
-    for name, choices in CHOICES.items():
-        if get(config, name) not in choices:
-            words = ", ".join(str(choice).lower() for choice in choices)
-            raise UserError(f"{name}={get(config, name)}: one of {words}")
-    if config.augment.mix_share > 1:
-        raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
-    if config.augment.mix != "none" and config.model.norm_batch < 2:
-        raise UserError(
-            f"augment.mix={config.augment.mix} mixes within groups of model.norm_batch=1 sample; "
-            "raise model.norm_batch to 2 or more"
-        )
-    if config.train.exact:
-        check_launches(config.train, config.model.norm_batch)

@@ -85,7 +85,7 @@ class Meter:
         if world.device.type == "cuda":
             peak = peak_flops(torch.cuda.get_device_name(world.device), world.precision)
             if peak:
-                n_classes, shape = len(shard_set.class_names), shard_set.shape
+                n_classes, shape = len(shard_set.class_names), config.input_shape(shard_set.shape)
                 self.share = flops_a_sample(config.model, n_classes, shape) / peak
 
     def figures(self, loader: Loader) -> dict[str, float]:

@@ -135,6 +135,8 @@ def notices(summary: Summary) -> list[str]:
     missing = summary["missing"]
     total = len(missing) + len(summary["folds"])
     lines = [f"{len(missing)} of {total} folds missing: {', '.join(missing)}"] if missing else []
+    why = summary.get("why", {}).items()
+    lines += [f"fold {name} said last: {' / '.join(words)}" for name, words in why if words]
     for fold in summary["folds"]:
         if end := fold.get("stopped"):
             name = f"fold {fold['fold']}: " if fold["fold"] else ""

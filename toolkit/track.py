@@ -9,37 +9,25 @@ import time
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import yaml
 
 import shards
-from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from shards.order import BatchPlan
 from shards.selection import Selection
-from toolkit.data import sources
 from toolkit.environment import write_environment
 from toolkit.folds import CAUTION
 from toolkit.losses import link_of
 from toolkit.predictions import LEVELS
-from toolkit.schema import Config, TrainConfig, get
+from toolkit.schema import Config, TrainConfig
 from toolkit.tracker import ID_FILE, Aside, check_trackers, close_all, open_trackers
 from toolkit.world import World
 
 log = logging.getLogger(__name__)
 
-#: What a second start may change of a run without changing its training.
-FREE = {
-    "data.threads", "data.check", "data.resident", "data.cache_gb",
-    "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
-    "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
-    "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark", "run.dir",
-    "train.timeout", "train.nonfinite_patience", "train.overfit_batch", "train.profile",
-}  # fmt: skip
-#: And of a run with train.exact its last bits.
-KERNELS = {f"train.{key}" for key in ("microbatch", "threads", "compile", "channels_last", "tf32")}
 PLACES = ("epoch", "seconds", "samples")  #: what every line has beside its step and its numbers
 
 
@@ -97,25 +85,16 @@ def keeps(line: str, resume_step: int) -> bool:
 
 
 def open_run(config: Config, world: World) -> Path:
-    """Make the run's folder, or find it again, and write down what runs in it.
-
-    Raises:
-        UserError: the folder holds another configuration; says which keys differ.
-    """
+    """Make the run's folder, or find it again, and write down what runs in it."""
     folder = config.folder()
-    known = folder / "config.yaml"
-    if known.exists() and config.train.resume != "never":
-        check_same(config, yaml.safe_load(known.read_text()), folder)
-    elif config.train.resume == "must":
-        raise UserError(
-            f"train.resume=must: there is no run in {folder}; start it with resume=auto"
-        )
     if world.is_main:
         check_trackers(config.track)
         folder.mkdir(parents=True, exist_ok=True)
         if config.train.resume == "never":
             forget(folder)
-        write_atomic(known, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+        write_atomic(
+            folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False).encode()
+        )
         write_environment(folder, world)
     return folder
 
@@ -126,32 +105,6 @@ def forget(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.jsonl", "scores.json", "best.safetensors", ID_FILE):
         (folder / name).unlink(missing_ok=True)
-
-
-def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Raise a UserError unless the stored configuration trains the same thing."""
-    names = [f"{s}.{k}" for s, keys in config.to_dict().items() for k in keys]
-    differing = []
-    for name in names:
-        section, key = name.split(".")
-        asked = get(config, name)
-        there = stored.get(section, {}).get(key, default_of(section, key))
-        if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
-            there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))
-        free = name in FREE and not (config.train.exact and name in KERNELS)
-        if there != asked and not free and section not in ("track", "report"):
-            differing.append(f"{name}: {there} there, {asked} asked")
-    if differing:
-        raise UserError(
-            f"{folder} holds a run with other settings ({'; '.join(differing)}); "
-            "give it another --run.name, or start over with --train.resume=never"
-        )
-
-
-def default_of(section: str, key: str) -> Any:
-    """What a run that is older than the key was trained with."""
-    kind = get_type_hints(Config)[section]
-    return next(f.default for f in dataclasses.fields(kind) if f.name == key)
 
 
 def finished(folder: Path, target: int) -> dict[str, Any] | None:
@@ -199,7 +152,13 @@ def write_model(
         "shape": list(shard_set.shape),
         "mel": shard_set.info["mel"],
         "segment": shard_set.info["segment"],
-        "normalisation": {"by": config.data.normalize, "mean": mean.tolist(), "std": std.tolist()},
+        "normalisation": {
+            "by": config.data.normalize,
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "top_db": config.data.top_db,
+        },
+        "windows": {"count": config.data.crops, "frames": config.augment.crop_frames},
     }
     write_atomic(folder / "model.json", (json.dumps(info, indent=2) + "\n").encode())
 

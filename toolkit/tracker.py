@@ -174,13 +174,13 @@ def wandb_settings(config: Config, folder: Path) -> dict[str, Any]:
     known = folder / ID_FILE
     if not known.exists():
         write_atomic(known, secrets.token_hex(4).encode())
-    fold = "" if config.data.protocol == "split" else f"-{folder.name}"
+    parts = config.folder().relative_to(Path(config.run.dir, config.run.name)).parts
     return {
         "mode": config.track.wandb,
         "project": config.track.project,
         "entity": config.track.entity,
         "group": config.run.name,
-        "name": config.run.name + fold,
+        "name": "-".join([config.run.name, *parts]),
         "id": known.read_text().strip(),
         "dir": str(folder.absolute()),
         "config": redact(

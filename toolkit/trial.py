@@ -32,7 +32,7 @@ def open_trial(config: Config) -> Trial:
     plan = plan_batch(train.batch_size, train.microbatch, world.size, group)
     reading = Reading(config.data.threads, config.data.check)
     loader = Loader(shard_set, parts["train"], order, plan, world.rank, world.device, reading)
-    transform = Transform(mean, std, world.device, config.data.normalize)
+    transform = Transform.of(config, mean, std, world.device)
     augment = Augment(config.augment, shard_set, transform, train.seed, group)
     strategy = make_model(config, shard_set, accelerator, world, plan)
     loss = make_loss(config, shard_set, parts)

@@ -21,6 +21,7 @@ from threading import Event, Thread
 from typing import NamedTuple, NoReturn
 
 from shards.errors import ShardError, TrainingError, UserError
+from toolkit import lock
 from toolkit.world import launched
 
 log = logging.getLogger(__name__)
@@ -217,5 +218,6 @@ def first_to_fail() -> bool:
 
 def leave() -> NoReturn:
     """Exit code 1, whatever other threads wait for; not at once: the store may end with us."""
+    Thread(target=lock.release, name="release", daemon=True).start()  # its disk may hang, too
     time.sleep(2 * LOOK_EVERY)
     os._exit(1)

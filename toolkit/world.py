@@ -6,6 +6,8 @@ import ctypes
 import importlib.util
 import math
 import os
+import platform
+import subprocess
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -43,6 +45,59 @@ def speaks() -> bool:
 def launched() -> tuple[int, int]:
     """Rank and number of processes, as the launcher says before any set-up."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """A job step as Slurm describes it to the process that runs on this node."""
+
+    job: int  #: id, another one for each task of an array
+    restart: int  #: how often the job was requeued
+    node: int  #: which of its nodes this is, the first being 0
+    names: list[str]  #: of all of them, in that order
+    tasks: int  #: processes of the step, on all nodes
+    gpus: int  #: that a process on this node sees
+    address: str  #: of the first node
+
+
+def allocation() -> Allocation:
+    """What Slurm says of this process; a job of one node and one task outside of it."""
+
+    def number(name: str, default: int) -> int:
+        return int(os.environ.get(f"SLURM_{name}", default))
+
+    here = os.environ.get("SLURMD_NODENAME", platform.node())
+    return Allocation(
+        job=number("JOB_ID", os.getpid()),
+        restart=number("RESTART_COUNT", 0),
+        node=number("NODEID", 0),
+        names=os.environ.get("WAVEFOLD_NODES", here).split(),
+        tasks=number("NTASKS", 1),
+        gpus=visible_gpus(),
+        address=os.environ.get("SLURM_LAUNCH_NODE_IPADDR", platform.node()),
+    )
+
+
+def visible_gpus() -> int:
+    """The GPUs that this process may use, by what Slurm and the driver say: torch takes seconds."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return len([word for word in told.split(",") if word and word != "-1"])
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+def slurm_job() -> dict[str, str | int | None]:
+    """The job that this process is part of, an array's task as 12_3; its life, from 0, counts how
+    often Slurm has started it again. `job` is None outside Slurm."""
+    get = os.environ.get
+    array, task = get("SLURM_ARRAY_JOB_ID"), get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else get("SLURM_JOB_ID")
+    life = int(get("SLURM_RESTART_COUNT") or 0)
+    return {"job": job, "life": life, "cluster": get("SLURM_CLUSTER_NAME")}
 
 
 def yield_cores() -> None:

@@ -1,7 +1,7 @@
 """Six kinds of sound from a random generator, and what they are made of.
 
-Shapes: `n` samples at RATE. A sound is (generator, n) -> (n,) float64 at any level; its ranges
-overlap with the others', so that no single number tells it.
+Shapes: `n` samples at RATE, or at the `rate` in Hz that is said. A sound is (generator, n) -> (n,)
+float64 at any level; its ranges overlap with the others', so that no single number tells it.
 """
 
 from collections.abc import Callable
@@ -88,9 +88,9 @@ SOUNDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 }
 
 
-def seconds(n: int) -> np.ndarray:
+def seconds(n: int, rate: int = RATE) -> np.ndarray:
     """The time of each of `n` samples."""
-    return np.arange(n) / RATE
+    return np.arange(n) / rate
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -98,15 +98,15 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def wander(rng: np.random.Generator, n: int, rate: float) -> np.ndarray:
-    """(n,) between -1 and 1: straight lines between random points, `rate` of them a second."""
-    points = rng.uniform(-1, 1, int(n / RATE * rate) + 3)
-    return np.interp(seconds(n) * rate, np.arange(len(points)), points)
+def wander(rng: np.random.Generator, n: int, per_second: float, rate: int = RATE) -> np.ndarray:
+    """(n,) between -1 and 1: straight lines between random points, so many a second."""
+    points = rng.uniform(-1, 1, int(n / rate * per_second) + 3)
+    return np.interp(seconds(n, rate) * per_second, np.arange(len(points)), points)
 
 
-def tone(frequency: np.ndarray, overtone: float) -> np.ndarray:
+def tone(frequency: np.ndarray, overtone: float, rate: int = RATE) -> np.ndarray:
     """A sine of (n,) `frequency` in Hz and its octave."""
-    phase = 2 * np.pi * np.cumsum(frequency) / RATE
+    phase = 2 * np.pi * np.cumsum(frequency) / rate
     return np.sin(phase) + overtone * np.sin(2 * phase)
 
 
@@ -130,12 +130,12 @@ def decibels(per_octave: float, f: np.ndarray) -> np.ndarray:
     return 10 ** (per_octave * np.log2(np.maximum(f, 60) / 1000) / 20)
 
 
-def shaped(wave: np.ndarray, response: Response) -> np.ndarray:
+def shaped(wave: np.ndarray, response: Response, rate: int = RATE) -> np.ndarray:
     """(n,) `wave` through a filter given as its gain at frequencies in Hz, without phase shift."""
     from scipy.fft import irfft, next_fast_len, rfft
 
     size = next_fast_len(len(wave), real=True)
-    return irfft(rfft(wave, size) * response(np.fft.rfftfreq(size, 1 / RATE)), size)[: len(wave)]
+    return irfft(rfft(wave, size) * response(np.fft.rfftfreq(size, 1 / rate)), size)[: len(wave)]
 
 
 def unit(wave: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from toolkit.models.conv1d import Conv1dCNN
 from toolkit.models.crnn import CRNN
 from toolkit.models.spectrogram import SpectrogramCNN
 from toolkit.models.timm_backbone import Backbone
+from toolkit.models.vgg import VGG
 from toolkit.models.vit import vit_large, vit_medium, vit_small
 from toolkit.schema import ModelConfig
 
@@ -25,6 +26,7 @@ REGISTRY: dict[str, Callable[..., Any]] = {
     "cnn_large": cnn_large,
     "cnn_conv1d": Conv1dCNN,
     "cnn_spectrogram": SpectrogramCNN,
+    "cnn_vgg": VGG,
     "crnn": CRNN,
     "vit_small": vit_small,
     "vit_medium": vit_medium,
