@@ -34,7 +34,7 @@ from toolkit.schema import Config
 from toolkit.speed import Meter, profiled, progress_bar
 from toolkit.step import Stepper
 from toolkit.strategy import Strategy
-from toolkit.validation import notes, score
+from toolkit.validation import judged, notes, score
 from toolkit.watch import at
 from toolkit.world import World, start
 
@@ -149,7 +149,7 @@ def fit(config: Config) -> dict[str, Any]:
     saver.close()  # where a signal came, the process ends here
     chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
     strategy.load_weights(load_file(folder / "best.safetensors"))
-    said = {p: evaluate(strategy.model, parts[p]) for p in ("val", "test") if len(parts[p])}
+    said = {p: evaluate(strategy.model, parts[p]) for p in judged(config, shard_set, parts)}
     at("report")
     result = {}
     if world.is_main:

@@ -12,8 +12,8 @@ import numpy as np
 from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import folds, tables
-from toolkit.folds import LAUNCH, METRICS, RESAMPLES, flat
-from toolkit.metrics import resampled
+from toolkit.folds import LAUNCH, RESAMPLES, flat
+from toolkit.intervals import Interval, percentiles, resamples, sampled, units_of
 from toolkit.predictions import LEVELS, Predictions, read_predictions
 from toolkit.results import read_config
 
@@ -90,7 +90,8 @@ def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Sum
         "unfinished": unfinished(trainings, folder),
         "warnings": warnings([one for one in trainings if one.finished]),
         "bootstrap": first["bootstrap"],
-        **{level: over_seeds(list(found.values()), rows, unit, level) for level in LEVELS},
+        "metrics": metrics_of(first),
+        **{level: over_seeds(list(found.values()), rows, first, level) for level in LEVELS},
     }
     if len(seeds) > 1:
         write_atomic(folder / "seeds.json", json.dumps(summary, indent=1).encode())
@@ -101,36 +102,50 @@ def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Sum
 def brief(summary: Mapping[str, Any]) -> Summary:
     """Of one seed's folds what a table of seeds shows."""
     found: Summary = {"missing": summary["missing"]}
+    names = metrics_of(summary)
     for level in LEVELS:
         by_fold = {
-            str(fold["fold"] or summary["part"]): {name: fold[level][name] for name in METRICS}
+            str(fold["fold"] or summary["part"]): {name: fold[level][name] for name in names}
             for fold in summary["folds"]
         }
-        pooled = {name: summary[level]["pooled"][name] for name in METRICS}
+        pooled = {name: summary[level]["pooled"][name] for name in names}
         found[level] = {"folds": by_fold, "pooled": pooled}
     return found
 
 
+def metrics_of(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The scores that tables of seeds show; of two classes the EER, too."""
+    return {**summary["metrics"], **({"eer": "EER"} if summary["detection"] else {})}
+
+
 def over_seeds(
-    found: Sequence[Mapping[str, Any]], rows: Sequence[Predictions], unit: str, level: str
+    found: Sequence[Mapping[str, Any]], rows: Sequence[Predictions], first: Summary, level: str
 ) -> Summary:
     """Mean and spread of the seeds' pooled scores, and the interval of the mean."""
-    values = {name: [one[level]["pooled"][name] for one in found] for name in METRICS}
+    metrics, unit = metrics_of(first), first["bootstrap"]["unit"]
+    values = {name: [one[level]["pooled"][name] for one in found] for name in metrics}
+    values = {name: [v for v in some if v is not None] for name, some in values.items()}
     at = [one.at(level) for one in rows]
-    alike = all(set(one.recording) == set(at[0].recording) for one in at)  # else folds are missing
+    at = [one.take(np.lexsort((one.start, one.recording.astype(str)))) for one in at]
+    alike = all(one.recording.tolist() == at[0].recording.tolist() for one in at)  # else missing
     return {
-        "mean": {name: mean(found) for name, found in values.items()},
+        "mean": {name: mean(v) if v else None for name, v in values.items()},
         "std": {name: stdev(v) if len(v) > 1 else None for name, v in values.items()},
-        "interval": {name: interval(at, unit, name) if alike else None for name in METRICS},
+        "interval": intervals(at, unit, metrics) if alike else dict.fromkeys(metrics),
     }
 
 
-def interval(rows: Sequence[Predictions], unit: str, metric: str) -> list[float]:
-    """The 95 % interval of the mean over seeds: each draw takes the same units of all of them."""
-    draws = [
-        resampled(one.labels, one.predicted, getattr(one, unit), metric, RESAMPLES) for one in rows
-    ]
-    return [float(edge) for edge in np.percentile(np.mean(draws, axis=0), [2.5, 97.5])]
+def intervals(
+    rows: Sequence[Predictions], unit: str, metrics: Mapping[str, str]
+) -> dict[str, Interval]:
+    """The 95 % interval of the mean over seeds, whose rows stand in one order: each draw takes the
+    same units of all of them."""
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
+    for weights in resamples(units_of(rows[0], unit), RESAMPLES):
+        each = [sampled(one, weights) for one in rows]
+        for name, values in drawn.items():
+            values.append(np.mean([one[name] for one in each], axis=0))
+    return {name: percentiles(np.concatenate(values)) for name, values in drawn.items()}
 
 
 def warnings(trainings: Sequence[Training]) -> list[str]:
@@ -146,32 +161,44 @@ def warnings(trainings: Sequence[Training]) -> list[str]:
     return lines
 
 
-def table(summary: Mapping[str, Any], level: str = "recording", metric: str = "accuracy") -> str:
+def table(summary: Mapping[str, Any], level: str = "recording") -> str:
     """One row a seed, one column a fold, then the pooled scores; mean and spread, in per cent."""
     names = list(dict.fromkeys(f for one in summary["seeds"].values() for f in one[level]["folds"]))
     rows: list[list[object]] = []
+    metric = next(iter(summary["metrics"]))
     for seed, one in summary["seeds"].items():
         cells = [one[level]["folds"].get(name, {}).get(metric) for name in names]
-        rows.append([seed, *map(tables.percent, cells), *pooled(one[level]["pooled"])])
-    rows += [[row, *[""] * len(names), *pooled(summary[level][row])] for row in ("mean", "std")]
-    header = ["seed", *(f"fold {name}" for name in names), *(f"{m} %" for m in METRICS.values())]
-    return tables.table(header, rows, summary["caution"])
+        rows.append([seed, *map(tables.percent, cells), *pooled(summary, one[level]["pooled"])])
+    rows += [
+        [row, *[""] * len(names), *pooled(summary, summary[level][row])] for row in ("mean", "std")
+    ]
+    header = [
+        "seed",
+        *(f"fold {name}" for name in names),
+        *(f"{m} %" for m in summary["metrics"].values()),
+    ]
+    return tables.table(header, rows, tables.caption(summary))
 
 
-def pooled(values: Mapping[str, float | None]) -> list[str]:
+def pooled(summary: Mapping[str, Any], values: Mapping[str, float | None]) -> list[str]:
     """The metrics of a row, in per cent."""
-    return [tables.percent(values[name]) for name in METRICS]
+    return [tables.percent(values[name]) for name in summary["metrics"]]
 
 
 def score_line(summary: Mapping[str, Any]) -> str:
     """The result in one line."""
     found, n = summary["recording"], len(summary["seeds"])
-    line = f"accuracy per recording {tables.percent(found['mean']['accuracy'])} %"
+    lead, word = next(iter(summary["metrics"].items()))
+    line = f"{word} per recording {tables.percent(found['mean'][lead])} %"
     if n > 1:
-        line += f" ± {tables.percent(found['std']['accuracy'])} % over {n} seeds"
-    edges = found["interval"]["accuracy"]
+        line += f" ± {tables.percent(found['std'][lead])} % over {n} seeds"
+    edges = found["interval"][lead]
     line += f" (95 % interval {tables.interval(edges)} %)" if edges else ""
-    return line + f", macro F1 {tables.percent(found['mean']['macro_f1'])} %"
+    line += f", macro F1 {tables.percent(found['mean']['macro_f1'])} %"
+    if "eer" in found["mean"]:
+        edges = tables.interval(found["interval"]["eer"])
+        line += f", EER {tables.percent(found['mean']['eer'])} % ({edges} %)"
+    return f"{line}; {tables.caption(summary)}"
 
 
 def notices(summary: Mapping[str, Any]) -> list[str]:
@@ -186,8 +213,10 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """seeds.md."""
+    lead = next(iter(summary["metrics"].values()))
+    lead = lead[0].upper() + lead[1:]
     parts = [f"# {tables.cell(summary['run'])}", f"**{score_line(summary)}**"]
     parts += [f"> **Note:** {tables.cell(line)}" for line in notices(summary)]
-    parts += ["Accuracy per recording of each fold, then the scores of all folds of a seed."]
+    parts += [f"{lead} per recording of each fold, then the scores of all folds of a seed."]
     parts += [table(summary), SOURCES.format(unit=summary["bootstrap"]["unit"])]
     return "\n\n".join(parts) + "\n"
