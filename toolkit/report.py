@@ -43,7 +43,7 @@ def write_fold(
     Raises:
         UserError: nothing to score, or NaN.
     """
-    from toolkit import attention, figures
+    from toolkit import attention, curves, figures
     from toolkit.detection_figures import marked
 
     if (folder / "model.json").exists():
@@ -63,8 +63,8 @@ def write_fold(
     write_atomic(folder / "report.txt", classification_report(predictions).encode())
     write_figures(folder, summary, predictions)
     if fold.records:  # a forest without a validation part has none
-        curves = marked(figures.draw_curves(fold.records), summary["caution"])
-        write_atomic(folder / "curves.png", figures.to_png(curves))
+        drawn = marked(curves.draw_curves(fold.records), summary["caution"])
+        write_atomic(folder / "curves.png", figures.to_png(drawn))
     attention.draw_fold(folder, shard_set, numbers)
     write_page(folder / "report.html", summary, [fold], predictions)
     write_atomic(folder / "scores.json", json.dumps(result, indent=1).encode())
@@ -179,13 +179,13 @@ def write_page(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    from toolkit import figures
+    from toolkit import curves, figures
 
     rows = predictions.at("recording")
-    curves = (
-        figures.draw_curves(folds[0].records)
+    progress = (
+        curves.draw_curves(folds[0].records)
         if len(folds) == 1
-        else figures.draw_fold_curves({fold.name: fold.records for fold in folds})
+        else curves.draw_fold_curves({fold.name: fold.records for fold in folds})
     )
     config = dict(folds[0].config)
     if len(folds) > 1 and "data" in config:
@@ -205,7 +205,7 @@ def write_page(
         method=tables.method(summary),
         hardest=hardest(predictions),
         wrong=int(certainty(rows)[0].sum()),
-        curves=Markup(figures.to_svg(curves)) if any(f.records for f in folds) else None,
+        curves=Markup(figures.to_svg(progress)) if any(f.records for f in folds) else None,
         detection={
             name: Markup(figures.to_svg(figure))
             for name, figure in detection_drawn(summary, predictions).items()
