@@ -34,7 +34,7 @@ def test_command_lines(package):
     shown_of_shards = made | {"verify", "info", "show", "duplicates", "reset"}
     expected = {
         "shards": shown_of_shards,
-        "toolkit": {"collect", "show_augment", "lr_find", "models"},
+        "toolkit": {"collect", "compare", "show_augment", "lr_find", "models"},
     }
     assert {name for name, *_ in commands} == expected[package]
     for name, *words in commands:

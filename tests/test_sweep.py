@@ -63,7 +63,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def test_seeds_are_joined(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run / "lr=0.1"
-    assert main(["collect", str(run)]) == 0
+    assert main(["collect", str(run), "--bootstrap_unit=recording"]) == 0
     found = read(run / "seeds.json")
     rows = [read_predictions(run / f"seed-{s}/predictions.csv").at("recording") for s in (0, 1)]
     accuracies = [accuracy_score(one.labels, one.predicted) for one in rows]

@@ -8,14 +8,14 @@ from shards.command import main as run_command
 from shards.errors import TrainingError
 
 
-def collect(run: str, *, bootstrap_unit: str = "recording", whole: bool = False) -> None:
+def collect(run: str, *, bootstrap_unit: str = "auto", whole: bool = False) -> None:
     """Join the folds of a run, its seeds and its settings: mean, spread, intervals, report.html.
 
-    Writes folds.json, folds.md, predictions.csv, confusion_matrix.png and report.html into RUN. The
-    intervals resample whole recordings, or with --bootstrap_unit=group whole groups. Of several
-    seeds each has these files, and RUN seeds.md; of a grid each setting has them, and RUN sweep.md
-    and sweep.png, sorted by the validation part. With --whole a missing training is exit code 1,
-    once all that is written.
+    Writes folds.json, folds.md, predictions.csv, confusion_matrix.png and report.html into RUN.
+    The intervals resample whole groups where recordings have groups, else recordings, or what
+    --bootstrap_unit=recording|group says. Of several seeds each has these files, and RUN
+    seeds.md; of a grid each setting has them, and RUN sweep.md and sweep.png, sorted by the
+    validation part. With --whole a missing training is exit code 1, once all that is written.
     """
     from toolkit import folds, seeds, sweep, tables, trainings
 

@@ -162,7 +162,8 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def write(found: Mapping[str, Any], out: Path) -> Sequence[Path]:
     """Write the comparison beside each other as OUT.md and OUT.png; returns both paths."""
-    from toolkit.figures import marked, to_png
+    from toolkit.detection_figures import marked
+    from toolkit.figures import to_png
     from toolkit.rivals import draw
 
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -59,14 +59,6 @@ def to_svg(figure: Figure) -> str:
     return re.sub(r'<g id="[^"]*"', "<g", text).replace(INK, "currentColor")
 
 
-def marked(figure: Figure, caution: str | None) -> Figure:
-    """The figure with a caution above it, if there is one."""
-    if caution:
-        narrow = figure.get_size_inches()[0] < 5
-        figure.suptitle(caution.replace(": ", ":\n") if narrow else caution, color=ORANGE, size=9)
-    return figure
-
-
 def rendered(figure: Figure, kind: str, **options: Any) -> bytes:
     """The bytes of the figure in the format `kind`."""
     out = io.BytesIO()

@@ -34,7 +34,7 @@ from toolkit.schema import Config
 from toolkit.speed import Meter, profiled, progress_bar
 from toolkit.step import Stepper
 from toolkit.strategy import Strategy
-from toolkit.validation import notes, score
+from toolkit.validation import judged, notes, score
 from toolkit.watch import at
 from toolkit.world import World, start
 
@@ -69,10 +69,8 @@ def fit(config: Config) -> dict[str, Any]:
     stepper = Stepper(strategy, augment, config, plan, world, make_loss(config, shard_set, parts))
 
     def evaluate(model: nn.Module, numbers: Selection) -> np.ndarray:
-        return log_probabilities(
-            model, transform, shard_set, numbers, world, accelerator, stepper.microbatch, reading,
-            stepper.loss.link,
-        )  # fmt: skip
+        return log_probabilities(model, transform, shard_set, numbers, world, accelerator,
+                                 stepper.microbatch, reading, stepper.loss.link)  # fmt: skip
 
     # Run: what is in it, and where it stopped.
     track.open_run(config, world)
@@ -151,7 +149,7 @@ def fit(config: Config) -> dict[str, Any]:
     saver.close()  # where a signal came, the process ends here
     chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
     strategy.load_weights(load_file(folder / "best.safetensors"))
-    said = {p: evaluate(strategy.model, parts[p]) for p in ("val", "test") if len(parts[p])}
+    said = {p: evaluate(strategy.model, parts[p]) for p in judged(config, shard_set, parts)}
     at("report")
     result = {}
     if world.is_main:

@@ -36,7 +36,7 @@ class Loss:
         weights = None if self.weights is None else logits.new_tensor(self.weights)
         if not (self.binary or self.gamma):
             each = F.cross_entropy(
-                logits, y, weights, label_smoothing=self.smoothing,
+                logits, y, weight=weights, label_smoothing=self.smoothing,
                 reduction="mean" if weights is None else "none",
             )  # fmt: skip
             return each.mean()

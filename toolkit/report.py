@@ -44,6 +44,7 @@ def write_fold(
         UserError: nothing to score, or NaN.
     """
     from toolkit import attention, curves, figures
+    from toolkit.detection_figures import marked
 
     if (folder / "model.json").exists():
         info = read_json(folder / "model.json") | {"decision": header.get("decision")}
@@ -62,7 +63,7 @@ def write_fold(
     write_atomic(folder / "report.txt", classification_report(predictions).encode())
     write_figures(folder, summary, predictions)
     if fold.records:  # a forest without a validation part has none
-        drawn = figures.marked(curves.draw_curves(fold.records), summary["caution"])
+        drawn = marked(curves.draw_curves(fold.records), summary["caution"])
         write_atomic(folder / "curves.png", figures.to_png(drawn))
     attention.draw_fold(folder, shard_set, numbers)
     write_page(folder / "report.html", summary, [fold], predictions)
@@ -92,9 +93,10 @@ def classification_report(predictions: Predictions) -> str:
 def confusion_figure(summary: Mapping[str, Any]) -> Any:
     """The confusion matrix over recordings."""
     from toolkit import figures
+    from toolkit.detection_figures import marked
 
     counts = np.array(summary["recording"]["confusion"])
-    return figures.marked(figures.draw_confusion(counts, summary["classes"]), summary["caution"])
+    return marked(figures.draw_confusion(counts, summary["classes"]), summary["caution"])
 
 
 def write_figures(folder: Path, summary: Mapping[str, Any], predictions: Predictions) -> None:
@@ -108,15 +110,15 @@ def write_figures(folder: Path, summary: Mapping[str, Any], predictions: Predict
 
 def detection_drawn(summary: Mapping[str, Any], predictions: Predictions) -> dict[str, Any]:
     """The figures `roc` and `det` over recordings; none unless there are two classes."""
-    from toolkit import attacks, detection_figures, figures
+    from toolkit import attacks
+    from toolkit.detection_figures import draw_det, draw_roc, marked
 
     found = summary["detection"]
     if not found or found["rows"][0]["eer"] is None:
         return {}
     curves, target = attacks.curves(predictions.at("recording"), found), found["target"]
-    roc, det = detection_figures.draw_roc, detection_figures.draw_det
-    both = {"roc": roc(curves, target), "det": det(curves, target)}
-    return {name: figures.marked(figure, summary["caution"]) for name, figure in both.items()}
+    both = {"roc": draw_roc(curves, target), "det": draw_det(curves, target)}
+    return {name: marked(figure, summary["caution"]) for name, figure in both.items()}
 
 
 def hardest(predictions: Predictions, n: int = HARDEST) -> list[dict[str, Any]]:

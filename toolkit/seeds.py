@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -51,12 +50,12 @@ def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Sum
         "run": first["run"],
         "protocol": first["protocol"],
         "caution": first["caution"],
-        "metrics": first["metrics"],
         "seeds": {str(seed): brief(one) for seed, one in found.items()},
         "unfinished": unfinished(trainings, folder),
         "warnings": warnings([one for one in trainings if one.finished]),
         "bootstrap": first["bootstrap"],
-        **{level: over_seeds(list(found.values()), rows, level) for level in LEVELS},
+        "metrics": metrics_of(first),
+        **{level: over_seeds(list(found.values()), rows, first, level) for level in LEVELS},
     }
     if len(seeds) > 1:
         write_atomic(folder / "seeds.json", json.dumps(summary, indent=1).encode())
@@ -67,7 +66,7 @@ def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Sum
 def brief(summary: Mapping[str, Any]) -> Summary:
     """Of one seed's folds what a table of seeds shows."""
     found: Summary = {"missing": summary["missing"]}
-    names = summary["metrics"]
+    names = metrics_of(summary)
     for level in LEVELS:
         by_fold = {
             str(fold["fold"] or summary["part"]): {name: fold[level][name] for name in names}
@@ -78,42 +77,39 @@ def brief(summary: Mapping[str, Any]) -> Summary:
     return found
 
 
+def metrics_of(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The scores that tables of seeds show; of two classes the EER, too."""
+    return {**summary["metrics"], **({"eer": "EER"} if summary["detection"] else {})}
+
+
 def over_seeds(
-    found: Sequence[Mapping[str, Any]], rows: Sequence[Predictions], level: str
+    found: Sequence[Mapping[str, Any]], rows: Sequence[Predictions], first: Summary, level: str
 ) -> Summary:
     """Mean and spread of the seeds' pooled scores, and the interval of the mean."""
-    names, unit = found[0]["metrics"], found[0]["bootstrap"]["unit"]
-    values = {name: [one[level]["pooled"][name] for one in found] for name in names}
-    defined = {name: None not in several for name, several in values.items()}
-    many = len(found) > 1
+    metrics, unit = metrics_of(first), first["bootstrap"]["unit"]
+    values = {name: [one[level]["pooled"][name] for one in found] for name in metrics}
+    values = {name: [v for v in some if v is not None] for name, some in values.items()}
+    at = [one.at(level) for one in rows]
+    at = [one.take(np.lexsort((one.start, one.recording.astype(str)))) for one in at]
+    alike = all(one.recording.tolist() == at[0].recording.tolist() for one in at)  # else missing
     return {
-        "mean": {name: mean(v) if defined[name] else None for name, v in values.items()},
-        "std": {name: stdev(v) if many and defined[name] else None for name, v in values.items()},
-        "interval": intervals([one.at(level) for one in rows], unit, list(names)),
+        "mean": {name: mean(v) if v else None for name, v in values.items()},
+        "std": {name: stdev(v) if len(v) > 1 else None for name, v in values.items()},
+        "interval": intervals(at, unit, metrics) if alike else dict.fromkeys(metrics),
     }
 
 
-def intervals(rows: Sequence[Predictions], unit: str, names: list[str]) -> dict[str, Interval]:
-    """The 95 % intervals of the means over seeds: a draw takes the same recordings of each seed.
-
-    None while the seeds have not tested the same ones.
-    """
-    rows = [in_order(one) for one in rows]
-    if any(list(one.recording) != list(rows[0].recording) for one in rows):
-        return dict.fromkeys(names)
-    draws: dict[str, list[np.ndarray]] = {name: [] for name in names}
+def intervals(
+    rows: Sequence[Predictions], unit: str, metrics: Mapping[str, str]
+) -> dict[str, Interval]:
+    """The 95 % interval of the mean over seeds, whose rows stand in one order: each draw takes the
+    same units of all of them."""
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
     for weights in resamples(units_of(rows[0], unit), RESAMPLES):
         each = [sampled(one, weights) for one in rows]
-        for name in names:
-            draws[name].append(np.mean([one[name] for one in each], axis=0))
-    return {name: percentiles(np.concatenate(found)) for name, found in draws.items()}
-
-
-def in_order(rows: Predictions) -> Predictions:
-    """Rows by recording and time, the same for every seed."""
-    order = np.lexsort((rows.start, np.unique(rows.recording, return_inverse=True)[1]))
-    arrays = {f.name: getattr(rows, f.name)[order] for f in fields(rows) if f.name != "classes"}
-    return replace(rows, **arrays)
+        for name, values in drawn.items():
+            values.append(np.mean([one[name] for one in each], axis=0))
+    return {name: percentiles(np.concatenate(values)) for name, values in drawn.items()}
 
 
 def warnings(trainings: Sequence[Training]) -> list[str]:
@@ -132,30 +128,40 @@ def warnings(trainings: Sequence[Training]) -> list[str]:
 def table(summary: Mapping[str, Any], level: str = "recording") -> str:
     """One row a seed, one column a fold, then the pooled scores; mean and spread, in per cent."""
     names = list(dict.fromkeys(f for one in summary["seeds"].values() for f in one[level]["folds"]))
-    metrics = summary["metrics"]
-    lead = next(iter(metrics))
     rows: list[list[object]] = []
+    metric = next(iter(summary["metrics"]))
     for seed, one in summary["seeds"].items():
-        cells = [one[level]["folds"].get(name, {}).get(lead) for name in names]
-        cells += [one[level]["pooled"][name] for name in metrics]
-        rows.append([seed, *map(tables.percent, cells)])
-    for row in ("mean", "std"):
-        cells = [tables.percent(summary[level][row][name]) for name in metrics]
-        rows.append([row, *[""] * len(names), *cells])
-    header = ["seed", *(f"fold {name}" for name in names), *(f"{m} %" for m in metrics.values())]
+        cells = [one[level]["folds"].get(name, {}).get(metric) for name in names]
+        rows.append([seed, *map(tables.percent, cells), *pooled(summary, one[level]["pooled"])])
+    rows += [
+        [row, *[""] * len(names), *pooled(summary, summary[level][row])] for row in ("mean", "std")
+    ]
+    header = [
+        "seed",
+        *(f"fold {name}" for name in names),
+        *(f"{m} %" for m in summary["metrics"].values()),
+    ]
     return tables.table(header, rows, tables.caption(summary))
+
+
+def pooled(summary: Mapping[str, Any], values: Mapping[str, float | None]) -> list[str]:
+    """The metrics of a row, in per cent."""
+    return [tables.percent(values[name]) for name in summary["metrics"]]
 
 
 def score_line(summary: Mapping[str, Any]) -> str:
     """The result in one line."""
     found, n = summary["recording"], len(summary["seeds"])
-    lead, name = next(iter(summary["metrics"].items()))
-    line = f"{name} per recording {tables.percent(found['mean'][lead])} %"
+    lead, word = next(iter(summary["metrics"].items()))
+    line = f"{word} per recording {tables.percent(found['mean'][lead])} %"
     if n > 1:
         line += f" ± {tables.percent(found['std'][lead])} % over {n} seeds"
     edges = found["interval"][lead]
     line += f" (95 % interval {tables.interval(edges)} %)" if edges else ""
     line += f", macro F1 {tables.percent(found['mean']['macro_f1'])} %"
+    if "eer" in found["mean"]:
+        edges = tables.interval(found["interval"]["eer"])
+        line += f", EER {tables.percent(found['mean']['eer'])} % ({edges} %)"
     return f"{line}; {tables.caption(summary)}"
 
 
@@ -171,9 +177,10 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """seeds.md."""
+    lead = next(iter(summary["metrics"].values()))
+    lead = lead[0].upper() + lead[1:]
     parts = [f"# {tables.cell(summary['run'])}", f"**{score_line(summary)}**"]
     parts += [f"> **Note:** {tables.cell(line)}" for line in notices(summary)]
-    lead = next(iter(summary["metrics"].values()))
-    parts += [f"Per recording: {lead} of each fold, then the scores of all folds of a seed."]
+    parts += [f"{lead} per recording of each fold, then the scores of all folds of a seed."]
     parts += [table(summary), SOURCES.format(unit=summary["bootstrap"]["unit"])]
     return "\n\n".join(parts) + "\n"

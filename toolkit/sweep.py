@@ -129,8 +129,7 @@ def table(sweep: Mapping[str, Any]) -> str:
             row += ["-", "-"]
         rows.append([*row, one["trained"]])
     scores = [f"validation {unit}", "std"] if sweep["ranked"] else ["tested %", "95 % interval"]
-    caption = f"protocol {sweep['protocol']}"
-    return tables.table(["rank", *knobs, *scores, "trained"], rows, caption)
+    return tables.table(["rank", *knobs, *scores, "trained"], rows, tables.caption(sweep))
 
 
 def effect_table(sweep: Mapping[str, Any]) -> str:
@@ -142,7 +141,7 @@ def effect_table(sweep: Mapping[str, Any]) -> str:
             shown = number(metric, one["mean"]), number(metric, one["mean"] - best)
             rows.append([key, one["value"], *shown, len(one["scores"])])
     header = ["knob", "value", f"mean validation {metric}", "to the best", "settings"]
-    return tables.table(header, rows, None)
+    return tables.table(header, rows, tables.caption(sweep))
 
 
 def notices(sweep: Mapping[str, Any]) -> list[str]:

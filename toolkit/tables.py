@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.decision import told
-from toolkit.folds import PROTOCOLS
+from toolkit.folds import CAUTION, PROTOCOLS
 from toolkit.predictions import LEVELS
 
 Summary = Mapping[str, Any]
@@ -46,8 +46,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], caption: str 
 
 def caption(summary: Summary) -> str:
     """What stands above every table: the protocol, and a caution where it needs one."""
-    said = f"protocol {summary['protocol']}"
-    return f"{said}, {summary['caution']}" if summary["caution"] else said
+    said, caution = f"protocol {summary['protocol']}", CAUTION.get(summary["protocol"])
+    return f"{said}, {caution}" if caution else said
 
 
 def fold_table(summary: Summary, level: str) -> str:

@@ -55,6 +55,14 @@ def costs_of(report: ReportConfig) -> Costs:
     return Costs(report.dcf_prior, report.dcf_miss, report.dcf_false_alarm)
 
 
+def judged(config: Config, shard_set: ShardSet, parts: Mapping[str, Selection]) -> list[str]:
+    """The parts that the chosen weights are run over: the test part, and before it the validation
+    part where that chooses thresholds."""
+    chooses = shard_set.is_multi_label or len(shard_set.class_names) == 2
+    chooses = chooses and config.report.threshold != "none" and len(parts["val"]) > 0
+    return ["val", "test"] if chooses else ["test"]
+
+
 def notes(
     config: Config,
     shard_set: ShardSet,
@@ -68,7 +76,7 @@ def notes(
     """
     report, several = config.report, shard_set.is_multi_label
     target, decision = target_of(report, shard_set), None
-    if "val" in found and report.threshold != "none":
+    if "val" in found and "val" in judged(config, shard_set, parts):
         rows = of_samples(shard_set, parts["val"][:], found["val"], None).at("recording")
         decision = learn(rows.labels, rows.log_probs, rows.classes, target, report.threshold)
     noted: dict[str, Any] = {"decision": decision}

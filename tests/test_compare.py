@@ -1,0 +1,82 @@
+"""Two runs compared on the same recordings: against arithmetic, and refused where they differ."""
+
+import json
+import shutil
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_collect import make_set, train
+
+from toolkit.__main__ import main
+from toolkit.compare import compare, mcnemar
+from toolkit.predictions import read_predictions, write_predictions
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of three folds, and one that has the labels of nine recordings wrong on top."""
+    folder = tmp_path_factory.mktemp("rivals")
+    shard_set = make_set(folder / "set")
+    for fold in range(3):
+        train(folder / "good", shard_set, fold)
+    shutil.copytree(folder / "good", folder / "bad")
+    for fold in (folder / "bad").glob("fold-*"):
+        rows = read_predictions(fold / "predictions.csv")
+        right = np.flatnonzero((rows.labels == rows.predicted) & (rows.level == "recording"))[:3]
+        rows.predicted[right] = (rows.labels[right] + 1) % 3
+        write_predictions(fold / "predictions.csv", rows)
+    return folder / "good", folder / "bad"
+
+
+def test_mcnemar_is_a_coin():
+    for first, second in ((0, 0), (1, 9), (4, 4), (7, 2)):
+        n, tail = first + second, min(first, second)
+        p = min(1.0, 2 * sum(comb(n, k) for k in range(tail + 1)) / 2**n)
+        assert mcnemar(first, second) == pytest.approx(p)
+
+
+def test_a_worse_run_is_worse_by_what_it_lost(runs, tmp_path, capsys):
+    good, bad = runs
+    found = compare(good, bad)
+    rows = [json.loads((good / f"fold-{f}/scores.json").read_text()) for f in range(3)]
+    right = round(sum(12 * row["recording"]["accuracy"] for row in rows))
+    assert found["n"] == 36 and found["counts"] == [right - 9, 9, 0, 36 - right]
+    assert found["mcnemar"] == pytest.approx(2 / 2**9)
+    accuracy = found["metrics"]["accuracy"]
+    assert accuracy["difference"] == pytest.approx(-9 / 36)
+    low, high = accuracy["interval"]
+    # 36 differences of 0 and -1 in 18 groups of two: at least as wide as if all were alone.
+    alone = 1.96 * np.sqrt(0.25 * 0.75 / 36)
+    assert -0.25 - 2 * alone < low < -0.25 - 0.5 * alone and -0.25 < high < 0
+    assert found["unit"] == "group" and found["units"] == 18 and accuracy["above"] < 0.01
+    swapped = compare(bad, good)["metrics"]["accuracy"]
+    assert swapped["interval"] == pytest.approx([-high, -low])
+    out = tmp_path / "c"
+    assert main(["compare", str(good), str(bad), f"--out={out}"]) == 0
+    assert (
+        "-25.0" in capsys.readouterr().out and "protocol kfold" in (tmp_path / "c.md").read_text()
+    )
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_no_other_than_itself(runs):
+    found = compare(runs[0] / "fold-0", runs[0] / "fold-0")
+    assert found["mcnemar"] == 1 and found["metrics"]["macro_f1"]["interval"] == [0, 0]
+    assert found["metrics"]["macro_f1"]["above"] == 0.5
+
+
+def test_runs_on_other_recordings_are_refused(runs, tmp_path: Path, capsys):
+    good, _ = runs
+    shutil.copytree(good, tmp_path / "other", ignore=shutil.ignore_patterns("fold-2"))
+    assert main(["compare", str(good), str(tmp_path / "other")]) == 2
+    told = capsys.readouterr().err
+    assert "12 only in the first, as rain/" in told and told.count("\n") == 1
+    file = tmp_path / "other/fold-0/predictions.csv"
+    rows = read_predictions(file)
+    rows.labels[rows.recording == "rain/4, night.wav"] += 1
+    rows.labels[:] %= 3
+    write_predictions(file, rows)
+    assert main(["compare", str(good / "fold-0"), str(tmp_path / "other/fold-0")]) == 2
+    assert "rain/4, night.wav has another label" in capsys.readouterr().err
