@@ -83,6 +83,7 @@ def common(site: Site, place: Place, name: str, log: str) -> dict[str, str | int
         "qos": site.qos,
         "nodes": 1,
         "ntasks-per-node": 1,
+        "--requeue": "",
     }
 
 
@@ -122,7 +123,7 @@ def train(site: Site, place: Place, tasks: Sequence[Task], settings: Sequence[st
         "time": site.time,
         "signal": f"B:USR1@{site.signal}",
     }
-    options |= {f"--{word.lstrip('-')}": "" for word in ("requeue", *site.sbatch)}
+    options |= dict.fromkeys(site.sbatch, "")
     lines = [
         *places(site, place),
         f"nodes={site.nodes} gpus={site.gpus} strategy={site.strategy}",
@@ -153,7 +154,6 @@ def shards(site: Site, place: Place, audio: str, out: str, flags: str, parts: in
         "cpus-per-task": site.cpus_per_gpu,
         "time": site.time,
         "signal": "B:USR1@120",
-        "--requeue": "",
     }
     words = shlex.join([audio, out, *shlex.split(flags)])
     part = f'"--part=$SLURM_ARRAY_TASK_ID/{parts}"'

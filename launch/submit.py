@@ -15,7 +15,7 @@ from launch import scripts, slurm, submission
 from launch.scripts import Place, Script
 from launch.site import Site, read_site
 from launch.tasks import plan
-from shards.command import main_of
+from shards.command import main as run_command
 from shards.errors import TrainingError, UserError
 from toolkit.schema import Config, DataConfig
 
@@ -167,7 +167,8 @@ submit.__signature__ = signature()  # type: ignore[attr-defined]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Submit; returns the exit code."""
-    return main_of("python -m launch.submit", submit, argv)
+    words = sys.argv[1:] if argv is None else argv
+    return run_command("python -m", {"launch.submit": submit}, ["launch.submit", *words])
 
 
 if __name__ == "__main__":

@@ -133,8 +133,7 @@ def command_usage(program: str, name: str, function: Callable[..., Any]) -> str:
             positional.append(p.name.upper() + ("..." if p.kind is p.VAR_POSITIONAL else ""))
         else:
             flags.append(f"  --{p.name}={'' if p.default is None else p.default}")
-    head = " ".join(["Usage:", *f"{program} {name}".split(), *positional])
-    head += " [--flag=value ...]" if flags else ""
+    head = f"Usage: {program} {name} {' '.join(positional)}{' [--flag=value ...]' if flags else ''}"
     return "\n".join(
         [head, "", inspect.getdoc(function) or "", *(["", "Flags:"] if flags else []), *flags]
     )
@@ -152,31 +151,16 @@ def main(program: str, commands: Commands, argv: Sequence[str] | None = None) ->
     return guard(lambda: dispatch(program, commands, name, words))
 
 
-def main_of(program: str, function: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
-    """As `main`, of a program that is one command."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    before_dashes = words[: words.index("--")] if "--" in words else words
-    if not words or {"--help", "-h"} & set(before_dashes):
-        text = command_usage(program, "", function)
-        return guard(lambda: print(text, flush=True)) or (0 if words else 2)
-    return guard(lambda: call(program, "", function, words))
-
-
 def dispatch(program: str, commands: Commands, name: str, words: Sequence[str]) -> None:
     """Check the words, then have fire call the command with them."""
     if name not in commands:
         raise UserError(f"{program}: unknown command {name!r}; {nearest(name, list(commands))}")
-    call(program, name, commands[name], words)
-
-
-def call(program: str, name: str, function: Callable[..., Any], words: Sequence[str]) -> None:
-    """Check the words of one command, then have fire call it."""
-    arguments, options = bind(f"{program} {name}".strip(), function, words)
+    arguments, options = bind(f"{program} {name}", commands[name], words)
 
     import fire  # after the check: --help and errors need not wait for it
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    fire.Fire({name: lambda: function(*arguments, **options)}, command=[name], name=program)
+    fire.Fire({name: lambda: commands[name](*arguments, **options)}, command=[name], name=program)
 
 
 def guard(action: Callable[[], Any], speaks: bool = True) -> int:

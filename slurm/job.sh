@@ -28,7 +28,8 @@ say() { echo "[$(date -u +%FT%TZ) job $task on $SLURMD_NODENAME] $*"; }
 # A module of the tree in $code, whatever the working folder has.
 wavefold() { "${container[@]}" "$python" "$code/launch/module.py" "$@"; }
 
-# Runs a command to its end, $status, with the signals that this shell gets.
+# Runs a command to its end, $status, with the signals that this shell gets. (A function of the
+# shell would be a process of its own, and keep them.)
 supervise() {
     "$@" &
     child=$!
@@ -55,7 +56,7 @@ note() { echo "$(date -u +%FT%TZ) $task $SLURMD_NODENAME $*" >>"$run/lives.txt";
 # Opens a life of the training in $run, unless it has had too many, or has come to nothing in two.
 begin_life() {
     mkdir -p "$run" || exit
-    ln -srfn "$(readlink "/proc/$$/fd/1")" "$run/log.txt"
+    ln -srfn "$(readlink "/proc/$$/fd/1")" "$run/train.log"
     rm -f "$run/requeue"
     step=$(newest_checkpoint)
     if [ "$restarts" -gt "$max_restarts" ]; then give_up; fi

@@ -1,6 +1,6 @@
 """A throw-away Slurm on this machine: real daemons, nodes that are made up, one folder.
 
-Nodes n1, n2 are slurmd processes on ports of the loopback; CPUs and GPUs are counted, not there.
+Nodes n1, n2, ... are slurmd processes on ports of the loopback; CPUs and GPUs are only counted.
 Partition `urgent` takes nodes from `main` by requeueing what runs there. Whatever belongs to the
 cluster carries its SLURM_CONF in the environment, and is killed by that mark.
 """
@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ import psutil
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 SYSTEM = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-NODES, CPUS, GPUS = 2, 64, 4
+NODES, CPUS, GPUS = 5, 64, 4
 #: cred_expire: a requeued job waits so long and a second; KillWait: between TERM and KILL;
 #: SlurmdTimeout: a node that is silent for so long is down
 CONF = """\
@@ -75,10 +76,14 @@ def free_port(among: Iterator[int]) -> int:
     raise RuntimeError("no free port")
 
 
+OVER = threading.Event()  #: whoever waits need not any longer
+
+
 def until(true: Callable[[], bool], seconds: float, what: str) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not true():
+        assert not OVER.is_set(), f"stopped before {what}"
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.1)
 
@@ -95,6 +100,7 @@ class Cluster:
 
     def start(self) -> None:
         """Write the configuration, start all, wait for the nodes."""
+        OVER.clear()
         import getpass
 
         ports = iter(range(11000 + os.getpid() % 5000, 19000))
@@ -132,6 +138,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Kill all that carries our mark; new ones are looked for until none is left."""
+        OVER.set()
         while found := self.processes():
             for process in found:
                 with suppress(psutil.Error):
@@ -141,14 +148,15 @@ class Cluster:
             time.sleep(0.05)
 
     def processes(self, **also: str) -> list[psutil.Process]:
-        """What runs with our SLURM_CONF in its environment, and with these values."""
-        wanted, found = {"SLURM_CONF": str(self.conf), **also}, []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
-                    there = process.environ()
-                    if wanted.items() <= there.items():
-                        found.append(process)
+        """What runs with our SLURM_CONF in its environment, and with these values; psutil's own
+        reading of it ends where slurmstepd has written its title."""
+        wanted = {f"{k}={v}".encode() for k, v in {"SLURM_CONF": self.conf, **also}.items()}
+        found = []
+        for pid in psutil.pids():
+            with suppress(OSError, psutil.Error):
+                there = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if wanted <= set(there) and pid != os.getpid():
+                    found.append(psutil.Process(pid))
         return found
 
     def run(self, *words: str, code: int = 0) -> str:
@@ -170,10 +178,10 @@ class Cluster:
 
     def wait(self, job: str, seconds: float = 120) -> set[str]:
         """The states in which a job ends; one that is requeued has not ended."""
-        running = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED"}
+        final = {"CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY"}
 
         def over() -> bool:
-            return not running & set(self.states(job).values())
+            return final >= set(self.states(job).values())
 
         until(over, seconds, f"job {job}: {self.states(job)}")
         return set(self.states(job).values())

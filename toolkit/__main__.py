@@ -5,16 +5,32 @@ from pathlib import Path
 
 from shards.command import Commands
 from shards.command import main as run_command
+from shards.errors import TrainingError
 
 
-def collect(run: str, *, bootstrap_unit: str = "recording") -> None:
-    """Join the folds of a run: mean and spread, pooled scores with intervals, report.html.
+def collect(run: str, *, bootstrap_unit: str = "recording", whole: bool = False) -> None:
+    """Join the folds of a run, its seeds and its settings: mean, spread, intervals, report.html.
 
     Writes folds.json, folds.md, predictions.csv, confusion_matrix.png and report.html into RUN. The
-    intervals resample whole recordings, or with --bootstrap_unit=group whole groups.
+    intervals resample whole recordings, or with --bootstrap_unit=group whole groups. Of several
+    seeds each has these files, and RUN seeds.md; of a grid each setting has them, and RUN sweep.md
+    and sweep.png, sorted by the validation part. With --whole a missing training is exit code 1,
+    once all that is written.
     """
-    from toolkit import folds, tables
+    from toolkit import folds, seeds, sweep, tables
 
+    trainings = [t for t in seeds.find_trainings(Path(run)) if t.grid or t.seed is not None]
+    if any(t.finished for t in trainings):
+        swept = any(t.grid for t in trainings)
+        join, page = (sweep.collect_sweep, sweep) if swept else (seeds.collect_seeds, seeds)
+        found = join(Path(run), trainings, bootstrap_unit)
+        print(page.table(found), end="\n\n")
+        for line in page.notices(found):
+            print(f"note: {line}")
+        print(page.score_line(found))
+        print(Path(run) / ("sweep.md" if swept else "seeds.md"))
+        check_whole(run, seeds.unfinished(trainings, Path(run)) if whole else [])
+        return
     summary = folds.collect(Path(run), bootstrap_unit)
     print(tables.fold_table(summary, "recording"))
     print()
@@ -22,6 +38,26 @@ def collect(run: str, *, bootstrap_unit: str = "recording") -> None:
         print(f"note: {line}")
     print(tables.score_line(summary))
     print(Path(run) / "report.html")
+    check_whole(run, summary["missing"] if whole else [])
+
+
+def check_whole(run: str, missing: Sequence[str]) -> None:
+    """Raise a TrainingError that names what is missing."""
+    if missing:
+        raise TrainingError(f"{run}: {', '.join(missing)} missing; see the notes above")
+
+
+def compare(first: str, second: str, *, out: str = "compare", bootstrap_unit: str = "auto") -> None:
+    """Test the difference of two runs on the same recordings: McNemar, paired bootstrap, a picture.
+
+    FIRST and SECOND are runs, or folds of runs. Writes OUT.md and OUT.png. The bootstrap draws
+    whole groups where recordings have groups, or what --bootstrap_unit=recording|group says.
+    """
+    from toolkit import compare as comparison
+
+    found = comparison.compare(Path(first), Path(second), bootstrap_unit)
+    print(comparison.markdown(found))
+    print(*comparison.write(found, Path(out)), sep="\n")
 
 
 def report(run: str) -> None:
@@ -83,6 +119,7 @@ def models(*config: str) -> None:
 
 COMMANDS: Commands = {
     "collect": collect,
+    "compare": compare,
     "report": report,
     "show_augment": show_augment,
     "lr_find": lr_find,

@@ -10,7 +10,8 @@ import yaml
 
 from shards.command import nearest
 from shards.errors import UserError
-from toolkit.schema import CHOICES, Config, check
+from toolkit.limits import CHOICES, check
+from toolkit.schema import Config
 
 
 def load(words: Sequence[str]) -> Config:

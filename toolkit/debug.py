@@ -5,7 +5,8 @@ import os
 from typing import Any
 
 from shards.errors import UserError
-from toolkit.schema import Config, check
+from toolkit.limits import check
+from toolkit.schema import Config
 from toolkit.world import launched
 
 EPOCHS, STEPS = 2, 2  #: at most, and steps of each

@@ -60,6 +60,14 @@ def to_svg(figure: Figure) -> str:
     return re.sub(r'<g id="[^"]*"', "<g", text).replace(INK, "currentColor")
 
 
+def marked(figure: Figure, caution: str | None) -> Figure:
+    """The figure with a caution above it, if there is one."""
+    if caution:
+        narrow = figure.get_size_inches()[0] < 5
+        figure.suptitle(caution.replace(": ", ":\n") if narrow else caution, color=ORANGE, size=9)
+    return figure
+
+
 def rendered(figure: Figure, kind: str, **options: Any) -> bytes:
     """The bytes of the figure in the format `kind`."""
     out = io.BytesIO()
@@ -237,6 +245,26 @@ def draw_lr_range(
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.legend(loc="lower left")
+    return figure
+
+
+@rc_context(STYLE)
+def draw_effects(sweep: Mapping[str, Any]) -> Figure:
+    """A panel a knob: each setting's score over the knob's values, and their means."""
+    effects = sweep["effects"]
+    figure = Figure(figsize=(1.0 + 2.9 * len(effects), 3.2), layout="constrained")
+    row = figure.subplots(1, len(effects), squeeze=False, sharey=True)[0]
+    for axes, (key, values) in zip(row, effects.items(), strict=True):
+        for place, one in enumerate(values):
+            n = len(one["scores"])
+            axes.plot([place] * n, one["scores"], "o", color=BLUE, alpha=0.35, markersize=4)
+        axes.plot([one["mean"] for one in values], "o-", color=ORANGE, label="mean")
+        names = [short(one["value"], 14) for one in values]
+        axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0)
+        axes.set(title=short(key), xlim=(-0.5, len(names) - 0.5))
+        axes.grid(False, axis="x")
+    row[0].set_ylabel(f"validation {sweep['metric']}")
+    row[0].legend()
     return figure
 
 

@@ -39,6 +39,17 @@ class Fold:
         return str(self.result["fold"] or "split")
 
 
+def last_words(folder: Path, count: int = 4) -> list[str]:
+    """The last lines of the log of a training in `folder`, if whoever started it has kept one."""
+    try:
+        text = (folder / "train.log").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = [redact(line) for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith("srun: launch/")]
+    return told[-count:]
+
+
 def redact(value: Any, name: str = "") -> Any:
     """`value` with "***" for whatever looks like a key, a token or a password."""
     if isinstance(value, Mapping):

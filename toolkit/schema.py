@@ -1,15 +1,11 @@
-"""The schema of a run: sections of keys, their defaults, and what values they may have."""
+"""The schema of a run: sections of keys, and their defaults."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
 from toolkit.hub import HubConfig
-from toolkit.metrics import SIGNS
-
-PROTOCOLS = ("split", "kfold", "kfold_nested")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +19,7 @@ class RunConfig:
 class DataConfig:
     shards: str | list[Any]  #: a folder, or s3://, https://, hf://; or [{path: A, weight: 2}, ...]
     cache_gb: float = 50.0  #: 10^9 bytes of shards from an address that are kept on this machine
-    protocol: str = "split"  #: split | kfold | kfold_nested
+    protocol: str = "split"  #: split | kfold | kfold_nested | kfold_optimistic (to compare)
     fold: int = 0  #: which fold tests, counted from 0; k-fold protocols only
     classes: list[str] | None = None  #: only these, numbered in this order; null: all
     fraction: float = 1.0  #: of the training part's recordings, class by class; 0.1 is inside 0.2
@@ -68,6 +64,7 @@ class ModelConfig:
     drop_path: float = 0.0  #: stochastic depth of the last block; those before rise to it from 0
     trees: int | None = None  #: of a forest; null: 500
     leaf: int | None = None  #: samples that a leaf of a forest has at least; null: 1
+    outputs: int | None = None  #: 1: one score tells two classes apart; null: a logit a class
     pretrained: bool | str = False  #: timm's weights: cached or downloaded, or a .safetensors file
     init_from: str | None = None  #: weights to begin with: a run, a fold, or a .safetensors file
     freeze: list[str] | None = None  #: parts not to train; [backbone]: a probe
@@ -93,7 +90,10 @@ class OptimConfig:
     plateau_cooldown: int = 0  #: evaluations after a drop that are not counted
     ema: float = 0.0  #: decay of the averaged weights that are scored and saved; 0: off
     grad_clip: float = 1.0  #: largest gradient norm; 0 is off
-    label_smoothing: float = 0.0  #: of the cross entropy
+    loss: str = "auto"  #: cross_entropy | focal | bce (each class for itself) | auto
+    label_smoothing: float = 0.0  #: share of a target that all classes have alike
+    focal_gamma: float = 2.0  #: loss: focal; what is right with probability p counts (1-p)^gamma
+    class_weights: dict[str, float] | str | None = None  #: in the loss: {class: times} | balanced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +134,7 @@ class TrainConfig:
     cudnn_benchmark: bool = True  #: on GPUs: try convolutions, take the fastest; off with `exact`
     seed: int = 42  #: of weights, order, dropout and augmentation
     #: of the validation part: macro_f1 | accuracy | balanced_accuracy | loss | roc_auc |
-    #: average_precision | ece | eer (two classes); chooses the epoch
+    #: average_precision (mAP) | ece | eer, min_dcf | micro_f1; chooses the epoch
     best_metric: str = "macro_f1"
     patience: int = 0  #: evaluations without a better best_metric that end the training; 0: off
     log_every: int = 10  #: steps between lines of metrics.jsonl
@@ -162,6 +162,16 @@ class TrackConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    target: str | None = None  #: of two classes the genuine one: EER, DET, min-DCF; null: the last
+    threshold: str = "macro_f1"  #: by what the validation part chooses it; none: one half
+    by: str | None = None  #: attacks: group, or a regex on the path; seen and unseen are told apart
+    dcf_prior: float = 0.05  #: min-DCF as in ASVspoof 5: the prior of what is no target
+    dcf_miss: float = 1.0  #: cost of a target that is missed
+    dcf_false_alarm: float = 10.0  #: cost of another that is accepted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """One experiment. Only the loop sees all of it; everything below takes its own part."""
 
@@ -173,6 +183,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     hub: HubConfig = field(default_factory=HubConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
     def folder(self) -> Path:
         """Where this run, or this fold of it, lives."""
@@ -188,101 +199,7 @@ class Config:
         return dataclasses.asdict(self)
 
 
-CHOICES = {
-    "data.protocol": PROTOCOLS,
-    "data.last_batch": ("wrap", "drop"),
-    "data.normalize": ("band", "global", "sample", "peak", "none"),
-    "augment.mix": ("none", "mixup", "between_class"),
-    "augment.shift_padding": ("silence", "reflect"),
-    "augment.eq_kind": ("linear", "step"),
-    "data.shuffle": ("full", "window", "none"),
-    "data.balance": ("none", "class"),
-    "data.resident": ("auto", "device", "memory", "none"),
-    "train.precision": ("no", "bf16", "fp16", "auto"),
-    "train.compile": ("off", "default", "reduce-overhead"),
-    "train.channels_last": (True, False, "auto"),
-    "train.best_metric": tuple(SIGNS),
-    "optim.name": ("adamw", "adam", "sgd"),
-    "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
-    "optim.plateau_metric": tuple(SIGNS),
-    "train.resume": ("auto", "never", "must"),
-    "track.wandb": ("disabled", "offline", "online"),
-}
-AT_LEAST = {
-    "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
-    "data.samples_per_epoch": 1, "data.top_db": 1, "data.crops": 0, "augment.crop_frames": 0,
-    "augment.time_scale": 1,
-    "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
-    "model.trees": 1, "model.leaf": 1,
-    "optim.lr": 0,
-    "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
-    "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
-    "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
-    "augment.time_shift": 0, "augment.mix_share": 0, "augment.mix_alpha": 0.01,
-    "augment.gain_db": 0, "augment.eq_db": 0, "augment.eq_bands": 2, "augment.eq_width": 1,
-    "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
-    "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
-    "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
-    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
-    "train.nonfinite_patience": 0,
-    "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
-    "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
-    "optim.plateau_cooldown": 0,
-}  # fmt: skip
-AT_MOST = {"data.fraction": 1}
-BELOW_ONE = (
-    "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
-    "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
-    "optim.ema",
-)  # fmt: skip
-
-
 def get(config: Config, name: str) -> Any:
     """The value of `section.key`."""
     section, key = name.split(".")
     return getattr(getattr(config, section), key)
-
-
-def check(config: Config) -> None:
-    """Raise a UserError for a value out of its range, or two that exclude each other."""
-    for name, minimum in AT_LEAST.items():
-        value = get(config, name)
-        if value is not None and value < minimum:
-            raise UserError(f"{name}={value}: at least {minimum}")
-    for name, maximum in AT_MOST.items():
-        if get(config, name) > maximum:
-            raise UserError(f"{name}={get(config, name)}: at most {maximum}")
-    for name in BELOW_ONE:
-        if not 0 <= get(config, name) < 1:
-            raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
-    for name, choices in CHOICES.items():
-        if get(config, name) not in choices:
-            words = ", ".join(str(choice).lower() for choice in choices)
-            raise UserError(f"{name}={get(config, name)}: one of {words}")
-    if Path(config.run.part).is_absolute() or ".." in Path(config.run.part).parts:
-        raise UserError(f"run.part={config.run.part}: folders below the run's, as seed-1")
-    if config.augment.mix_share > 1:
-        raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
-    if config.augment.mix != "none" and config.model.norm_batch < 2:
-        raise UserError(
-            f"augment.mix={config.augment.mix} mixes within groups of model.norm_batch=1 sample; "
-            "raise model.norm_batch to 2 or more"
-        )
-    if config.train.exact:
-        check_exact(config.train, config.model.norm_batch)
-
-
-def check_exact(train: TrainConfig, group: int) -> None:
-    """Raise a UserError unless every launch can compute the global batch in the same forwards."""
-    for name, what in (("microbatch", "samples of a forward"), ("threads", "threads a process")):
-        if getattr(train, name) is None:
-            raise UserError(f"train.exact=true needs train.{name}: {what}, the same on any launch")
-    halves = [train.batch_size >> n for n in range(train.batch_size.bit_length())]
-    fitting = [m for n, m in enumerate(halves) if m << n == train.batch_size and m % group == 0]
-    if train.microbatch not in fitting:
-        fit = ", ".join(map(str, fitting)) or f"none, batch norm takes model.norm_batch={group}"
-        raise UserError(
-            f"train.exact=true takes a power of two of microbatches, train.batch_size="
-            f"{train.batch_size} is none of train.microbatch={train.microbatch}; those that fit: "
-            f"{fit}"
-        )

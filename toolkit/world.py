@@ -47,16 +47,6 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def slurm_job() -> dict[str, str | int | None]:
-    """The job that this process is part of, an array's task as 12_3; its life, from 0, counts how
-    often Slurm has started it again. `job` is None outside Slurm."""
-    get = os.environ.get
-    array, task = get("SLURM_ARRAY_JOB_ID"), get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array and task else get("SLURM_JOB_ID")
-    life = int(get("SLURM_RESTART_COUNT") or 0)
-    return {"job": job, "life": life, "cluster": get("SLURM_CLUSTER_NAME")}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
     """A job step as Slurm describes it to the process that runs on this node."""
@@ -98,6 +88,16 @@ def visible_gpus() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+def slurm_job() -> dict[str, str | int | None]:
+    """The job that this process is part of, an array's task as 12_3; its life, from 0, counts how
+    often Slurm has started it again. `job` is None outside Slurm."""
+    get = os.environ.get
+    array, task = get("SLURM_ARRAY_JOB_ID"), get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else get("SLURM_JOB_ID")
+    life = int(get("SLURM_RESTART_COUNT") or 0)
+    return {"job": job, "life": life, "cluster": get("SLURM_CLUSTER_NAME")}
 
 
 def yield_cores() -> None:

@@ -1,0 +1,33 @@
+"""python -m launch.cancel RUN: stop all jobs of a submitted run; what is trained stays."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import slurm
+from launch.submission import submissions
+from shards.command import main as run_command
+
+
+def cancel(run: str) -> None:
+    """Cancel whatever RUN has in the queue, of all its submissions, the last jobs of a chain first.
+
+    Trainings write a checkpoint if Slurm leaves them the time (KillWait, 30 s by default), and go
+    on from the newest when the run is submitted again.
+    """
+    jobs = [job for found in submissions(Path(run)) for job in reversed(found.jobs.values())]
+    waiting = {task.split("_")[0] for task in slurm.queue(jobs)}
+    alive = [job for job in jobs if job in waiting]
+    for job in alive:  # one by one: a job that waits for another must not start in between
+        slurm.run("scancel", job)
+    print(f"{run}: cancelled {', '.join(alive)}" if alive else f"{run}: nothing in the queue")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Cancel; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    return run_command("python -m", {"launch.cancel": cancel}, ["launch.cancel", *words])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

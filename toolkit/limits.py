@@ -1,0 +1,104 @@
+"""What values the keys of a config may have."""
+
+from pathlib import Path
+
+from shards.errors import UserError
+from toolkit.metrics import SIGNS
+from toolkit.schema import Config, TrainConfig, get
+
+CHOICES = {
+    "data.protocol": ("split", "kfold", "kfold_nested", "kfold_optimistic"),
+    "data.last_batch": ("wrap", "drop"),
+    "data.normalize": ("band", "global", "sample", "peak", "none"),
+    "augment.mix": ("none", "mixup", "between_class"),
+    "augment.shift_padding": ("silence", "reflect"),
+    "augment.eq_kind": ("linear", "step"),
+    "data.shuffle": ("full", "window", "none"),
+    "data.balance": ("none", "class"),
+    "data.resident": ("auto", "device", "memory", "none"),
+    "train.precision": ("no", "bf16", "fp16", "auto"),
+    "train.compile": ("off", "default", "reduce-overhead"),
+    "train.channels_last": (True, False, "auto"),
+    "train.best_metric": tuple(SIGNS),
+    "model.outputs": (None, 1),
+    "optim.loss": ("auto", "cross_entropy", "focal", "bce"),
+    "optim.name": ("adamw", "adam", "sgd"),
+    "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
+    "optim.plateau_metric": tuple(SIGNS),
+    "train.resume": ("auto", "never", "must"),
+    "report.threshold": ("macro_f1", "accuracy", "balanced_accuracy", "eer", "none"),
+    "track.wandb": ("disabled", "offline", "online"),
+}
+AT_LEAST = {
+    "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
+    "data.samples_per_epoch": 1, "data.top_db": 1, "data.crops": 0, "augment.crop_frames": 0,
+    "augment.time_scale": 1,
+    "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
+    "model.trees": 1, "model.leaf": 1, "report.dcf_prior": 0, "report.dcf_miss": 0,
+    "report.dcf_false_alarm": 0, "optim.focal_gamma": 0,
+    "optim.lr": 0,
+    "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
+    "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
+    "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
+    "augment.time_shift": 0, "augment.mix_share": 0, "augment.mix_alpha": 0.01,
+    "augment.gain_db": 0, "augment.eq_db": 0, "augment.eq_bands": 2, "augment.eq_width": 1,
+    "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
+    "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
+    "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
+    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
+    "train.nonfinite_patience": 0,
+    "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
+    "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
+    "optim.plateau_cooldown": 0,
+}  # fmt: skip
+AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1}
+BELOW_ONE = (
+    "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
+    "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
+    "optim.ema",
+)  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Raise a UserError for a value out of its range, or two that exclude each other."""
+    for name, minimum in AT_LEAST.items():
+        value = get(config, name)
+        if value is not None and value < minimum:
+            raise UserError(f"{name}={value}: at least {minimum}")
+    for name, maximum in AT_MOST.items():
+        if get(config, name) > maximum:
+            raise UserError(f"{name}={get(config, name)}: at most {maximum}")
+    for name in BELOW_ONE:
+        if not 0 <= get(config, name) < 1:
+            raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
+    for name, choices in CHOICES.items():
+        if get(config, name) not in choices:
+            words = ", ".join(str(choice).lower() for choice in choices)
+            raise UserError(f"{name}={get(config, name)}: one of {words}")
+    if Path(config.run.part).is_absolute() or ".." in Path(config.run.part).parts:
+        raise UserError(f"run.part={config.run.part}: folders below the run's, as seed-1")
+    if config.augment.mix_share > 1:
+        raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
+    if config.augment.mix != "none" and config.model.norm_batch < 2:
+        raise UserError(
+            f"augment.mix={config.augment.mix} mixes within groups of model.norm_batch=1 sample; "
+            "raise model.norm_batch to 2 or more"
+        )
+    if config.train.exact:
+        check_exact(config.train, config.model.norm_batch)
+
+
+def check_exact(train: TrainConfig, group: int) -> None:
+    """Raise a UserError unless every launch can compute the global batch in the same forwards."""
+    for name, what in (("microbatch", "samples of a forward"), ("threads", "threads a process")):
+        if getattr(train, name) is None:
+            raise UserError(f"train.exact=true needs train.{name}: {what}, the same on any launch")
+    halves = [train.batch_size >> n for n in range(train.batch_size.bit_length())]
+    fitting = [m for n, m in enumerate(halves) if m << n == train.batch_size and m % group == 0]
+    if train.microbatch not in fitting:
+        fit = ", ".join(map(str, fitting)) or f"none, batch norm takes model.norm_batch={group}"
+        raise UserError(
+            f"train.exact=true takes a power of two of microbatches, train.batch_size="
+            f"{train.batch_size} is none of train.microbatch={train.microbatch}; those that fit: "
+            f"{fit}"
+        )
