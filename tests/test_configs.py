@@ -1,51 +1,106 @@
-"""Every config that ships trains a step on a made-up shard set of the shape it states."""
+"""Every config that ships: its head builds what it asks for, and it trains on made-up audio."""
 
+import re
+import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
-from processes import ROOT, train
+from processes import ROOT, forked
 
 from shards.build import build
+from shards.errors import UserError
+from shards.sources.demo import synthesize
 from toolkit.config import load
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SETTINGS = ("sample_rate", "n_mels", "n_fft", "hop_length", "fmin", "fmax", "segment_seconds")
+KINDS = {
+    "deepfake": {"per_class": 12, "words": {}},
+    "genre": {"per_class": 4, "words": {"split": "0.5,0.25,0.25"}},
+    "drone": {"per_class": 4, "words": {"split": "0.5,0.25,0.25"}},
+    "environment": {"per_class": 5, "words": {"folds": 3, "group_from": "site-[0-9]"}},
+}
+#: Models of any size on 32 x 32 cells; what the config asks of its set is another test's.
+SMALL = (
+    "--train.max_steps=2", "--train.batch_size=4", "--model.norm_batch=4", "--train.threads=1",
+    "--data.crops=0", "--augment.crop_frames=0", *(f"--data.{name}=null" for name in SETTINGS),
+)  # fmt: skip
 
 
-def noise_folder(folder: Path, rate: int, seconds: float) -> Path:
-    """Two classes of six noises, each a group of its own."""
-    generator = np.random.default_rng(0)
-    for label in ("hiss", "hum"):
-        (folder / label).mkdir(parents=True)
-        for i in range(6):
-            wave = 0.1 * generator.normal(size=int(rate * seconds))
-            soundfile.write(folder / label / f"{i}.wav", wave, rate)
-    return folder
+def commands(file: Path, start: str) -> list[list[str]]:
+    """The words of each command that a config's head shows."""
+    head = re.match(r"(#.*\n)+", file.read_text())
+    assert head, file
+    lines = [line.lstrip("# ") for line in head[0].splitlines()]
+    found = [line.partition(start)[2].partition(";")[0] for line in lines if start in line]
+    return [shlex.split(words) for words in found]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small shard set of each kind of demo."""
+    root = tmp_path_factory.mktemp("sets")
+    for kind, asked in KINDS.items():
+        synthesize(root / "audio" / kind, 0, asked["per_class"], kind=kind, seconds=1)
+        table = root / "audio" / kind / "manifest.csv"
+        build(
+            str(table if table.exists() else table.parent), str(root / kind), sample_rate=16000,
+            segment_seconds=1, n_mels=32, workers=1, **asked["words"],
+        )  # fmt: skip
+    return {kind: root / kind for kind in KINDS}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_a_step(file, tmp_path):
-    data = load([str(file)]).data
-    assert None not in (
-        data.sample_rate,
-        data.n_mels,
-        data.n_fft,
-        data.hop_length,
-        data.segment_seconds,
-    )
-    audio = noise_folder(tmp_path / "audio", data.sample_rate, data.segment_seconds)
-    build(
-        str(audio), str(tmp_path / "set"), sample_rate=data.sample_rate, n_mels=data.n_mels,
-        n_fft=data.n_fft, hop_length=data.hop_length, segment_seconds=data.segment_seconds,
-        folds=3, workers=1,
+def test_two_steps_on_the_demo_set_of_its_kind(file, sets, tmp_path):
+    kind = file.stem.partition("_")[0]
+    shards = sets.get(kind, sets["environment"])
+    code, said = forked(str(file), f"--data.shards={shards}", f"--run.dir={tmp_path}", *SMALL)
+    assert code == 0, said[-2000:]
+    assert len(list(tmp_path.rglob("best.safetensors"))) == 1
+    assert len(list(tmp_path.rglob("confusion_matrix.png"))) == 1
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_head_builds_what_the_config_asks_for(file):
+    config = load([str(file)])
+    data = config.data
+    assert config.run.name == file.stem
+    for audio, out, *words in commands(file, "python -m shards build "):
+        flags = dict(word.removeprefix("--").split("=", 1) for word in words)
+        if out != data.shards:
+            continue  # another set for other settings
+        for name in SETTINGS:
+            asked = getattr(data, name)
+            assert name not in flags or asked is None or float(flags[name]) == asked, name
+        assert {"sample_rate", "n_mels", "segment_seconds"} <= flags.keys()
+        has_folds = {"folds", "fold_from"} & flags.keys()
+        assert bool(has_folds) == (data.protocol != "split"), audio
+    assert data.sample_rate and data.n_mels and data.n_fft and data.segment_seconds
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_a_config_replaces_keys_of_its_base(tmp_path):
+    (tmp_path / "in").mkdir()
+    written(
+        tmp_path, "b.yaml",
+        "run: {name: b}\ndata: {shards: s, weights: {a: 1}}\nmodel: {name: crnn, dim: 64}\n",
     )  # fmt: skip
-    result = train(
-        1,
-        str(file),
-        f"--data.shards={tmp_path / 'set'}",
-        f"--run.dir={tmp_path / 'runs'}",
-        "--train.max_steps=1",
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert len(list((tmp_path / "runs").rglob("best.safetensors"))) == 1
+    words = "base: ../b.yaml\nrun: {name: d}\ndata: {weights: {c: 2}}\nmodel: {dim: 32}\n"
+    config = load([written(tmp_path / "in", "d.yaml", words), "--model.dropout=0.1"])
+    assert (config.run.name, config.data.shards, config.data.weights) == ("d", "s", {"c": 2.0})
+    assert (config.model.name, config.model.dim, config.model.dropout) == ("crnn", 32, 0.1)
+
+
+def test_a_base_is_one_file_that_is_there(tmp_path):
+    written(tmp_path, "a.yaml", "run: {name: a}\nmodel: {name: crnn}\n")
+    written(tmp_path, "b.yaml", "base: a.yaml\n")
+    with pytest.raises(UserError, match=r"base b\.yaml has a base, too; name a\.yaml"):
+        load([written(tmp_path, "c.yaml", "base: b.yaml\n")])
+    with pytest.raises(UserError, match="No such file"):
+        load([written(tmp_path, "d.yaml", "base: nowhere.yaml\n")])
+    with pytest.raises(UserError, match="expected the path of a config"):
+        load([written(tmp_path, "e.yaml", "base: {a: 1}\n")])

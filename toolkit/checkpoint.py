@@ -49,6 +49,7 @@ def write(folder: Path, step: int, groups: Mapping[str, Tensors], text: str) -> 
 
 def write_tensors(file: Path, tensors: Tensors) -> None:
     """Write a safetensors file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.tmp")
     try:
         save_file(tensors, aside)

@@ -20,7 +20,7 @@ FREE = {
     "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
     "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark",
     "run.dir", "run.part", "train.timeout", "train.nonfinite_patience", "train.overfit_batch",
-    "train.profile",
+    "train.profile", "train.keep_epochs",
 }  # fmt: skip
 #: And of a run with train.exact its last bits.
 KERNELS = {f"train.{key}" for key in ("microbatch", "threads", "compile", "channels_last", "tf32")}
@@ -73,7 +73,7 @@ def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) 
         there, asked = stored.get(section, {}).get(key, default(config, name)), get(config, name)
         if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
             there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))
-        if there != asked and name not in free and section not in ("track", "report"):
+        if there != asked and name not in free and section not in ("track", "report", "hub"):
             differing.append(f"{name}: {there} there, {asked} asked")
     if differing:
         raise UserError(

@@ -37,7 +37,24 @@ def load(words: Sequence[str]) -> Config:
 
 
 def read_yaml(file: Path) -> dict[str, dict[str, Any]]:
-    """The sections of a YAML file."""
+    """The sections of a config, over those of its `base`: another config, by a relative path.
+
+    Keys of a section are replaced one by one. A base has no base: what holds is read in two files.
+    """
+    values = read_sections(file)
+    if "base" not in values:
+        return values
+    name = values.pop("base")
+    if not isinstance(name, str):
+        raise UserError(f"{file}: base: {name!r}; expected the path of a config, from this one's")
+    below = read_sections(file.parent / name)
+    if "base" in below:
+        raise UserError(f"{file}: its base {name} has a base, too; name {below['base']} or neither")
+    return {s: below.get(s, {}) | values.get(s, {}) for s in (below | values)}
+
+
+def read_sections(file: Path) -> dict[str, Any]:
+    """The sections of a YAML file, and `base` if it has one."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -46,7 +63,9 @@ def read_yaml(file: Path) -> dict[str, dict[str, Any]]:
         ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
+    if not isinstance(values, dict) or not all(
+        isinstance(keys, dict) for section, keys in values.items() if section != "base"
+    ):
         raise UserError(f"{file}: expected sections of keys, as in `train: {{epochs: 30}}`")
     return values
 

@@ -34,7 +34,8 @@ RESAMPLES = 2000
 LAUNCH = {
     "data.fold", "data.stage", "data.shards", "run.name", "run.dir", "run.part",
     "train.microbatch", "train.threads", "train.log_every", "train.save_every",
-    "train.save_minutes", "train.keep_last", "train.keep_best", "train.resume",
+    "train.save_minutes", "train.keep_last", "train.keep_best", "train.keep_epochs",
+    "train.resume", "hub.repo", "hub.private", "hub.timeout",
 }  # fmt: skip
 
 
@@ -173,6 +174,20 @@ def summarise(
     return summary, joined
 
 
+def histories(folds: Sequence[Fold]) -> dict[str, list[dict[str, Any]]]:
+    """By fold, what each epoch measured: epoch, step, seconds, train_loss and, where there is a
+    validation part, val_loss, val_macro_f1, ..."""
+    found: dict[str, dict[int, dict[str, Any]]] = {fold.name: {} for fold in folds}
+    for fold in folds:
+        for line in fold.records:
+            if line.get("kind") in ("epoch", "eval"):
+                measured = {k: v for k, v in line.items() if k not in ("kind", "time", "part")}
+                known = ("epoch", "step", "seconds", "samples", "train_loss")
+                named = {k if k in known else f"val_{k}": v for k, v in measured.items()}
+                found[fold.name].setdefault(line["epoch"], {}).update(named)
+    return {name: list(epochs.values()) for name, epochs in found.items()}
+
+
 def collect(run: Path, bootstrap_unit: str = "auto") -> dict[str, Any]:
     """Join the folds of a run and write folds.json, folds.md, predictions.csv and the report.
 
@@ -186,6 +201,7 @@ def collect(run: Path, bootstrap_unit: str = "auto") -> dict[str, Any]:
     if folds[0].folder != run:  # a run without folds has both of its own
         write_predictions(run / "predictions.csv", joined)
         report.write_figures(run, summary, joined)
+    write_atomic(run / "histories.json", json.dumps(histories(folds), indent=1).encode())
     write_atomic(run / "folds.md", tables.markdown(summary).encode("utf-8", "replace"))
     report.write_page(run / "report.html", summary, folds, joined)
     write_atomic(run / "folds.json", json.dumps(summary, indent=1).encode())

@@ -140,7 +140,7 @@ def fit(config: Config) -> dict[str, Any]:
         if saver.due(step, ends, taken.asked):
             at("save, step", step)
             state |= {"step": step, "seconds": seconds, "loss_sum": loss_sum, "losses": losses}
-            saver.save(state | stepper.scale.state())
+            saver.save(state | stepper.scale.state(), 0 if step % per_epoch else epoch)
         if past.stopped or saver.stopping:
             break
 

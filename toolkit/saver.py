@@ -21,6 +21,7 @@ from shards.errors import UserError
 from shards.index import ShardSet
 from shards.order import BatchPlan
 from toolkit import checkpoint, history, lock, signals
+from toolkit.hub import epoch_file
 from toolkit.identity import changes, identity
 from toolkit.metrics import SIGNS
 from toolkit.schema import TrainConfig
@@ -118,8 +119,9 @@ class Saver:
         every = self.train.save_every
         return ends or bool(asked) or (every > 0 and step % every == 0)
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Begin to write a checkpoint of `state["step"]`, once the one before it is written."""
+    def save(self, state: dict[str, Any], epoch: int = 0) -> None:
+        """Begin to write a checkpoint of `state["step"]`, which ends `epoch` or none (0), once the
+        one before it is written."""
         self._settle()
         groups = self.strategy.tensors()
         self.step, self._since = state["step"], time.monotonic()
@@ -128,7 +130,7 @@ class Saver:
         self._snapshot = Snapshot(groups, {} if self._owed else self._copies)
         contents = {"state": state, "identity": self.identity, "launch": self.launch}
         text = json.dumps(contents)  # now: the loop goes on to change it
-        words = (self._snapshot, text, self._is_best(state), self._kept(state))
+        words = (self._snapshot, text, self._is_best(state), self._kept(state), epoch)
         self._writer = threading.Thread(target=self._write, args=words, name="checkpoint")
         self._writer.start()
 
@@ -203,7 +205,7 @@ class Saver:
         ranked = sorted(state["history"], key=lambda entry: -SIGNS[metric] * entry[metric])
         return {entry["step"] for entry in ranked[: self.train.keep_best]}
 
-    def _write(self, snapshot: Snapshot, text: str, best: bool, kept: set[int]) -> None:
+    def _write(self, snapshot: Snapshot, text: str, best: bool, kept: set[int], epoch: int) -> None:
         """The writer's thread. What it cannot write costs a line, and `close` an error."""
         step, began = self.step, time.monotonic()
         try:
@@ -217,6 +219,8 @@ class Saver:
             if best:  # last: the history of every checkpoint tells of best weights that are there
                 checkpoint.write_tensors(self.run / "best.safetensors", judged)
             self._owed = None
+            if epoch and self.train.keep_epochs:
+                checkpoint.write_tensors(epoch_file(self.run, epoch), judged)
             checkpoint.prune(self.folder, step, self.train.keep_last, kept)
             self._failed = None
         except Exception as error:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.hub import HubConfig
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
@@ -141,6 +143,7 @@ class TrainConfig:
     save_minutes: float = 30.0  #: and after so many minutes without one; 0: off
     keep_last: int = 2  #: checkpoints to keep: a damaged one is passed over for the one before it
     keep_best: int = 0  #: and those of so many best epochs; best.safetensors is there anyway
+    keep_epochs: bool = False  #: the weights of every epoch, epochs/epoch_Y.safetensors
     max_steps: int | None = None  #: stop after so many steps, evaluate and report: a dry run
     resume: str = "auto"  #: auto | never (start over) | must
     threads: int | None = None  #: CPU threads a process; null: the cores it may use, shared out
@@ -180,6 +183,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def folder(self) -> Path:

@@ -20,6 +20,7 @@ from shards.order import BatchPlan
 from shards.selection import Selection
 from toolkit.environment import write_environment
 from toolkit.folds import CAUTION
+from toolkit.hub import EPOCHS, Pusher, check_hub
 from toolkit.losses import link_of
 from toolkit.predictions import LEVELS
 from toolkit.schema import Config, TrainConfig
@@ -40,7 +41,7 @@ class Metrics:
 
     def __init__(self, folder: Path, config: Config, step: int, enabled: bool):
         self.file, self.enabled, self.step = folder / "metrics.jsonl", enabled, step
-        self.trackers: list[Aside] = []
+        self.trackers: list[Aside | Pusher] = []
         if enabled and self.file.exists():
             kept = [line for line in self.file.read_text().splitlines() if keeps(line, step)]
             write_atomic(self.file, "".join(line + "\n" for line in kept).encode())
@@ -89,6 +90,7 @@ def open_run(config: Config, world: World) -> Path:
     folder = config.folder()
     if world.is_main:
         check_trackers(config.track)
+        check_hub(config.hub, config.train.keep_epochs)
         folder.mkdir(parents=True, exist_ok=True)
         if config.train.resume == "never":
             forget(folder)
@@ -101,7 +103,7 @@ def open_run(config: Config, world: World) -> Path:
 
 def forget(folder: Path) -> None:
     """Remove what an earlier training left, so that this one starts over."""
-    for name in ("checkpoints", "tensorboard"):
+    for name in ("checkpoints", "tensorboard", EPOCHS):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.jsonl", "scores.json", "best.safetensors", ID_FILE):
         (folder / name).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit.environment import KEY_FILE, hide, wandb_key
+from toolkit.hub import Pusher
 from toolkit.results import read_json, redact
 from toolkit.schema import Config, TrackConfig
 from toolkit.wandb_run import WandbRun
@@ -133,7 +134,7 @@ class Aside:
             self.give_up(hide(" ".join(f"{type(error).__name__}: {error}".split())))
 
 
-def close_all(trackers: Iterable[Aside], whole: bool) -> None:
+def close_all(trackers: Iterable[Aside | Pusher], whole: bool) -> None:
     """End all of them, within `LIMIT` seconds together."""
     deadline = monotonic() + LIMIT
     for tracker in trackers:
@@ -158,14 +159,17 @@ def check_trackers(config: TrackConfig) -> None:
         )
 
 
-def open_trackers(config: Config, folder: Path, step: int) -> list[Aside]:
+def open_trackers(config: Config, folder: Path, step: int) -> list[Aside | Pusher]:
     """The trackers that `config` asks for, of a run that goes on after `step`."""
-    trackers = []
+    trackers: list[Aside | Pusher] = []
     if config.track.wandb != "disabled":
         key = wandb_key() if config.track.wandb == "online" else None
         trackers.append(Aside("W&B", WandbRun(wandb_settings(config, folder), key)))
     if config.track.tensorboard:
         trackers.append(Aside("TensorBoard", TensorBoard(folder / "tensorboard", step)))
+    if config.hub.repo is not None:
+        fold = None if config.data.protocol == "split" else config.data.fold
+        trackers.append(Pusher(config.hub, folder, fold))
     return trackers
 
 

@@ -1,0 +1,77 @@
+"""docs/from_scripts.md: all that five older systems did is there, and so is all that it names."""
+
+import re
+
+import pytest
+from processes import ROOT
+
+from toolkit.config import load
+from toolkit.models import REGISTRY
+from toolkit.schema import Config
+
+PAGE = (ROOT / "docs/from_scripts.md").read_text()
+#: What each of the older systems did.
+CELLS = {
+    "Deepfake CNN trainer": (
+        "16 kHz", "n_fft 2048", "hop 512", "128 mels", "0-8,000 Hz", "LUFS -23", "8 s", "0.5",
+        "4 s", "0.75", "2 time masks <= 60", "2 frequency masks <= 25", "-80 dB", "random crop",
+        "Adam", "cross entropy", "batch 32 (16, 8)", "best by validation F1", "loss", "accuracy",
+        "ROC AUC", "confusion matrix Real / Fake", "audio-deepfake-detection", "seed 42", "EER",
+        "DET", "min-DCF", "per attack",
+    ),
+    "Deepfake ViT trainer": ("8 s, 0.5", "10 s, 0", "ViTs"),
+    "k-fold environmental-sound trainer": (
+        "official or made folds", "Adam", "cross entropy", "ReduceLROnPlateau on validation loss",
+        "early stopping with patience", "best of the fold", "per-epoch `.safetensors`",
+        "fold_X/epoch_Y.safetensors", "resume at fold and epoch", "mean and std over folds",
+        "all histories",
+    ),
+    "Genre classifier": (
+        "22,050 Hz", "30 s", "128 x 1292", "rock/ jazz/", "50 epochs", "patience 5, factor 0.5",
+        "early stopping (15)", "validation split 0.15", "44.1 kHz, 60 s, 256 mels",
+    ),
+    "Drone / car / speech classifier": (
+        "any classes", "2 s chunks", "noise + time masking", "overfit check first",
+        "report and confusion matrix", "batch 32",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("system", CELLS)
+def test_every_word_has_its_place(system):
+    section = PAGE.partition(f"## {system}\n")[2].partition("\n## ")[0]
+    missing = [word for word in CELLS[system] if word not in section]
+    assert not missing
+
+
+def test_the_keys_and_models_that_it_names_exist():
+    sections = Config.__dataclass_fields__
+    config = load([str(ROOT / "configs/demo.yaml")])
+    names = re.findall(rf"\b({'|'.join(sections)})\.([a-z_]+)\b(?!\.md|\()", PAGE)
+    assert len(names) > 20
+    for section, key in names:
+        assert hasattr(getattr(config, section), key), f"{section}.{key}"
+    for name in re.findall(r"model\.name: (\w+)", PAGE):
+        assert name in REGISTRY or name == "forest"
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("deepfake_cnn_medium_performance", {"segment_seconds": 4, "fmax": 8000, "n_mels": 128}),
+        ("deepfake_vit_large_performance", {"segment_seconds": 10, "n_fft": 2048}),
+        ("deepfake_vit_small_balanced", {"segment_seconds": 8, "hop_length": 512}),
+        ("genre_crnn", {"segment_seconds": 30, "sample_rate": 22050}),
+        ("drone_cnn_tiny", {"segment_seconds": 2}),
+    ],
+)
+def test_settings_reach_the_configs_that_have_a_base(name, asked):
+    config = load([str(ROOT / f"configs/{name}.yaml")])
+    assert {key: getattr(config.data, key) for key in asked} == asked
+    if name.startswith("deepfake"):
+        size = {"small": 32, "medium": 16, "large": 8}[name.split("_")[2]]
+        assert config.train.batch_size == size and config.train.seed == 42
+        assert config.track.project == "audio-deepfake-detection"
+        a = config.augment
+        assert (a.time_masks, a.time_width, a.freq_masks, a.freq_width) == (2, 60, 2, 25)
+        assert a.mask_db == -80

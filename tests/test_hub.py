@@ -1,0 +1,159 @@
+"""Weights of every epoch: kept, and pushed to a Hub of the tests' own that may fail or hang."""
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from processes import forked
+from safetensors.numpy import load_file, save_file
+
+from shards.errors import UserError
+from toolkit.hub import HubConfig, Pusher, check_hub, epoch_file
+
+TOKEN = "hf_secretsecretsecret"
+REPO = "somebody/epochs"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What of the Hub's protocol a push needs; `server.files` is the repository."""
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        server = self.server
+        server.tokens.add(self.headers["Authorization"])
+        if server.fault == "hangs":
+            server.over.wait(20)
+            return
+        if server.fault:
+            return self.answer(403, {"error": f"not for {self.headers['Authorization']}"})
+        if self.path.endswith("/create"):
+            server.made.append(json.loads(body))
+            self.answer(200, {"url": f"http://{self.headers['Host']}/{REPO}"})
+        elif "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            how = {"uploadMode": "regular", "shouldIgnore": False}
+            self.answer(200, {"files": [{"path": name, **how} for name in names]})
+        else:
+            assert "/commit/main" in self.path, self.path
+            for line in map(json.loads, body.decode().splitlines()):
+                if line["key"] == "file":
+                    value = line["value"]
+                    server.files[value["path"]] = base64.b64decode(value["content"])
+            self.answer(
+                200, {"commitUrl": f"http://{self.headers['Host']}/{REPO}", "commitOid": "0" * 40}
+            )
+
+    def answer(self, status: int, values: dict[str, object]) -> None:
+        body = json.dumps(values).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.files, server.tokens, server.made, server.fault = {}, set(), [], ""
+        server.over = threading.Event()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()
+
+
+def run_words(shards: Path, folder: Path) -> list[str]:
+    """A training of two epochs whose weights go to the Hub."""
+    values = {
+        "run": {"name": "r", "dir": str(folder / "runs")},
+        "data": {"shards": str(shards), "protocol": "kfold", "fold": 1},
+        "model": {"name": "cnn_tiny", "filters": [4, 4, 4]},
+        "train": {"epochs": 2, "threads": 1, "keep_epochs": True},
+        "hub": {"repo": REPO, "timeout": 60},
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(values))
+    return [str(folder / "c.yaml")]
+
+
+def test_each_epoch_of_a_fold_is_pushed(hub, tone_set, tmp_path):
+    code, said = forked(*run_words(tone_set, tmp_path))
+    assert code == 0, said
+    run = tmp_path / "runs/r/fold-1"
+    kept = {f"fold_1/{file.name}": file.read_bytes() for file in (run / "epochs").glob("*.s*")}
+    assert set(kept) == {"fold_1/epoch_1.safetensors", "fold_1/epoch_2.safetensors"}
+    assert hub.files == kept
+    made = hub.made[0]
+    assert made["name"] == "epochs"
+    assert made.get("private") is True or made["visibility"] == "private"
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    last, best = load_file(run / "epochs/epoch_2.safetensors"), load_file(run / "best.safetensors")
+    first = load_file(run / "epochs/epoch_1.safetensors")
+    assert all((last[name] == best[name]).all() for name in best)
+    assert any((first[name] != best[name]).any() for name in best)
+    kinds = (".json", ".yaml", ".jsonl", ".html")
+    texts = [file for file in run.rglob("*") if file.suffix in kinds]
+    assert not any(TOKEN in file.read_text() for file in texts)
+
+
+def test_a_hub_that_refuses_costs_a_warning_without_the_token(hub, tone_set, tmp_path):
+    hub.fault = "refuses"
+    code, said = forked(*run_words(tone_set, tmp_path))
+    assert code == 0 and (tmp_path / "runs/r/fold-1/scores.json").exists()
+    assert "was not pushed to hub.repo=somebody/epochs" in said
+    assert "2 of 2 epochs are not at hub.repo=somebody/epochs" in said
+    assert "hf upload somebody/epochs" in said
+    assert TOKEN not in said and not hub.files
+
+
+def push_one(folder: Path, hub: ThreadingHTTPServer, timeout: float) -> float:
+    """Seconds that a training waits for one epoch at its end."""
+    if not epoch_file(folder, 1).exists():
+        (folder / "epochs").mkdir()
+        save_file({"weight": np.arange(4.0)}, epoch_file(folder, 1))
+    pusher = Pusher(HubConfig(repo=REPO, timeout=timeout), folder, None)
+    pusher.log(1, {})
+    pusher.close(whole=True)
+    began = time.monotonic()
+    pusher.wait(0)
+    return time.monotonic() - began
+
+
+def test_a_hub_that_hangs_is_left_until_the_next_start(hub, tmp_path, caplog):
+    hub.fault = "hangs"
+    assert push_one(tmp_path, hub, timeout=3.0) < 10
+    assert "1 of 1 epochs are not at hub.repo=somebody/epochs" in caplog.text
+    hub.fault = ""
+    hub.over.set()
+    push_one(tmp_path, hub, timeout=60.0)
+    assert hub.files == {"epoch_1.safetensors": epoch_file(tmp_path, 1).read_bytes()}
+    hub.files.clear()
+    push_one(tmp_path, hub, timeout=60.0)
+    assert not hub.files  # what is there is not sent again
+
+
+@pytest.mark.parametrize(
+    ("words", "way"),
+    [
+        ({"keeps": False}, "train.keep_epochs=true"),
+        ({"token": ""}, "HF_TOKEN"),
+        ({"repo": "epochs"}, "owner/name"),
+    ],
+)
+def test_what_cannot_be_pushed_is_said_before_the_training(monkeypatch, words, way):
+    monkeypatch.setenv("HF_TOKEN", words.get("token", TOKEN))
+    with pytest.raises(UserError, match=way):
+        check_hub(HubConfig(repo=words.get("repo", REPO)), words.get("keeps", True))
