@@ -164,9 +164,9 @@ def shards(site: Site, place: Place, audio: str, out: str, flags: str, parts: in
     return [build, Script("merge", text, "shards", "afterok")]
 
 
-def collect(site: Site, place: Place) -> Script:
+def collect(site: Site, place: Place, trainings: int) -> Script:
     """The report of a run, made of whatever is there once the trainings have ended."""
-    lines = [*places(site, place), f"run={shlex.quote(place.run)}"]
+    lines = [*places(site, place), f"run={shlex.quote(place.run)} trainings={trainings}"]
     options = light(site, place, "collect", 1)
     return Script("collect", fill(read("collect"), options, lines), "train")
 

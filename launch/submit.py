@@ -64,7 +64,7 @@ def submit(
     chain.append(scripts.train(asked, place, tasks, settings))
     if chain[:-1]:
         chain[-1] = Script("train", chain[-1].text, "merge", "afterok")
-    chain.append(scripts.collect(asked, place))
+    chain.append(scripts.collect(asked, place, len(tasks)))
     if dry_run:
         show(chain, folder)
         return

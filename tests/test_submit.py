@@ -51,7 +51,7 @@ def texts() -> dict[str, str]:
         ("train_single", scripts.train(plain, PLACE, [Task("", ())], [])),
         ("train_cpu", scripts.train(Site(gpus=0), PLACE, tasks("2", None), [])),
         *((script.name, script) for script in several),
-        ("collect", scripts.collect(SITE, PLACE)),
+        ("collect", scripts.collect(SITE, PLACE, 4)),
     ]
     return {name: script.text for name, script in found}
 

@@ -8,15 +8,40 @@ from shards.command import main as run_command
 from shards.errors import TrainingError
 
 
-def collect(run: str, *, bootstrap_unit: str = "recording", whole: bool = False) -> None:
-    """Join the folds of a run: mean and spread, pooled scores with intervals, report.html.
+def collect(run: str, *, bootstrap_unit: str = "recording", expect: int | None = None) -> None:
+    """Join the folds of a run, its seeds and its settings: mean, spread, intervals, report.html.
 
     Writes folds.json, folds.md, predictions.csv, confusion_matrix.png and report.html into RUN. The
-    intervals resample whole recordings, or with --bootstrap_unit=group whole groups. With --whole a
-    missing fold is exit code 1, once all that is written.
+    intervals resample whole recordings, or with --bootstrap_unit=group whole groups. Of several
+    seeds each has these files, and RUN seeds.md; of a grid each setting has them, and RUN sweep.md
+    and sweep.png, sorted by the validation part. With --expect=N fewer finished trainings than N
+    are exit code 1, once all that is written.
     """
-    from toolkit import folds, tables
+    from toolkit import seeds
 
+    write_collected(run, bootstrap_unit)
+    trainings = seeds.find_trainings(Path(run))
+    done = sum(one.finished for one in trainings)
+    if expect and done < expect:
+        names = ", ".join(seeds.unfinished(trainings, Path(run))) or "the others never began"
+        raise TrainingError(f"{run}: {done} of {expect} trainings are finished; see {names}")
+
+
+def write_collected(run: str, bootstrap_unit: str) -> None:
+    """Write and print what `collect` promises."""
+    from toolkit import folds, seeds, sweep, tables
+
+    trainings = [t for t in seeds.find_trainings(Path(run)) if t.grid or t.seed is not None]
+    if any(t.finished for t in trainings):
+        swept = any(t.grid for t in trainings)
+        join, page = (sweep.collect_sweep, sweep) if swept else (seeds.collect_seeds, seeds)
+        found = join(Path(run), trainings, bootstrap_unit)
+        print(page.table(found), end="\n\n")
+        for line in page.notices(found):
+            print(f"note: {line}")
+        print(page.score_line(found))
+        print(Path(run) / ("sweep.md" if swept else "seeds.md"))
+        return
     summary = folds.collect(Path(run), bootstrap_unit)
     print(tables.fold_table(summary, "recording"))
     print()
@@ -24,8 +49,6 @@ def collect(run: str, *, bootstrap_unit: str = "recording", whole: bool = False)
         print(f"note: {line}")
     print(tables.score_line(summary))
     print(Path(run) / "report.html")
-    if whole and summary["missing"]:
-        raise TrainingError(f"{run}: {', '.join(summary['missing'])} missing; see the notes above")
 
 
 def report(run: str) -> None:

@@ -241,6 +241,26 @@ def draw_lr_range(
 
 
 @rc_context(STYLE)
+def draw_effects(sweep: Mapping[str, Any]) -> Figure:
+    """A panel a knob: each setting's score over the knob's values, and their means."""
+    effects = sweep["effects"]
+    figure = Figure(figsize=(1.0 + 2.9 * len(effects), 3.2), layout="constrained")
+    row = figure.subplots(1, len(effects), squeeze=False, sharey=True)[0]
+    for axes, (key, values) in zip(row, effects.items(), strict=True):
+        for place, one in enumerate(values):
+            n = len(one["scores"])
+            axes.plot([place] * n, one["scores"], "o", color=BLUE, alpha=0.35, markersize=4)
+        axes.plot([one["mean"] for one in values], "o-", color=ORANGE, label="mean")
+        names = [short(one["value"], 14) for one in values]
+        axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0)
+        axes.set(title=short(key), xlim=(-0.5, len(names) - 0.5))
+        axes.grid(False, axis="x")
+    row[0].set_ylabel(f"validation {sweep['metric']}")
+    row[0].legend()
+    return figure
+
+
+@rc_context(STYLE)
 def draw_reliability(count: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray) -> Figure:
     """Accuracy over confidence, one bar a bin (see `metrics.reliability`), and the counts below."""
     figure = Figure(figsize=(3.8, 3.8), layout="constrained")
