@@ -51,7 +51,7 @@ endef
 # --- the demo ----------------------------------------------------------------------------------
 
 # `stage NAME COMMAND` shows a command as one would type it, runs it and notes the time it took. What
-# collect prints is kept, because its last two lines, the score and the report, belong at the end.
+# launch.local prints is kept, because its last two lines, the score and the report, belong at the end.
 demo: .venv/.installed
 	@. .venv/bin/activate; \
 	times=$$(printf '%-16s %5d s' install $$(($$(date +%s) - $(STARTED)))); \
@@ -64,10 +64,7 @@ demo: .venv/.installed
 	stage 'demo audio' "python -m shards demo demo/audio"; \
 	stage 'shards' "python -m shards build demo/audio demo/shards --segment_seconds=2 --overlap=0.5 \
 	--sample_rate=16000 --n_mels=64 --n_fft=1024 --hop_length=256 --group_from='^(site-\d)' --folds=2"; \
-	for fold in 0 1; do \
-	    stage "train fold $$fold" "accelerate launch train.py configs/demo.yaml --data.fold=$$fold"; \
-	done; \
-	stage 'collect' 'python -m toolkit collect runs/demo' '>demo/collected.txt'; \
+	stage 'train, collect' 'python -m launch.local configs/demo.yaml --folds=2 --jobs=2' '>demo/collected.txt'; \
 	cat demo/collected.txt; \
 	printf '\n%s\n%-16s %5d s\n' "$$times" total $$(($$(date +%s) - $(STARTED))); \
 	tail -n 2 demo/collected.txt
@@ -83,7 +80,7 @@ lint: .venv/.installed-dev
 	.venv/bin/mypy shards toolkit $(wildcard launch/*.py train.py)
 
 bench: .venv/.installed-dev
-	for name in mel build order augment optim precision exact trainer read loader checkpoint; do .venv/bin/python bench/$$name.py --write || exit; done
+	for name in mel build order augment optim precision exact trainer folds read loader checkpoint; do .venv/bin/python bench/$$name.py --write || exit; done
 
 clean:
 	rm -rf .venv demo runs/demo

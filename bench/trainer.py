@@ -227,15 +227,15 @@ def stock(shards: str, tars: list[str], workers: int = 0, *, pause: Pause) -> No
             loss.item()
 
 
-def noise(folder: Path, count: int, seconds: float, **mel: Any) -> str:
-    """A shard set of noise, two folds, ten classes."""
+def noise(folder: Path, count: int, seconds: float, folds: int = 2, **mel: Any) -> str:
+    """A shard set of noise, ten classes."""
     random = np.random.default_rng(0)
     for n in range(count):
         file = folder / "audio" / str(n % CLASSES) / f"{n}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(file, 0.1 * random.standard_normal(int(seconds * 16000)), 16000)
-    words = {"sample_rate": 16000, "segment_seconds": seconds, "folds": 2, "workers": 1}
-    build_set(str(folder / "audio"), str(folder / "set"), **words, **mel)
+    words = {"sample_rate": 16000, "segment_seconds": seconds, "workers": 1}
+    build_set(str(folder / "audio"), str(folder / "set"), folds=folds, **words, **mel)
     return str(folder / "set")
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def ending(code: int) -> str:
 def last_step(config: Config) -> int | None:
     """The step at which a training ends, unless it stops early; None if the data say no."""
     try:
-        order = open_parts(config).order
+        order = open_parts(replace(config, data=replace(config.data, stage=None))).order
     except (UserError, OSError):
         return None  # the training says it
     total = order.steps_per_epoch * config.train.epochs

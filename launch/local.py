@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from launch.job import PROGRAM, Job
@@ -61,7 +62,7 @@ def check_data(configs: Sequence[Config]) -> None:
         data = config.data
         key = repr((data.shards, data.classes, data.protocol, data.fold))
         if key not in seen:
-            part_masks(open_data(data), data.protocol, data.fold)
+            part_masks(open_data(replace(data, stage=None)), data.protocol, data.fold)
         seen.add(key)
 
 

@@ -6,6 +6,8 @@ import shlex
 import pytest
 from processes import ROOT
 
+from launch.local import local
+from launch.tasks import plan
 from shards import __main__ as shards_line
 from shards.command import bind
 from toolkit import __main__ as toolkit_line
@@ -45,3 +47,12 @@ def test_trainings():
     for file, *words in commands:
         settings = [word.replace("$f", "0") for word in words if word != "--debug"]
         load([str(ROOT / file), *settings])
+
+
+def test_trainings_side_by_side():
+    commands = shown("python -m launch.local ")
+    assert len(commands) >= 4
+    for words in commands:
+        (config, *settings), flags = bind("launch.local", local, words)
+        asked = {name: flags.get(name) for name in ("folds", "seeds")}
+        assert plan([str(ROOT / config), *settings], **asked, grid=flags.get("grid", ()))

@@ -58,7 +58,7 @@ def texts() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", texts())
 def test_texts_to_the_letter(name: str) -> None:
-    """After a change that is meant: python tests/test_submit.py"""
+    """After a change that is meant: PYTHONPATH=. python tests/test_submit.py"""
     assert texts()[name] == (GOLDEN / f"{name}.sbatch").read_text()
 
 

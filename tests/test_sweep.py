@@ -3,6 +3,7 @@
 import json
 import shutil
 import statistics
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 from test_collect import change, make_set, train
 
+from toolkit import figures, report
 from toolkit.__main__ import main
+from toolkit.figures import to_png
 from toolkit.predictions import read_predictions
 from toolkit.seeds import find_trainings
 
@@ -28,6 +31,17 @@ def validate(folder: Path, value: float) -> None:
 
 def read(file: Path) -> Any:
     return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain() -> Iterator[None]:
+    """No pages and pictures of the folds, which take most of the time: test_collect has them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write_page", lambda *_: None)
+        for name in ("draw_confusion", "draw_curves"):
+            patch.setattr(figures, name, lambda *_: None)
+        patch.setattr(figures, "to_png", lambda figure: to_png(figure) if figure else b"")
+        yield
 
 
 @pytest.fixture(scope="module")

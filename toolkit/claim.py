@@ -15,7 +15,7 @@ from toolkit.world import World
 
 #: What a second start may change of a run without changing its training.
 FREE = {
-    "data.fold", "data.threads", "data.check", "data.resident", "data.cache_gb",
+    "data.fold", "data.stage", "data.threads", "data.check", "data.resident", "data.cache_gb",
     "train.microbatch", "train.log_every", "train.save_every", "train.keep_last",
     "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
     "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark",

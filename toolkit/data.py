@@ -1,5 +1,8 @@
 """What a run trains on: shard sets opened as one, and in which order their samples come."""
 
+import logging
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +15,13 @@ from shards.errors import UserError
 from shards.index import ShardSet, open_set
 from shards.mixture import Mixture, mix_sets
 from shards.order import Order
+from shards.remote import is_url
 from shards.selection import Selection
+from shards.stage import staged
 from toolkit.protocol import Groups, check_fits, normalisation, part_masks, select
 from toolkit.schema import Config, DataConfig
+
+log = logging.getLogger(__name__)
 
 
 class Data(NamedTuple):
@@ -51,7 +58,7 @@ def open_data(data: DataConfig) -> ShardSet:
         UserError: a set is missing or unsound, or the sets do not agree.
     """
     paths, weights = sources(data.shards)
-    sets = [open_set(path, data.cache_gb) for path in paths]
+    sets = [open_set(near(path, data.stage), data.cache_gb) for path in paths]
     if len(sets) == 1 and data.classes is None:
         return sets[0]
     mixture = mix_sets(sets, data.classes, weights)
@@ -61,6 +68,17 @@ def open_data(data: DataConfig) -> ShardSet:
             "build them with the same ones or use data.protocol=split"
         )
     return mixture
+
+
+def near(path: str, stage: str | None) -> str:
+    """Where to read a set from: its copy below `stage`, if one is asked for and can be had."""
+    if stage is None or is_url(path):  # shards from an address have a cache of their own
+        return path
+    unset = [name for name in re.findall(r"\$\{?(\w+)", stage) if name not in os.environ]
+    if unset:
+        log.warning("data.stage=%s: %s is not set; training reads %s", stage, unset[0], path)
+        return path
+    return str(staged(path, os.path.expandvars(stage)))
 
 
 def sources(shards: str | list[Any]) -> tuple[list[str], list[float] | None]:

@@ -28,9 +28,9 @@ RESAMPLES = 2000
 #: What the folds of one run may differ in: the fold, and what a launch decides without changing the
 #: training. The shard set may lie elsewhere on each machine; it is compared by its content.
 LAUNCH = {
-    "data.fold", "data.shards", "run.name", "run.dir", "run.part", "train.microbatch",
-    "train.threads", "train.log_every", "train.save_every", "train.save_minutes", "train.keep_last",
-    "train.keep_best", "train.resume",
+    "data.fold", "data.stage", "data.shards", "run.name", "run.dir", "run.part",
+    "train.microbatch", "train.threads", "train.log_every", "train.save_every",
+    "train.save_minutes", "train.keep_last", "train.keep_best", "train.resume",
 }  # fmt: skip
 
 

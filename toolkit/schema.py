@@ -17,6 +17,7 @@ class RunConfig:
 class DataConfig:
     shards: str | list[Any]  #: a folder, or s3://, https://, hf://; or [{path: A, weight: 2}, ...]
     cache_gb: float = 50.0  #: 10^9 bytes of shards from an address that are kept on this machine
+    stage: str | None = None  #: a folder on the node's own disk to copy the shards to, as $TMPDIR
     protocol: str = "split"  #: split | kfold | kfold_nested
     fold: int = 0  #: which fold tests, counted from 0; k-fold protocols only
     classes: list[str] | None = None  #: only these, numbered in this order; null: all
