@@ -1,7 +1,7 @@
 """Jobs on a real Slurm: arrays, limits, preemption, dead nodes, crashes; and what they end in.
 
-Starting torch costs each job six seconds of a processor, so several stories are told at a time, each
-by a thread that submits, interferes and waits; a test asks for the end of one. Those that take or
+Starting torch costs each job six seconds of a processor, so several stories are told at a time,
+each by a thread that submits, interferes and waits; a test asks for the end of one. Those that take or
 kill a node have it to themselves: n3, n4 and n5.
 """
 
