@@ -1,8 +1,8 @@
 """Jobs on a real Slurm: arrays, limits, preemption, dead nodes, crashes; and what they end in.
 
 Starting torch costs each job six seconds of a processor, so several stories are told at a time,
-each by a thread that submits, interferes and waits; a test asks for the end of one. Those that take or
-kill a node have it to themselves: n3, n4 and n5.
+each by a thread that submits, interferes and waits; a test asks for the end of one. Those that take
+or kill a node have it to themselves: n3, n4 and n5.
 """
 
 import contextlib
