@@ -29,7 +29,7 @@ def mixed(kind, first, second, ratio):
     """The first of two samples mixed with the second, every band heard alike."""
     ranks = torch.tensor([[0, 1], [1, 0]])
     x, shares = mix(
-        kind, torch.stack([first, second]), torch.tensor([0, 1]), 3,
+        kind, torch.stack([first, second]), torch.tensor([0, 1]), torch.eye(3),
         torch.tensor([ratio, 1.0]), ranks, torch.ones(len(first)),
     )  # fmt: skip
     torch.testing.assert_close(x[1], second)  # its own ratio is 1

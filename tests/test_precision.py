@@ -15,7 +15,8 @@ from torch import nn
 
 from shards.command import guard
 from shards.errors import UserError
-from toolkit import loop, step
+from toolkit import loop
+from toolkit import losses as losses_module
 from toolkit.checkpoint import checkpoints
 from toolkit.config import parse
 from toolkit.models import REGISTRY, build
@@ -107,7 +108,7 @@ def test_softmax_and_loss_are_float32(tone_set, tmp_path, monkeypatch):
         seen.append(logits.dtype)
         return original(logits, y, **words)
 
-    monkeypatch.setattr(step.F, "cross_entropy", cross_entropy)
+    monkeypatch.setattr(losses_module.F, "cross_entropy", cross_entropy)
     assert on_ranks(1, lambda: (loop.fit(config), seen)[1]) == [[torch.float32] * 2]
 
 

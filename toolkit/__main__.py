@@ -51,6 +51,19 @@ def write_collected(run: str, bootstrap_unit: str) -> None:
     print(Path(run) / "report.html")
 
 
+def compare(first: str, second: str, *, out: str = "compare", bootstrap_unit: str = "auto") -> None:
+    """Test the difference of two runs on the same recordings: McNemar, paired bootstrap, a picture.
+
+    FIRST and SECOND are runs, or folds of runs. Writes OUT.md and OUT.png. The bootstrap draws
+    whole groups where recordings have groups, or what --bootstrap_unit=recording|group says.
+    """
+    from toolkit import compare as comparison
+
+    found = comparison.compare(Path(first), Path(second), bootstrap_unit)
+    print(comparison.markdown(found))
+    print(*comparison.write(found, Path(out)), sep="\n")
+
+
 def report(run: str) -> None:
     """Write report.html of a run, or of one fold of it, again from what lies there."""
     from toolkit.report import rebuild
@@ -110,6 +123,7 @@ def models(*config: str) -> None:
 
 COMMANDS: Commands = {
     "collect": collect,
+    "compare": compare,
     "report": report,
     "show_augment": show_augment,
     "lr_find": lr_find,

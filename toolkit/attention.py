@@ -28,7 +28,7 @@ def draw_fold(folder: Path, shard_set: ShardSet, numbers: np.ndarray, most: int 
     labels = shard_set.rows(numbers)["label"]
     shown = np.unique(labels, return_index=True)[1][:most]
     spectrograms, attention = attend(folder, info, shard_set, numbers[shown])
-    titles = [shard_set.class_names[labels[i]] for i in shown]
+    titles = [shard_set.label_names[labels[i]] for i in shown]
     write_atomic(folder / "attention.png", to_png(draw(spectrograms, attention, titles)))
 
 

@@ -90,7 +90,7 @@ class Sound(NamedTuple):
 
     heard: torch.Tensor  #: (B, M, T) float32: moved, mixed, filtered, with noise
     seen: torch.Tensor  #: (B, M, T) float32: and with cells hidden
-    y: torch.Tensor  #: (B,) class numbers or, where samples are mixed, (B, K) shares of classes
+    y: torch.Tensor  #: (B,) class numbers or, mixed or several, (B, K) shares of classes
 
 
 class Augment:
@@ -111,10 +111,12 @@ class Augment:
         group: int,
     ):
         self.config, self.transform, self.seed, self.group = config, transform, seed, group
-        self.n_classes, self.shape = len(shard_set.class_names), shard_set.shape
+        self.shape, self.multi_label = shard_set.shape, shard_set.is_multi_label
         if config.crop_frames:
             self.shape = shard_set.shape[0], config.crop_frames
         self.device = transform.mean.device
+        if self.multi_label or config.mix != "none":
+            self.table = torch.from_numpy(shard_set.label_table).float().to(self.device)
         if config.mix != "none":
             weights = hearing_weights(shard_set.info["mel"], self.shape[0])
             self.hearing = torch.from_numpy(weights).to(self.device)
@@ -143,6 +145,8 @@ class Augment:
             x = moved(x, roll, shift, config.shift_padding)
         if config.mix != "none":
             x, y = self._mixed(x, batch, step)
+        elif self.multi_label:
+            y = self.table[y]
         if config.gain_db or config.eq_db:
             gain = (2 * self._draw("gain_db", batch, step, 1) - 1) * config.gain_db
             if config.eq_db:
@@ -182,7 +186,7 @@ class Augment:
         )
         ranks = torch.from_numpy(scores.argsort(axis=1).argsort(axis=1)).to(self.device)
         return mix(
-            config.mix, x, batch.y, self.n_classes, self._floats(ratio[:, 0]), ranks, self.hearing
+            config.mix, x, batch.y, self.table, self._floats(ratio[:, 0]), ranks, self.hearing
         )
 
     def _noise(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,7 +73,7 @@ def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) 
         there, asked = stored.get(section, {}).get(key, default(config, name)), get(config, name)
         if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
             there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))
-        if there != asked and name not in free and section != "track":
+        if there != asked and name not in free and section not in ("track", "report"):
             differing.append(f"{name}: {there} there, {asked} asked")
     if differing:
         raise UserError(

@@ -46,6 +46,8 @@ def open_parts(config: Config) -> Data:
     masks = part_masks(shard_set, data.protocol, data.fold)
     groups = make_groups(shard_set, data)
     parts = select(shard_set, masks, groups, data.fraction, train.seed)
+    if data.protocol == "kfold_optimistic":
+        parts["val"] = parts["test"]  # what is reported chooses the epoch: to compare, no result
     order = make_order(shard_set, parts["train"], data, train.batch_size, train.seed)
     mean, std = normalisation(shard_set, masks["train"], data.normalize)
     return Data(shard_set, parts, order, mean, std)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather
 from torch import nn
@@ -12,6 +11,7 @@ from shards.index import ShardSet
 from shards.loader import evaluation_batches
 from shards.selection import Selection
 from toolkit.augment import Transform
+from toolkit.losses import log_probabilities as read_logits
 from toolkit.strategy import bare
 from toolkit.watch import at
 from toolkit.world import World
@@ -27,12 +27,14 @@ def log_probabilities(
     accelerator: Accelerator,
     batch_size: int,
     reading: Reading = Reading(),  # noqa: B008
+    link: str = "softmax",
 ) -> np.ndarray:
     """What the model says of the samples `numbers`, in their order, on every rank.
 
     Each rank computes a contiguous share in as many batches as any other, padded at the end; what
     it found travels with the sample's place, -1 for padding. So uneven parts can hang nothing, and
-    the result is a function of the set alone. Shape: (N,) -> (N, K) float64.
+    the result is a function of the set alone. `link` is that of the Loss.
+    Shape: (N,) -> (N, K) float64.
     """
     module = bare(model)  # keeps the autocast; an engine would count a step
     module.eval()
@@ -43,8 +45,8 @@ def log_probabilities(
     )
     for n, batch in enumerate(mine):
         at("evaluate, batch", n)
-        views = [F.log_softmax(module(x).double(), dim=1) for x in transform.views(batch.x)]
-        found.append(F.log_softmax(torch.stack(views).mean(0), dim=1))
+        views = [module(x).double() for x in transform.views(batch.x)]
+        found.append(read_logits(torch.stack(views).mean(0), link))
         places.append(batch.places)
     module.train()
     at("collective of evaluate")

@@ -9,9 +9,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
 from shards.errors import UserError
 from shards.index import write_atomic
-from toolkit.metrics import bootstrap, confusion, scores
+from toolkit import attacks, tagging
+from toolkit.intervals import has_groups, intervals, units_of
+from toolkit.metrics import confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
 from toolkit.results import Fold, last_words, read_fold
 
@@ -114,32 +118,33 @@ def level_summary(
     folds: Sequence[Fold], rows: Predictions, unit: str, level: str
 ) -> dict[str, Any]:
     """Pooled scores, intervals, confusion matrix, and mean and spread over folds, of one level."""
-    units = getattr(rows, unit)
-    values = {name: [fold.result[level][name] for fold in folds] for name in METRICS}
+    metrics = tagging.METRICS if rows.is_multi_label else METRICS
+    values = {name: [fold.result[level][name] for fold in folds] for name in metrics}
+    values = {name: [v for v in found if v is not None] for name, found in values.items()}
     return {
-        "pooled": scores(rows.labels, rows.log_probs),
-        "interval": {
-            name: list(bootstrap(rows.labels, rows.predicted, units, name, RESAMPLES))
-            for name in METRICS
-        },
-        "mean": {name: mean(found) for name, found in values.items()},
+        "pooled": scores(rows.labels, rows.log_probs, rows.predicted),
+        "interval": intervals(rows, unit, RESAMPLES),
+        "mean": {name: mean(found) if found else None for name, found in values.items()},
         "std": {name: stdev(v) if len(v) > 1 else None for name, v in values.items()},
         "confusion": confusion(rows.labels, rows.predicted, len(rows.classes)).tolist(),
+        "units": len(np.unique(units_of(rows, unit))),
     }
 
 
 def summarise(
-    run: Path, folds: Sequence[Fold], unit: str = "recording"
+    run: Path, folds: Sequence[Fold], unit: str = "auto"
 ) -> tuple[dict[str, Any], Predictions]:
     """The summary of some folds of `run`, and their out-of-fold predictions.
 
     Raises:
         UserError: the folds do not belong together, or a recording is in two of them.
     """
-    if unit not in ("recording", "group"):
-        raise UserError(f"--bootstrap_unit={unit}: expected recording or group")
+    if unit not in ("auto", "recording", "group"):
+        raise UserError(f"--bootstrap_unit={unit}: expected recording or group, or auto")
     check(folds)
     joined = join([fold.predictions for fold in folds])
+    if unit == "auto":
+        unit = "group" if has_groups(joined.at("recording")) else "recording"
     first = folds[0].result
     names = [fold.name for fold in folds]
     whole = folds[0].folder.resolve() == run.resolve()  # a page of one fold misses none
@@ -151,31 +156,36 @@ def summarise(
         "part": first["part"],
         "shard_set": first.get("shard_set"),
         "caution": CAUTION.get(first["protocol"]),
+        "decisions": {fold.name: fold.result.get("decision") for fold in folds},
         "classes": list(joined.classes),
+        "metrics": tagging.METRICS if joined.is_multi_label else METRICS,
         "folds": [{key: fold.result.get(key) for key in parts} for fold in folds],
         "missing": missing,
         "why": {n: last_words(run / f"fold-{fold_names(folds).index(n)}") for n in missing},
         "warnings": config_warnings(folds),
         "bootstrap": {"n": RESAMPLES, "unit": unit, "seed": 0, "level": 0.95},
     }
+    notes = {fold.predictions.fold[0]: fold.result.get("detection") for fold in folds}
+    known = {name: note for name, note in notes.items() if note}
+    summary["detection"] = attacks.summary(joined.at("recording"), known, unit)
     for level in LEVELS:
         summary[level] = level_summary(folds, joined.at(level), unit, level)
     return summary, joined
 
 
-def collect(run: Path, bootstrap_unit: str = "recording") -> dict[str, Any]:
+def collect(run: Path, bootstrap_unit: str = "auto") -> dict[str, Any]:
     """Join the folds of a run and write folds.json, folds.md, predictions.csv and the report.
 
     Raises:
         UserError: no finished fold, or folds that do not belong together.
     """
-    from toolkit import figures, report, tables
+    from toolkit import report, tables
 
     folds = find_folds(run)
     summary, joined = summarise(run, folds, bootstrap_unit)
     if folds[0].folder != run:  # a run without folds has both of its own
         write_predictions(run / "predictions.csv", joined)
-        write_atomic(run / "confusion_matrix.png", figures.to_png(report.confusion_figure(summary)))
+        report.write_figures(run, summary, joined)
     write_atomic(run / "folds.md", tables.markdown(summary).encode("utf-8", "replace"))
     report.write_page(run / "report.html", summary, folds, joined)
     write_atomic(run / "folds.json", json.dumps(summary, indent=1).encode())

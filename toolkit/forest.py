@@ -25,10 +25,11 @@ from toolkit import signals, track
 from toolkit.band_statistics import feature_names, pooled
 from toolkit.data import open_parts
 from toolkit.history import check as check_metrics
-from toolkit.metrics import scores
 from toolkit.models import chosen
+from toolkit.predictions import truth
 from toolkit.report import write_fold
 from toolkit.schema import Config, get
+from toolkit.validation import notes, score
 from toolkit.watch import at
 from toolkit.world import World, launched
 
@@ -56,8 +57,8 @@ def fit(config: Config) -> dict[str, Any]:
     log.info("%s: forest of %d trees on %s, samples %s; augment, optim and batches are not for it",
              folder, trees, shard_set, sizes)  # fmt: skip
     x = {name: features(shard_set, numbers) for name, numbers in parts.items()}
-    y = {name: shard_set.rows(numbers[:])["label"] for name, numbers in parts.items()}
-    grown: list[Arrays] = []
+    y = {name: truth(shard_set, numbers[:]) for name, numbers in parts.items()}
+    grown, several = list[Arrays](), shard_set.is_multi_label
     total = np.zeros(0)
     for forest in stages(config, wanted, trees, x["train"], y["train"]):
         stop_if_asked(folder)
@@ -68,7 +69,8 @@ def fit(config: Config) -> dict[str, Any]:
             total = total + some if len(total) else some
             seconds = round(time.perf_counter() - begun, 3)
             now = {"step": forest.n_estimators, "epoch": 1, "seconds": seconds}
-            result = scores(y["val"], log_shares(total, forest.n_estimators))
+            shares = log_shares(total, forest.n_estimators, several)
+            result = score(config, shard_set, parts["val"][:], shares)
             metrics.write("eval", part="val", **now, **track.plain(result))
     arrays = joined(grown)
     importance = forest.feature_importances_
@@ -78,8 +80,10 @@ def fit(config: Config) -> dict[str, Any]:
     draw_importance(folder, importance, shard_set)
     state = {"step": trees, "seconds": round(time.perf_counter() - begun, 3)}
     header = track.header(config, shard_set, world, {"step": trees, "epoch": 1}, state, None)
-    found = log_shares(votes(arrays, x["test"]), trees)
-    result = write_fold(folder, shard_set, parts["test"][:], found, header)
+    found = {"test": log_shares(votes(arrays, x["test"]), trees, several)}
+    found |= {"val": log_shares(total, trees, several)} if len(parts["val"]) else {}
+    header |= notes(config, shard_set, parts, found)
+    result = write_fold(folder, shard_set, parts["test"][:], found["test"], header)
     metrics.close(result)
     log.info("%s", track.closing(folder, result))
     return result
@@ -166,7 +170,12 @@ def tree_arrays(forest: Any, trees: Sequence[Any], n_classes: int) -> Arrays:
     found["feature"] = np.where(inner, feature, 0).astype(np.int32)
     found["threshold"] = np.concatenate([tree.threshold for tree in nodes])
     share = np.zeros((len(here), n_classes))
-    share[:, forest.classes_] = np.concatenate([tree.value[:, 0] for tree in nodes])
+    value = np.concatenate([tree.value for tree in nodes])
+    if forest.n_outputs_ == 1:
+        share[:, forest.classes_] = value[:, 0]
+    else:  # of each class, how often it is there
+        for k, states in enumerate(forest.classes_):
+            share[:, k] = value[:, k, : len(states)] @ states
     return {**found, "share": share}
 
 
@@ -202,10 +211,10 @@ def votes(arrays: Arrays, x: np.ndarray) -> np.ndarray:
     return total
 
 
-def log_shares(total: np.ndarray, trees: int) -> np.ndarray:
-    """Log-probabilities; one more tree that holds all classes for equally likely rules none out.
-    Shape: (N, K) votes -> (N, K)."""
-    return np.log((total + 1 / total.shape[1]) / (trees + 1))
+def log_shares(total: np.ndarray, trees: int, several: bool = False) -> np.ndarray:
+    """Log-probabilities; one more tree that holds all classes for equally likely, or where a sample
+    has `several` each for as likely as not, rules none out. Shape: (N, K) votes -> (N, K)."""
+    return np.log((total + (0.5 if several else 1 / total.shape[1])) / (trees + 1))
 
 
 def draw_importance(folder: Path, importance: np.ndarray, shard_set: ShardSet) -> None:

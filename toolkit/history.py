@@ -15,7 +15,9 @@ from shards.errors import UserError
 from shards.index import ShardSet
 from shards.selection import Selection
 from toolkit.metrics import SIGNS
+from toolkit.predictions import truth
 from toolkit.schema import Config, OptimConfig, TrainConfig
+from toolkit.validation import check_report
 
 Entries = list[dict[str, Any]]  #: one an epoch: step, epoch, and the metrics that decide
 
@@ -54,7 +56,8 @@ def check(config: Config, shard_set: ShardSet, numbers: np.ndarray | Selection) 
     Raises:
         UserError: no validation part where one is needed, or a metric is not defined on it.
     """
-    labels, classes = shard_set.rows(numbers[:])["label"], len(shard_set.class_names)
+    check_report(config.report, shard_set)
+    labels, classes = truth(shard_set, numbers[:]), len(shard_set.class_names)
     asking = {"optim.schedule=plateau": config.optim.schedule == "plateau"}
     asking[f"train.patience={config.train.patience}"] = config.train.patience > 0
     if not len(labels) and any(asking.values()):
@@ -64,12 +67,19 @@ def check(config: Config, shard_set: ShardSet, numbers: np.ndarray | Selection) 
             "here; use data.protocol=kfold_nested, or split with a set built with --split"
         )
     for metric, key in metrics_of(config).items() if len(labels) else ():
-        if metric == "eer" and classes != 2:
-            raise UserError(f"{key}=eer: for two classes, the shard set has {classes}; use roc_auc")
-        ranks = metric in ("roc_auc", "average_precision", "eer")
-        if ranks and (classes < 2 or len(np.unique(labels)) < classes):
+        several = labels.ndim == 2
+        if metric in ("eer", "min_dcf") and (classes != 2 or several):
+            there = f"{classes}{', several a sample' if several else ''}"
+            raise UserError(f"{key}={metric}: for two classes, the shard set has {there}; "
+                            "use roc_auc")  # fmt: skip
+        if metric == "micro_f1" and not several:
+            raise UserError(f"{key}=micro_f1: for several classes a sample; here it is accuracy")
+        found = int(labels.any(0).sum()) if several else len(np.unique(labels))
+        # Of several classes those count that some samples have and others lack.
+        enough = (labels.any(0) & ~labels.all(0)).any() if several else 1 < classes == found
+        if metric in ("roc_auc", "average_precision", "eer", "min_dcf") and not enough:
             raise UserError(
-                f"{key}={metric}: not defined, the validation part has {len(np.unique(labels))} of "
+                f"{key}={metric}: not defined, the validation part has {found} of "
                 f"{classes} classes; use balanced_accuracy or another split"
             )
 

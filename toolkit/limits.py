@@ -7,7 +7,7 @@ from toolkit.metrics import SIGNS
 from toolkit.schema import Config, TrainConfig, get
 
 CHOICES = {
-    "data.protocol": ("split", "kfold", "kfold_nested"),
+    "data.protocol": ("split", "kfold", "kfold_nested", "kfold_optimistic"),
     "data.last_batch": ("wrap", "drop"),
     "data.normalize": ("band", "global", "sample", "peak", "none"),
     "augment.mix": ("none", "mixup", "between_class"),
@@ -20,10 +20,13 @@ CHOICES = {
     "train.compile": ("off", "default", "reduce-overhead"),
     "train.channels_last": (True, False, "auto"),
     "train.best_metric": tuple(SIGNS),
+    "model.outputs": (None, 1),
+    "optim.loss": ("auto", "cross_entropy", "focal", "bce"),
     "optim.name": ("adamw", "adam", "sgd"),
     "optim.schedule": ("constant", "cosine", "linear", "onecycle", "plateau"),
     "optim.plateau_metric": tuple(SIGNS),
     "train.resume": ("auto", "never", "must"),
+    "report.threshold": ("macro_f1", "accuracy", "balanced_accuracy", "eer", "none"),
     "track.wandb": ("disabled", "offline", "online"),
 }
 AT_LEAST = {
@@ -31,7 +34,8 @@ AT_LEAST = {
     "data.samples_per_epoch": 1, "data.top_db": 1, "data.crops": 0, "augment.crop_frames": 0,
     "augment.time_scale": 1,
     "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
-    "model.trees": 1, "model.leaf": 1,
+    "model.trees": 1, "model.leaf": 1, "report.dcf_prior": 0, "report.dcf_miss": 0,
+    "report.dcf_false_alarm": 0, "optim.focal_gamma": 0,
     "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
     "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
@@ -47,7 +51,7 @@ AT_LEAST = {
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0,
 }  # fmt: skip
-AT_MOST = {"data.fraction": 1}
+AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1}
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",

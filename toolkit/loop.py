@@ -23,7 +23,7 @@ from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
 from toolkit.guards import Guard
 from toolkit.history import History
-from toolkit.metrics import scores
+from toolkit.losses import make_loss
 from toolkit.models import build
 from toolkit.models.transfer import prepare
 from toolkit.optim import learning_rate, make_optimizer
@@ -34,6 +34,7 @@ from toolkit.schema import Config
 from toolkit.speed import Meter, profiled, progress_bar
 from toolkit.step import Stepper
 from toolkit.strategy import Strategy
+from toolkit.validation import notes, score
 from toolkit.watch import at
 from toolkit.world import World, start
 
@@ -65,12 +66,13 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Model and optimiser.
     strategy = make_model(config, shard_set, accelerator, world, plan)
-    stepper = Stepper(strategy, augment, config, plan, world)
+    stepper = Stepper(strategy, augment, config, plan, world, make_loss(config, shard_set, parts))
 
     def evaluate(model: nn.Module, numbers: Selection) -> np.ndarray:
         return log_probabilities(
-            model, transform, shard_set, numbers, world, accelerator, stepper.microbatch, reading
-        )
+            model, transform, shard_set, numbers, world, accelerator, stepper.microbatch, reading,
+            stepper.loss.link,
+        )  # fmt: skip
 
     # Run: what is in it, and where it stopped.
     track.open_run(config, world)
@@ -128,7 +130,7 @@ def fit(config: Config) -> dict[str, Any]:
             result = {}
             if len(parts["val"]):
                 found = evaluate(strategy.judged, parts["val"])
-                result = scores(shard_set.rows(parts["val"][:])["label"], found)
+                result = score(config, shard_set, parts["val"][:], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
                 if step % per_epoch == 0:  # a dry run that ends inside an epoch decides nothing
                     past.add(result, step, epoch, world.device)
@@ -149,12 +151,13 @@ def fit(config: Config) -> dict[str, Any]:
     saver.close()  # where a signal came, the process ends here
     chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
     strategy.load_weights(load_file(folder / "best.safetensors"))
-    found = evaluate(strategy.model, parts["test"])
+    said = {p: evaluate(strategy.model, parts[p]) for p in ("val", "test") if len(parts[p])}
     at("report")
     result = {}
     if world.is_main:
         header = track.header(config, shard_set, world, chosen, state, past.stopped)
-        result = write_fold(folder, shard_set, parts["test"][:], found, header)
+        header |= notes(config, shard_set, parts, said)
+        result = write_fold(folder, shard_set, parts["test"][:], said["test"], header)
         metrics.close(result)
         log.info("%s", track.closing(folder, result))
     accelerator.wait_for_everyone()  # a rank that leaves while another writes takes it along

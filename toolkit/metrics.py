@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError
+from toolkit import detection
+from toolkit.detection import Costs
 
 Scores = dict[str, Any]
 
 #: What a run can be chosen by: metric -> 1 where higher is better, -1 where lower is.
 SIGNS = {
     "macro_f1": 1, "accuracy": 1, "balanced_accuracy": 1, "loss": -1, "roc_auc": 1,
-    "average_precision": 1, "ece": -1, "eer": -1,
+    "average_precision": 1, "ece": -1, "eer": -1, "min_dcf": -1, "micro_f1": 1,
 }  # fmt: skip
 
 #: The log of the smallest normal float64; lower log-probabilities count as this, so no score is
@@ -23,24 +25,37 @@ SIGNS = {
 FLOOR = float(np.log(np.finfo(np.float64).tiny))
 
 
-def scores(labels: np.ndarray, log_probs: np.ndarray, ece_bins: int = 15) -> Scores:
+def scores(
+    labels: np.ndarray,
+    log_probs: np.ndarray,
+    predicted: np.ndarray | None = None,
+    ece_bins: int = 15,
+    target: int = 1,
+    costs: Costs = Costs(),  # noqa: B008
+) -> Scores:
     """Every score of `log_probs` (N, K) against `labels` (N,), as plain floats and lists.
 
-    `n` is N. `loss` is the mean negative log-likelihood. `balanced_accuracy` is the mean recall of
-    the classes that `labels` has, `macro_f1` the mean over the classes that labels or predictions
-    have: what scikit-learn does by default. `precision`, `recall`, `f1` and `support` have one
-    value a class (0 where undefined). `roc_auc` and `average_precision` are macro means, one class
-    against the rest, None when a class is absent or alone. `ece` is the expected calibration error
-    of the most probable class. `eer` is there when K is 2.
+    Labels (N, K), where samples may have several classes, are scored by `tagging.scores`.
+    `predicted` (N,) are the decisions, by default the most probable class. `n` is N. `loss` is
+    the mean negative log-likelihood. `balanced_accuracy` is the mean recall of the classes that
+    `labels` has, `macro_f1` the mean over the classes that labels or predictions have: what
+    scikit-learn does by default. `precision`, `recall`, `f1` and `support` have one value a
+    class (0 where undefined). `roc_auc` and `average_precision` are macro means, one class
+    against the rest, None when a class is absent or alone. `ece` is the expected calibration
+    error of the most probable class. `eer` and `min_dcf` are there when K is 2, of class `target`.
 
     Raises:
         UserError: there is nothing to score, or a log-probability is NaN.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
+    if labels.ndim == 2:
+        from toolkit import tagging
+
+        return tagging.scores(labels, log_probs, predicted, ece_bins)
     labels, log_probs = checked(labels, log_probs)
     classes = log_probs.shape[1]
-    predicted = log_probs.argmax(axis=1)
+    predicted = log_probs.argmax(axis=1) if predicted is None else predicted
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(classes), zero_division=0
     )
@@ -53,7 +68,7 @@ def scores(labels: np.ndarray, log_probs: np.ndarray, ece_bins: int = 15) -> Sco
         "balanced_accuracy": float(recall[present].mean()),
         "macro_f1": float(f1[seen].mean()),
         "ece": expected_calibration_error(labels, log_probs, ece_bins),
-        **ranking_scores(labels, log_probs),
+        **ranking_scores(labels, log_probs, target, costs),
         "precision": precision.tolist(),
         "recall": recall.tolist(),
         "f1": f1.tolist(),
@@ -73,13 +88,13 @@ def checked(labels: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, np.n
     return np.asarray(labels, np.int64), np.maximum(np.asarray(log_probs, np.float64), FLOOR)
 
 
-def ranking_scores(labels: np.ndarray, log_probs: np.ndarray) -> Scores:
-    """ROC AUC, average precision, for two classes the equal error rate; None where undefined."""
+def ranking_scores(labels: np.ndarray, log_probs: np.ndarray, target: int, costs: Costs) -> Scores:
+    """ROC AUC, average precision, for two classes EER and min-DCF; None where undefined."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     classes = log_probs.shape[1]
     truth = labels[:, None] == np.arange(classes)
-    names = ("roc_auc", "average_precision", *(("eer",) if classes == 2 else ()))
+    names = ("roc_auc", "average_precision", *(("eer", "min_dcf") if classes == 2 else ()))
     if not (truth.any(axis=0) & ~truth.all(axis=0)).all():
         return dict.fromkeys(names)
     found = {
@@ -87,22 +102,11 @@ def ranking_scores(labels: np.ndarray, log_probs: np.ndarray) -> Scores:
         "average_precision": float(average_precision_score(truth, log_probs, average="macro")),
     }
     if classes == 2:
-        found["eer"] = equal_error_rate(labels, log_probs[:, 1] - log_probs[:, 0])
+        score = log_probs[:, target] - log_probs[:, 1 - target]
+        found_curve = detection.curve(labels == target, score)
+        found["eer"] = float(detection.equal_error_rate(found_curve)[0])
+        found["min_dcf"] = float(detection.min_dcf(found_curve, costs)[0])
     return found
-
-
-def equal_error_rate(labels: np.ndarray, score: np.ndarray) -> float:
-    """Where misses and false alarms are equally frequent, linear between the points of the ROC.
-
-    `labels` (N,) are 0 or 1, `score` (N,) is higher for 1. The result is in 0..1.
-    """
-    from sklearn.metrics import roc_curve
-
-    false_alarms, hits, _ = roc_curve(labels, score, drop_intermediate=False)
-    gap = (1 - hits) - false_alarms
-    after = int(np.argmax(gap <= 0))
-    share = gap[after - 1] / (gap[after - 1] - gap[after])
-    return float(false_alarms[after - 1] + share * (false_alarms[after] - false_alarms[after - 1]))
 
 
 def reliability(
@@ -134,7 +138,12 @@ def count_pairs(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """(K, K) counts: one row a true class, one column a predicted one."""
+    """(K, K) counts: one row a true class, one column a predicted one.
+
+    Of labels (N, K) bool, how often a row that has the one class was given the other.
+    """
+    if labels.ndim == 2:
+        return labels.T.astype(np.int64) @ predicted
     return count_pairs(labels, predicted, (classes, classes))
 
 
@@ -144,13 +153,24 @@ def pool(log_probs: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndar
     `log_probs` is (N, K), `groups` (N,). The mean of logs is the normalised geometric mean: one
     segment that rules a class out counts for more than several that find it likely.
     """
+    mean, order = group_means(log_probs, groups)
+    mean -= mean.max(axis=1, keepdims=True)
+    return mean - np.log(np.exp(mean).sum(axis=1, keepdims=True)), order
+
+
+def group_means(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of each group's rows, none below FLOOR: (R, K), and the R groups, ascending."""
     order, row_of, count = np.unique(groups, return_inverse=True, return_counts=True)
     by_group = np.argsort(row_of.reshape(-1), kind="stable")
     starts = np.concatenate([[0], np.cumsum(count)[:-1]])
-    ordered = np.maximum(np.asarray(log_probs, np.float64)[by_group], FLOOR)
-    mean = np.add.reduceat(ordered, starts, axis=0) / count[:, None]
-    mean -= mean.max(axis=1, keepdims=True)
-    return mean - np.log(np.exp(mean).sum(axis=1, keepdims=True)), order
+    ordered = np.maximum(np.asarray(values, np.float64)[by_group], FLOOR)
+    return np.add.reduceat(ordered, starts, axis=0) / count[:, None], order
+
+
+def binary_log(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log p and log(1 - p), both at least FLOOR, of log p."""
+    present = np.clip(np.asarray(log_probs, np.float64), FLOOR, -np.exp(FLOOR))
+    return present, np.maximum(np.log(-np.expm1(present)), FLOOR)
 
 
 def mean_where(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 NEPER = math.log(10) / 10  # 10^(x / 10) = e^(NEPER x), and e^x is many times faster
 
@@ -19,7 +18,7 @@ def mix(
     kind: str,
     x: torch.Tensor,
     y: torch.Tensor,
-    n_classes: int,
+    table: torch.Tensor,
     ratio: torch.Tensor,
     ranks: torch.Tensor,
     hearing: torch.Tensor,
@@ -28,7 +27,8 @@ def mix(
 
     `mixup` (Zhang et al., ICLR 2018) weighs the two powers with the ratio itself, `between_class`
     with `loudness_weight` of it; the weights of power add up to 1. `hearing` (M,) weighs bands for
-    loudness. Shape: (B, M, T) dB, (B,), (B,), (B, G) -> (B, M, T) dB, (B, K) shares of classes.
+    loudness, `table` (label numbers, K) holds the classes of each label.
+    Shape: (B, M, T) dB, (B,), (B,), (B, G) -> (B, M, T) dB, (B, K) shares of classes.
     """
     partner = partners(y, ranks, kind == "between_class")
     power = torch.exp(x * NEPER)
@@ -38,8 +38,7 @@ def mix(
         weight = loudness_weight(ratio, level - level[partner])
     weight = weight[:, None, None]
     power = (power[partner].mul_(1 - weight)).addcmul_(power, weight)
-    shares = F.one_hot(y, n_classes) * ratio[:, None]
-    shares = shares + F.one_hot(y[partner], n_classes) * (1 - ratio[:, None])
+    shares = table[y] * ratio[:, None] + table[y[partner]] * (1 - ratio[:, None])
     return power.log_().mul_(1 / NEPER), shares
 
 

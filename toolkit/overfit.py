@@ -83,7 +83,9 @@ def reason(trial: Trial, batches: list[Batch], losses: list[float], norm: float,
     if not math.isfinite(last) or not math.isfinite(norm):
         return f"loss or gradient overflow; lower optim.lr={lr:g}"
     if lowest >= GOAL:
-        labelled = " and ".join(f"{number} as {classes[label]}" for number, label in twins)
+        labelled = " and ".join(
+            f"{number} as {trial.shard_set.label_names[label]}" for number, label in twins
+        )
         return (
             f"labels contradict each other, no model gets below {lowest:.3g}: samples {labelled} "
             "are the same spectrogram; mend the labels, or build with --on_duplicate=drop"

@@ -5,7 +5,7 @@ Shapes: `N` rows, `K` classes.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +15,14 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
+from shards.labels import SEPARATOR
+from toolkit import tagging
+from toolkit.decision import decide
 from toolkit.metrics import FLOOR, pool
 
 LEVELS = ("segment", "recording")
 COLUMNS = ("level", "recording", "group", "start", "fold", "label", "predicted")
+SEVERAL = (*COLUMNS[:5], "labels", "predicted")  # the same, where samples have several classes
 
 
 @dataclass(frozen=True)
@@ -31,32 +35,54 @@ class Predictions:
     group: np.ndarray  # (N,)
     start: np.ndarray  # (N,) float64, seconds; NaN at level recording
     fold: np.ndarray  # (N,) name of the fold, or ""
-    labels: np.ndarray  # (N,) int64
-    predicted: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64, or (N, K) bool where samples have several classes
+    predicted: np.ndarray  # likewise
     probabilities: np.ndarray  # (N, K) float64
 
     def at(self, level: str) -> "Predictions":
         """The rows of one level, in their order."""
-        keep = self.level == level
-        arrays = {f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "classes"}
+        return self.take(self.level == level)
+
+    def take(self, rows: np.ndarray) -> "Predictions":
+        """Some rows, by a mask or by their places."""
+        arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "classes"}
         return replace(self, **arrays)
 
     @property
     def log_probs(self) -> np.ndarray:
         """(N, K) log-probabilities, none below `metrics.FLOOR`."""
-        return np.log(np.maximum(self.probabilities, np.exp(FLOOR)))
+        # Of several classes each has its own complement, which 9 digits tell down to about 1e-10.
+        most = 1 - 1e-10 if self.is_multi_label else 1.0
+        return np.log(np.clip(self.probabilities, np.exp(FLOOR), most))
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether rows may have several classes."""
+        return self.labels.ndim == 2
+
+
+def truth(shard_set: ShardSet, numbers: np.ndarray) -> np.ndarray:
+    """The labels of samples as `scores` takes them: (N,), or (N, K) bool if they have several."""
+    several = shard_set.is_multi_label
+    return shard_set.targets(numbers) if several else shard_set.rows(numbers)["label"]
 
 
 def of_samples(
-    shard_set: ShardSet, numbers: np.ndarray, log_probs: np.ndarray, fold: str | None
+    shard_set: ShardSet,
+    numbers: np.ndarray,
+    log_probs: np.ndarray,
+    fold: str | None,
+    decision: Mapping[str, Any] | None = None,
 ) -> Predictions:
     """Both levels of the samples `numbers` (N,) from their `log_probs` (N, K), ordered by number.
 
-    A recording's log-probabilities are the mean of its segments', renormalised.
+    A recording's log-probabilities are the mean of its segments', renormalised. `decision` says
+    from which probability on a class is predicted; see `decision.decide`.
     """
     order = np.argsort(numbers, kind="stable")
     rows, log_probs = shard_set.rows(numbers[order]), log_probs[order]
-    pooled, recordings = pool(log_probs, rows["recording"])
+    labels = truth(shard_set, numbers[order])
+    pooled, recordings = (tagging.pool if labels.ndim == 2 else pool)(log_probs, rows["recording"])
     first = np.unique(rows["recording"], return_index=True)[1]
     both = np.concatenate([log_probs, pooled])
     place = np.concatenate([rows["recording"], recordings])
@@ -68,8 +94,8 @@ def of_samples(
         group=texts([str(known[i].get("group") or "") for i in place]),
         start=np.concatenate([rows["start"], np.full(len(recordings), np.nan)]),
         fold=texts([fold or ""] * len(place)),
-        labels=np.concatenate([rows["label"], rows["label"][first]]).astype(np.int64),
-        predicted=both.argmax(axis=1),
+        labels=np.concatenate([labels, labels[first]]).astype(bool if labels.ndim == 2 else int),
+        predicted=decide(both, shard_set.class_names, decision, labels.ndim == 2),
         probabilities=np.exp(both),
     )
 
@@ -93,7 +119,8 @@ def write_predictions(file: Path, predictions: Predictions) -> None:
     text = io.StringIO()
     # Only with the terminator \r\n does csv quote both a \r and a \n inside a name; \n is written.
     writer = csv.writer(SimpleNamespace(write=lambda row: text.write(row[:-2] + "\n")))
-    writer.writerow([*COLUMNS, *(f"p_{name}" for name in predictions.classes)])
+    columns = SEVERAL if predictions.is_multi_label else COLUMNS
+    writer.writerow([*columns, *(f"p_{name}" for name in predictions.classes)])
     writer.writerows(rows_of(predictions))
     # A file name that is not UTF-8 keeps its bytes.
     write_atomic(file, text.getvalue().encode("utf-8", "surrogateescape"))
@@ -103,9 +130,16 @@ def rows_of(p: Predictions) -> Iterator[list[str]]:
     """The rows of predictions.csv as text."""
     for i in range(len(p.labels)):
         start = "" if np.isnan(p.start[i]) else f"{p.start[i]:.9g}"
-        names = (p.classes[p.labels[i]], p.classes[p.predicted[i]])
+        names = [names_of(found[i], p.classes) for found in (p.labels, p.predicted)]
         probabilities = [f"{value:.9g}" for value in p.probabilities[i].tolist()]
         yield [p.level[i], p.recording[i], p.group[i], start, p.fold[i], *names, *probabilities]
+
+
+def names_of(label: np.ndarray, classes: Sequence[str]) -> str:
+    """A class by its number, or those that (K,) bool says, between semicolons."""
+    if np.ndim(label) == 0:
+        return classes[int(label)]
+    return SEPARATOR.join(classes[k] for k in np.flatnonzero(label).tolist())
 
 
 def read_predictions(file: Path) -> Predictions:
@@ -120,10 +154,11 @@ def read_predictions(file: Path) -> Predictions:
             try:
                 header = next(reader, [])
                 classes = tuple(name.removeprefix("p_") for name in header[len(COLUMNS) :])
-                if tuple(header[: len(COLUMNS)]) != COLUMNS or not classes:
+                several = tuple(header[: len(COLUMNS)]) == SEVERAL
+                if not (several or tuple(header[: len(COLUMNS)]) == COLUMNS) or not classes:
                     raise ValueError(f"columns are not {','.join(COLUMNS)},p_CLASS...")
                 number_of = {name: number for number, name in enumerate(classes)}
-                rows = [parse(row, number_of) for row in reader]
+                rows = [parse(row, number_of, several) for row in reader]
             except (ValueError, csv.Error) as error:
                 raise UserError(
                     f"{file}: line {max(1, reader.line_num)}: {error}; "
@@ -131,13 +166,16 @@ def read_predictions(file: Path) -> Predictions:
                 ) from None
     except FileNotFoundError:
         raise UserError(f"{file}: missing; evaluate the run again") from None
-    return from_rows(classes, rows)
+    return from_rows(classes, rows, several)
 
 
-def from_rows(classes: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> Predictions:
+def from_rows(
+    classes: tuple[str, ...], rows: Sequence[Sequence[Any]], several: bool
+) -> Predictions:
     """Parsed rows as arrays; a row has the fields of Predictions, in their order."""
     columns = list(zip(*rows, strict=True)) or [()] * (len(COLUMNS) + 1)
     level, recording, group, start, fold, labels, predicted, probabilities = columns
+    kind: Any = bool if several else np.int64
     return Predictions(
         classes=classes,
         level=texts(level),
@@ -145,26 +183,34 @@ def from_rows(classes: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> Predic
         group=texts(group),
         start=np.array(start, np.float64),
         fold=texts(fold),
-        labels=np.array(labels, np.int64),
-        predicted=np.array(predicted, np.int64),
+        labels=np.array(labels, kind),
+        predicted=np.array(predicted, kind),
         probabilities=np.array(probabilities, np.float64).reshape(-1, len(classes)),
     )
 
 
-def parse(row: Sequence[str], number_of: dict[str, int]) -> tuple[object, ...]:
-    """One row, its texts as numbers; a ValueError tells what is wrong with it."""
+def parse(row: Sequence[str], number_of: dict[str, int], several: bool) -> tuple[object, ...]:
+    """One row, its texts as numbers, `several` classes as one bool a class; a ValueError tells what
+    is wrong with it."""
     if len(row) != len(COLUMNS) + len(number_of):
         raise ValueError(f"{len(row)} values, expected {len(COLUMNS) + len(number_of)}")
     level, recording, group, start, fold, label, predicted = row[: len(COLUMNS)]
     if level not in LEVELS:
         raise ValueError(f"level {level!r} is neither segment nor recording")
-    for name in (label, predicted):
+    split = [[n for n in text.split(SEPARATOR) if n] if several else [text]
+             for text in (label, predicted)]  # fmt: skip
+    for name in [*split[0], *split[1]]:
         if name not in number_of:
             raise ValueError(f"class {name!r} has no column p_{name}")
     probabilities = [float(text) for text in row[len(COLUMNS) :]]
     # A row cut inside its last number is found by its sum.
-    if not abs(sum(probabilities) - 1) < 1e-4 or min(probabilities) < 0:
+    if several:
+        if not all(0 <= p <= 1 for p in probabilities):
+            raise ValueError("a probability is not within 0 and 1")
+    elif not abs(sum(probabilities) - 1) < 1e-4 or min(probabilities) < 0:
         raise ValueError(f"probabilities sum to {sum(probabilities):.6g}, expected 1")
     seconds = float(start) if start else float("nan")
-    numbers = (number_of[label], number_of[predicted])
+    numbers: list[Any] = [number_of[names[0]] if names else -1 for names in split]
+    if several:
+        numbers = [[name in names for name in number_of] for names in split]
     return level, recording, group, seconds, fold, *numbers, probabilities

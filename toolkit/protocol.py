@@ -16,10 +16,11 @@ Masks = dict[str, np.ndarray]
 
 def check_fits(shard_set: ShardSet, config: DataConfig) -> None:
     """Raise a UserError where the shard set is not what the config or the trainer is made for."""
-    if shard_set.is_multi_label:
+    by_class = config.balance == "class" or isinstance(config.weights, dict)
+    if shard_set.is_multi_label and by_class:
         raise UserError(
-            f"{shard_set}: samples have several classes, and training takes one class a "
-            "sample; build it with one label a recording"
+            f"data.balance={config.balance}, data.weights={config.weights}: samples of {shard_set} "
+            "have several classes, none of which can be drawn alone; use optim.class_weights"
         )
     there = {**shard_set.info["mel"], "segment_seconds": shard_set.info["segment"]["seconds"]}
     names = ("sample_rate", "n_mels", "n_fft", "hop_length", "fmin", "fmax", "segment_seconds")
@@ -40,6 +41,7 @@ def part_masks(shard_set: ShardSet, protocol: str, fold: int) -> Masks:
 
     `split`: the stored parts. `kfold`: `fold` tests, the rest trains, nothing validates.
     `kfold_nested`: `fold` tests, the next one validates and chooses the epoch, the rest trains.
+    `kfold_optimistic`: as `kfold`; `open_parts` has the test part validate, too.
 
     Raises:
         UserError: the set has no such folds or parts.
@@ -145,7 +147,7 @@ def subset(shard_set: ShardSet, mask: np.ndarray, fraction: float, seed: int) ->
     changes = begins | (np.diff(place[order], prepend=np.uint64(0)) != 0)  # a group in it
     nth = np.cumsum(changes)
     nth -= np.maximum.accumulate(np.where(begins, nth, 0))
-    most = np.zeros(len(shard_set.info["classes"]) + 1, np.int64)
+    most = np.zeros(len(shard_set.label_sets) + 1, np.int64)
     np.maximum.at(most, label[order], nth + 1)
     kept = np.zeros(len(label), bool)
     kept[order] = (nth < np.ceil(fraction * most[label[order]])) & (label[order] >= 0)

@@ -12,10 +12,17 @@ import numpy as np
 from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from toolkit import tables
-from toolkit.folds import METRICS, PROTOCOLS, find_folds, summarise
-from toolkit.metrics import reliability, scores
-from toolkit.predictions import LEVELS, Predictions, of_samples, write_predictions
-from toolkit.results import Fold, make_fold, read_fold, set_identity
+from toolkit.folds import PROTOCOLS, find_folds, summarise
+from toolkit.metrics import binary_log, reliability, scores
+from toolkit.predictions import (
+    LEVELS,
+    Predictions,
+    names_of,
+    of_samples,
+    truth,
+    write_predictions,
+)
+from toolkit.results import Fold, make_fold, read_fold, read_json, set_identity
 
 HARDEST = 20
 
@@ -36,24 +43,27 @@ def write_fold(
     Raises:
         UserError: nothing to score, or NaN.
     """
-    from toolkit import attention, figures
+    from toolkit import attention, curves, figures
 
+    if (folder / "model.json").exists():
+        info = read_json(folder / "model.json") | {"decision": header.get("decision")}
+        write_atomic(folder / "model.json", (json.dumps(info, indent=2) + "\n").encode())
     result = {**header, "shard_set": set_identity(shard_set)}
     # Before the predictions are made of them: NaN has to be told, not written.
-    scores(shard_set.rows(numbers)["label"], log_probs)
-    predictions = of_samples(shard_set, numbers, log_probs, header["fold"])
+    scores(truth(shard_set, numbers), log_probs)
+    decision = header.get("decision")
+    predictions = of_samples(shard_set, numbers, log_probs, header["fold"], decision)
     for level in LEVELS:
         rows = predictions.at(level)
-        result[level] = scores(rows.labels, rows.log_probs)
+        result[level] = scores(rows.labels, rows.log_probs, rows.predicted)
     write_predictions(folder / "predictions.csv", predictions)
     fold = make_fold(folder, result, predictions)
     summary, _ = summarise(folder, [fold])
     write_atomic(folder / "report.txt", classification_report(predictions).encode())
-    drawn = {"confusion_matrix.png": confusion_figure(summary)}
+    write_figures(folder, summary, predictions)
     if fold.records:  # a forest without a validation part has none
-        drawn["curves.png"] = figures.draw_curves(fold.records)
-    for name, figure in drawn.items():
-        write_atomic(folder / name, figures.to_png(figure))
+        drawn = figures.marked(curves.draw_curves(fold.records), summary["caution"])
+        write_atomic(folder / "curves.png", figures.to_png(drawn))
     attention.draw_fold(folder, shard_set, numbers)
     write_page(folder / "report.html", summary, [fold], predictions)
     write_atomic(folder / "scores.json", json.dumps(result, indent=1).encode())
@@ -83,26 +93,60 @@ def confusion_figure(summary: Mapping[str, Any]) -> Any:
     """The confusion matrix over recordings."""
     from toolkit import figures
 
-    return figures.draw_confusion(np.array(summary["recording"]["confusion"]), summary["classes"])
+    counts = np.array(summary["recording"]["confusion"])
+    return figures.marked(figures.draw_confusion(counts, summary["classes"]), summary["caution"])
+
+
+def write_figures(folder: Path, summary: Mapping[str, Any], predictions: Predictions) -> None:
+    """confusion_matrix.png, and of two classes roc.png and det.png."""
+    from toolkit import figures
+
+    drawn = {"confusion_matrix": confusion_figure(summary)}
+    for name, figure in (drawn | detection_drawn(summary, predictions)).items():
+        write_atomic(folder / f"{name}.png", figures.to_png(figure))
+
+
+def detection_drawn(summary: Mapping[str, Any], predictions: Predictions) -> dict[str, Any]:
+    """The figures `roc` and `det` over recordings; none unless there are two classes."""
+    from toolkit import attacks, detection_figures, figures
+
+    found = summary["detection"]
+    if not found or found["rows"][0]["eer"] is None:
+        return {}
+    curves, target = attacks.curves(predictions.at("recording"), found), found["target"]
+    roc, det = detection_figures.draw_roc, detection_figures.draw_det
+    both = {"roc": roc(curves, target), "det": det(curves, target)}
+    return {name: figures.marked(figure, summary["caution"]) for name, figure in both.items()}
 
 
 def hardest(predictions: Predictions, n: int = HARDEST) -> list[dict[str, Any]]:
     """The recordings that were wrong with the highest confidence, the most confident first."""
     rows = predictions.at("recording")
-    wrong = np.flatnonzero(rows.labels != rows.predicted)
-    confidence = rows.probabilities[wrong, rows.predicted[wrong]]
-    chosen = wrong[np.argsort(-confidence, kind="stable")[:n]]
+    wrong, sure, right = certainty(rows)
+    wrong = np.flatnonzero(wrong)
+    chosen = wrong[np.argsort(-sure[wrong], kind="stable")[:n]]
     return [
         {
             "recording": rows.recording[i],
             "fold": rows.fold[i],
-            "label": rows.classes[rows.labels[i]],
-            "predicted": rows.classes[rows.predicted[i]],
-            "confidence": float(rows.probabilities[i, rows.predicted[i]]),
-            "p_label": float(rows.probabilities[i, rows.labels[i]]),
+            "label": names_of(rows.labels[i], rows.classes),
+            "predicted": names_of(rows.predicted[i], rows.classes),
+            "confidence": float(sure[i]),
+            "p_label": float(right[i]),
         }
         for i in chosen
     ]
+
+
+def certainty(rows: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each row whether it is wrong, the probability of what was predicted and of the label; of
+    several classes, those of the class that is most wrong. Shape: 3 x (N,)."""
+    p = rows.probabilities
+    if not rows.is_multi_label:
+        each = np.arange(len(p))
+        return rows.labels != rows.predicted, p[each, rows.predicted], p[each, rows.labels]
+    missed = np.where(rows.labels, 1 - p, p) * (rows.labels != rows.predicted)
+    return missed.any(axis=1), missed.max(axis=1), 1 - missed.max(axis=1)
 
 
 def agreed(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -133,13 +177,13 @@ def write_page(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    from toolkit import figures
+    from toolkit import curves, figures
 
     rows = predictions.at("recording")
-    curves = (
-        figures.draw_curves(folds[0].records)
+    progress = (
+        curves.draw_curves(folds[0].records)
         if len(folds) == 1
-        else figures.draw_fold_curves({fold.name: fold.records for fold in folds})
+        else curves.draw_fold_curves({fold.name: fold.records for fold in folds})
     )
     config = dict(folds[0].config)
     if len(folds) > 1 and "data" in config:
@@ -154,20 +198,34 @@ def write_page(
         s=summary,
         title=title(summary),
         protocol=PROTOCOLS.get(summary["protocol"], ""),
-        metrics=METRICS,
+        metrics=summary["metrics"],
         notices=tables.notices(summary),
         method=tables.method(summary),
         hardest=hardest(predictions),
-        wrong=int((rows.labels != rows.predicted).sum()),
-        curves=Markup(figures.to_svg(curves)) if any(f.records for f in folds) else None,
+        wrong=int(certainty(rows)[0].sum()),
+        curves=Markup(figures.to_svg(progress)) if any(f.records for f in folds) else None,
+        detection={
+            name: Markup(figures.to_svg(figure))
+            for name, figure in detection_drawn(summary, predictions).items()
+        },
+        said=tables.caption(summary),
         confusion=Markup(figures.to_svg(confusion_figure(summary))),
         calibration=Markup(
-            figures.to_svg(figures.draw_reliability(*reliability(rows.labels, rows.log_probs)))
+            figures.to_svg(figures.draw_reliability(*reliability(*decisions(rows))))
         ),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
         environment=agreed([fold.environment for fold in folds]),
     )
     write_atomic(file, page.encode("utf-8", "replace"))
+
+
+def decisions(rows: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and log-probabilities as `reliability` takes them; of several classes, (N K, 2)."""
+    if not rows.is_multi_label:
+        return rows.labels, rows.log_probs
+    present, absent = binary_log(rows.log_probs)
+    both = np.stack([absent, present], axis=2).reshape(-1, 2)
+    return rows.labels.reshape(-1).astype(int), both
 
 
 def title(summary: Mapping[str, Any]) -> str:

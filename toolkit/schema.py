@@ -18,7 +18,7 @@ class DataConfig:
     shards: str | list[Any]  #: a folder, or s3://, https://, hf://; or [{path: A, weight: 2}, ...]
     cache_gb: float = 50.0  #: 10^9 bytes of shards from an address that are kept on this machine
     stage: str | None = None  #: a folder on the node's own disk to copy the shards to, as $TMPDIR
-    protocol: str = "split"  #: split | kfold | kfold_nested
+    protocol: str = "split"  #: split | kfold | kfold_nested | kfold_optimistic (to compare)
     fold: int = 0  #: which fold tests, counted from 0; k-fold protocols only
     classes: list[str] | None = None  #: only these, numbered in this order; null: all
     fraction: float = 1.0  #: of the training part's recordings, class by class; 0.1 is inside 0.2
@@ -63,6 +63,7 @@ class ModelConfig:
     drop_path: float = 0.0  #: stochastic depth of the last block; those before rise to it from 0
     trees: int | None = None  #: of a forest; null: 500
     leaf: int | None = None  #: samples that a leaf of a forest has at least; null: 1
+    outputs: int | None = None  #: 1: one score tells two classes apart; null: a logit a class
     pretrained: bool | str = False  #: timm's weights: cached or downloaded, or a .safetensors file
     init_from: str | None = None  #: weights to begin with: a run, a fold, or a .safetensors file
     freeze: list[str] | None = None  #: parts not to train; [backbone]: a probe
@@ -88,7 +89,10 @@ class OptimConfig:
     plateau_cooldown: int = 0  #: evaluations after a drop that are not counted
     ema: float = 0.0  #: decay of the averaged weights that are scored and saved; 0: off
     grad_clip: float = 1.0  #: largest gradient norm; 0 is off
-    label_smoothing: float = 0.0  #: of the cross entropy
+    loss: str = "auto"  #: cross_entropy | focal | bce (each class for itself) | auto
+    label_smoothing: float = 0.0  #: share of a target that all classes have alike
+    focal_gamma: float = 2.0  #: loss: focal; what is right with probability p counts (1-p)^gamma
+    class_weights: dict[str, float] | str | None = None  #: in the loss: {class: times} | balanced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +133,7 @@ class TrainConfig:
     cudnn_benchmark: bool = True  #: on GPUs: try convolutions, take the fastest; off with `exact`
     seed: int = 42  #: of weights, order, dropout and augmentation
     #: of the validation part: macro_f1 | accuracy | balanced_accuracy | loss | roc_auc |
-    #: average_precision | ece | eer (two classes); chooses the epoch
+    #: average_precision (mAP) | ece | eer, min_dcf | micro_f1; chooses the epoch
     best_metric: str = "macro_f1"
     patience: int = 0  #: evaluations without a better best_metric that end the training; 0: off
     log_every: int = 10  #: steps between lines of metrics.jsonl
@@ -156,6 +160,16 @@ class TrackConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    target: str | None = None  #: of two classes the genuine one: EER, DET, min-DCF; null: the last
+    threshold: str = "macro_f1"  #: by what the validation part chooses it; none: one half
+    by: str | None = None  #: attacks: group, or a regex on the path; seen and unseen are told apart
+    dcf_prior: float = 0.05  #: min-DCF as in ASVspoof 5: the prior of what is no target
+    dcf_miss: float = 1.0  #: cost of a target that is missed
+    dcf_false_alarm: float = 10.0  #: cost of another that is accepted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """One experiment. Only the loop sees all of it; everything below takes its own part."""
 
@@ -166,6 +180,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
     def folder(self) -> Path:
         """Where this run, or this fold of it, lives."""

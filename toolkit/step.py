@@ -5,7 +5,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
@@ -14,6 +13,7 @@ from shards.loader import Batch
 from shards.order import BatchPlan
 from shards.randomness import key
 from toolkit.augment import Augment
+from toolkit.losses import Loss
 from toolkit.optim import set_rate
 from toolkit.precision import LossScale, compiled
 from toolkit.reduction import Reduction
@@ -43,8 +43,15 @@ class Stepper:
     """Takes optimiser steps; halves the microbatch where memory runs out."""
 
     def __init__(
-        self, strategy: Strategy, augment: Augment, config: Config, plan: BatchPlan, world: World
+        self,
+        strategy: Strategy,
+        augment: Augment,
+        config: Config,
+        plan: BatchPlan,
+        world: World,
+        loss: Loss | None = None,
     ):
+        self.loss = loss or Loss(smoothing=config.optim.label_smoothing)
         self.strategy, self.augment, self.config = strategy, augment, config
         self.plan, self.world = plan, world
         self.reduction = Reduction(strategy.module, world, 2 + len(WISHES), config.train.exact)
@@ -126,10 +133,10 @@ class Stepper:
 
         Microbatches are of one size, so the mean of their means is the mean over the global batch.
         """
-        config, strategy, plan = self.config, self.strategy, self.plan
+        strategy, plan = self.strategy, self.plan
         with micro_step(strategy.accelerator, strategy.model, last):
             logits, y = self.forward(batch, step)
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=config.optim.label_smoothing)
+            loss = self.loss(logits, y)
             parts = plan.accumulation * self.pieces
             share = loss / (parts * plan.world_size if strategy.whole else parts)  # else: the mean
             strategy.accelerator.backward(self.scale.scaler.scale(share))

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.folds import METRICS, PROTOCOLS
+from toolkit.decision import told
+from toolkit.folds import PROTOCOLS
 from toolkit.predictions import LEVELS
 
 Summary = Mapping[str, Any]
@@ -15,8 +16,10 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def interval(low_high: Sequence[float]) -> str:
-    """An interval of shares of 1, in per cent."""
+def interval(low_high: Sequence[float] | None) -> str:
+    """An interval of shares of 1, in per cent; a dash for None."""
+    if low_high is None:
+        return "-"
     return f"{percent(low_high[0])} to {percent(low_high[1])}"
 
 
@@ -41,18 +44,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], caption: str 
     return "\n".join([*above, line(cells[0]), line(rule), *map(line, cells[1:])])
 
 
+def caption(summary: Summary) -> str:
+    """What stands above every table: the protocol, and a caution where it needs one."""
+    said = f"protocol {summary['protocol']}"
+    return f"{said}, {summary['caution']}" if summary["caution"] else said
+
+
 def fold_table(summary: Summary, level: str) -> str:
     """One row a fold, then mean and sample standard deviation, in per cent."""
     rows: list[list[object]] = []
+    metrics = summary["metrics"]
     for fold in summary["folds"]:
         found = fold[level]
         name = fold["fold"] or summary["part"]
-        rows.append([name, fold["epoch"], found["n"], *(percent(found[m]) for m in METRICS)])
+        rows.append([name, fold["epoch"], found["n"], *(percent(found[m]) for m in metrics)])
     if len(rows) > 1:
         for row in ("mean", "std"):
-            rows.append([row, "", "", *(percent(summary[level][row][m]) for m in METRICS)])
-    header = ["fold", "epoch", f"{level}s", *(f"{name} %" for name in METRICS.values())]
-    return table(header, rows, summary["caution"])
+            rows.append([row, "", "", *(percent(summary[level][row][m]) for m in metrics)])
+    header = ["fold", "epoch", f"{level}s", *(f"{name} %" for name in metrics.values())]
+    return table(header, rows, caption(summary))
 
 
 def pooled_table(summary: Summary) -> str:
@@ -60,41 +70,64 @@ def pooled_table(summary: Summary) -> str:
     rows = []
     for level in LEVELS:
         pooled, found = summary[level]["pooled"], summary[level]["interval"]
-        scores = [f"{percent(pooled[m])} ({interval(found[m])})" for m in METRICS]
+        scores = [f"{percent(pooled[m])} ({interval(found[m])})" for m in summary["metrics"]]
         rows.append([level, pooled["n"], *scores, percent(pooled["ece"]), f"{pooled['loss']:.4f}"])
     header = [
         "per",
         "n",
-        *(f"{name} % (95 % interval)" for name in METRICS.values()),
+        *(f"{name} % (95 % interval)" for name in summary["metrics"].values()),
         "ECE %",
         "loss",
     ]
-    return table(header, rows, summary["caution"])
+    return table(header, rows, caption(summary))
 
 
 def class_table(summary: Summary) -> str:
-    """Precision, recall and F1 of each class over recordings, in per cent."""
+    """Precision, recall and F1 of each class over recordings, in per cent; of several classes a
+    sample also the average precision."""
     pooled = summary["recording"]["pooled"]
-    columns = (pooled["precision"], pooled["recall"], pooled["f1"])
+    columns = [pooled["precision"], pooled["recall"], pooled["f1"]]
+    names = ["precision %", "recall %", "F1 %"]
+    if "class_average_precision" in pooled:
+        columns, names = [*columns, pooled["class_average_precision"]], [*names, "AP %"]
     rows = [
         [name, *(percent(column[i]) for column in columns), pooled["support"][i]]
         for i, name in enumerate(summary["classes"])
     ]
-    return table(
-        ["class", "precision %", "recall %", "F1 %", "recordings"], rows, summary["caution"]
-    )
+    return table(["class", *names, "recordings"], rows, caption(summary))
+
+
+def detection_table(summary: Summary) -> str:
+    """EER, min-DCF and ROC AUC of two classes, over recordings, with their intervals."""
+    noted = summary["detection"]
+    rows: list[list[object]] = []
+    for row in noted["rows"]:
+        between = row["interval"]
+        seen = {True: "yes", False: "no", None: "in some folds"}.get(row.get("seen"), "")
+        dcf = "-" if row["min_dcf"] is None else f"{row['min_dcf']:.3f}"
+        if between["min_dcf"]:
+            dcf += " ({:.3f} to {:.3f})".format(*between["min_dcf"])
+        shares = [f"{percent(row[k])} ({interval(between[k])})" for k in ("eer", "roc_auc")]
+        rows.append(
+            [row["name"], seen if "seen" in row else "", row["n"], shares[0], dcf, shares[1]]
+        )
+    head = [f"{noted['target']} against", "in training", "recordings", "EER % (95 % interval)"]
+    return table([*head, "min-DCF", "ROC AUC %"], rows, caption(summary))
 
 
 def score_line(summary: Summary) -> str:
     """The result in one line."""
-    found = summary["recording"]
-    line = f"accuracy per recording {percent(found['pooled']['accuracy'])} %"
-    line += f" (95 % interval {interval(found['interval']['accuracy'])} %)"
+    found, (lead, name) = summary["recording"], next(iter(summary["metrics"].items()))
+    line = f"{name} per recording {percent(found['pooled'][lead])} %"
+    line += f" (95 % interval {interval(found['interval'][lead])} %)"
     line += f", macro F1 {percent(found['pooled']['macro_f1'])} %"
     if len(summary["folds"]) > 1:
-        mean, std = found["mean"]["accuracy"], found["std"]["accuracy"]
+        mean, std = found["mean"][lead], found["std"][lead]
         line += f"; over {len(summary['folds'])} folds {percent(mean)} ± {percent(std)} %"
-    return line + (f"; {summary['caution']}" if summary["caution"] else "")
+    if noted := summary["detection"]:
+        first = noted["rows"][0]
+        line += f", EER {percent(first['eer'])} % ({interval(first['interval']['eer'])} %)"
+    return f"{line}; {caption(summary)}"
 
 
 def notices(summary: Summary) -> list[str]:
@@ -113,16 +146,25 @@ def notices(summary: Summary) -> list[str]:
 
 def method(summary: Summary) -> list[str]:
     """How the numbers were computed, a sentence or two each."""
-    boot = summary["bootstrap"]
+    boot, noted = summary["bootstrap"], summary["detection"]
     folds = (
         "Pooled scores take the predictions of all folds together, each made by the model that did "
         "not train on that recording. Mean ± std is over folds (sample standard deviation)."
+    )
+    one, any_ = len(summary["folds"]) == 1, any(summary["decisions"].values())
+    several = "Each fold decides by thresholds that its validation part has chosen."
+    costs = (
+        "Detection accepts {target}: min-DCF has prior {prior:g} of the others, costs {miss:g} of "
+        "a miss and {false_alarm:g} of a false alarm, and is normalised."
     )
     return [
         "A recording is scored by the mean of the log-probabilities of its segments, renormalised.",
         *([folds] if len(summary["folds"]) > 1 else []),
         f"Intervals are 95 % percentile bootstrap intervals: {boot['n']} resamples of whole "
-        f"{boot['unit']}s. They tell of the choice of recordings, not of the chance in training.",
+        f"{boot['unit']}s, of which there are {summary['recording']['units']}. They tell of the "
+        "choice of recordings, not of the chance in training.",
+        *([told(next(iter(summary["decisions"].values())))] if one else [several] if any_ else []),
+        *([costs.format(**noted["costs"], target=noted["target"])] if noted else []),
         "Macro F1 and balanced accuracy weigh all classes alike. ECE takes 15 equal bins of the "
         "confidence, the probability of the predicted class.",
     ]
@@ -139,5 +181,7 @@ def markdown(summary: Summary) -> str:
     for level in reversed(LEVELS):
         parts += [f"## Folds, per {level}", fold_table(summary, level)]
     parts += ["## All folds together", pooled_table(summary)]
+    if summary["detection"]:
+        parts += ["## Detection, per recording", detection_table(summary)]
     parts += ["## Classes, per recording", class_table(summary), *method(summary)]
     return "\n\n".join(parts) + "\n"

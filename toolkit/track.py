@@ -19,6 +19,8 @@ from shards.index import ShardSet, write_atomic
 from shards.order import BatchPlan
 from shards.selection import Selection
 from toolkit.environment import write_environment
+from toolkit.folds import CAUTION
+from toolkit.losses import link_of
 from toolkit.predictions import LEVELS
 from toolkit.schema import Config, TrainConfig
 from toolkit.tracker import ID_FILE, Aside, check_trackers, close_all, open_trackers
@@ -145,6 +147,7 @@ def write_model(
     info = {
         "wavefold": shards.__version__,
         "model": dataclasses.asdict(config.model),
+        "link": link_of(config, shard_set),
         "classes": shard_set.class_names,
         "shape": list(shard_set.shape),
         "mel": shard_set.info["mel"],
@@ -203,4 +206,9 @@ def closing(folder: Path, result: dict[str, Any]) -> str:
     """The last line of a training."""
     part = result["recording"]
     accuracy, macro_f1 = part["accuracy"], part["macro_f1"]
-    return f"{folder}: accuracy {accuracy:.4f}, macro F1 {macro_f1:.4f} over recordings"
+    line = f"{folder}: accuracy {accuracy:.4f}, macro F1 {macro_f1:.4f} over recordings"
+    eer = part.get("eer")
+    line += f", EER {eer:.4f}" if eer is not None else ""
+    tags = part["average_precision"] if "class_average_precision" in part else None
+    line += f", mAP {tags:.4f}" if tags is not None else ""
+    return f"{line}; {CAUTION[result['protocol']]}" if result["protocol"] in CAUTION else line

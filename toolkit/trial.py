@@ -9,6 +9,7 @@ from shards.order import plan_batch
 from toolkit.augment import Augment, Transform
 from toolkit.data import open_parts
 from toolkit.loop import make_model
+from toolkit.losses import make_loss
 from toolkit.schema import Config
 from toolkit.step import Stepper
 from toolkit.world import World, start
@@ -34,4 +35,5 @@ def open_trial(config: Config) -> Trial:
     transform = Transform.of(config, mean, std, world.device)
     augment = Augment(config.augment, shard_set, transform, train.seed, group)
     strategy = make_model(config, shard_set, accelerator, world, plan)
-    return Trial(world, shard_set, loader, Stepper(strategy, augment, config, plan, world))
+    loss = make_loss(config, shard_set, parts)
+    return Trial(world, shard_set, loader, Stepper(strategy, augment, config, plan, world, loss))

@@ -33,7 +33,7 @@ REGISTRY: dict[str, Callable[..., Any]] = {
     "vit_large": vit_large,
 }
 #: Keys that are there for every model, whatever it makes of them.
-GENERAL = {"name", "norm_batch", "init_from", "freeze"}
+GENERAL = {"name", "norm_batch", "init_from", "freeze", "outputs"}
 
 
 def build(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> nn.Module:
@@ -52,7 +52,12 @@ def build(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> nn.Mod
             f"model.name={config.name} takes at least {bands} bands x {frames} frames, the "
             f"shard set has {shape[0]} x {shape[1]}; build it with longer segments or more bands"
         )
-    return make(n_classes, shape, norm_batch=config.norm_batch, **settings)
+    if config.outputs and n_classes != 2:
+        raise UserError(
+            f"model.outputs={config.outputs}: one score is for two classes, the shard set has "
+            f"{n_classes}; leave it out"
+        )
+    return make(config.outputs or n_classes, shape, norm_batch=config.norm_batch, **settings)
 
 
 def find(name: str) -> Callable[..., Any]:

@@ -1,0 +1,111 @@
+"""Two classes scored for each attack: every way of faking against all that is genuine."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shards.errors import UserError
+from toolkit import detection
+from toolkit.intervals import Interval, percentiles, resamples, units_of
+from toolkit.predictions import Predictions
+
+RESAMPLES = 2000
+
+
+def attack_names(by: str, paths: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """What each recording was made by: its group (`by` is group), or what the regular expression
+    `by` finds in its path, the first parenthesis if there is one; "other" where it finds nothing.
+
+    Raises:
+        UserError: no regular expression.
+    """
+    if by == "group":
+        return np.array([group or "other" for group in groups], object)
+    try:
+        pattern = re.compile(by)
+    except re.error as error:
+        raise UserError(f"report.by={by}: no regular expression ({error}); or group") from None
+    found = [pattern.search(path) for path in paths]
+    names = [(m[1] if pattern.groups else m[0]) or "other" if m else "other" for m in found]
+    return np.array(names, object)
+
+
+def summary(
+    rows: Predictions, notes: Mapping[str, Mapping[str, Any]], unit: str
+) -> dict[str, Any] | None:
+    """Target, costs, and a row each of all, of seen and unseen attacks, and of every attack.
+
+    `rows` are recordings of two classes, `notes` what scores.json notes as `detection` for each
+    fold by name. A row has n, eer and min_dcf with their intervals, and whether training has heard
+    of the attack: True, False, or None where folds differ. None where a run has noted nothing.
+    """
+    noted = next(iter(notes.values()), None)
+    if not noted:
+        return None
+    costs = detection.Costs(**noted["costs"])
+    target = rows.labels == rows.classes.index(noted["target"])
+    found = [row("all", rows, target, ~target, costs, unit)]
+    if noted["by"]:
+        names = attack_names(noted["by"], rows.recording, rows.group)
+        known = np.array([n in notes[f]["seen"] for n, f in zip(names, rows.fold, strict=True)])
+        for name, here in (("seen attacks", known), ("unseen attacks", ~known)):
+            if (here & ~target).any():
+                found.append(row(name, rows, target, here & ~target, costs, unit))
+        for name in sorted(set(names[~target])):
+            here = (names == name) & ~target
+            heard = set(known[here].tolist())
+            seen = heard.pop() if len(heard) == 1 else None
+            found.append(row(name, rows, target, here, costs, unit) | {"seen": seen})
+    return {"target": noted["target"], "costs": costs._asdict(), "by": noted["by"], "rows": found}
+
+
+def row(
+    name: str,
+    rows: Predictions,
+    target: np.ndarray,
+    others: np.ndarray,
+    costs: detection.Costs,
+    unit: str,
+) -> dict[str, Any]:
+    """The scores of the target against `others` (N,) bool, in per-unit bootstrap intervals."""
+    kept = target | others
+    score, truth = target_score(rows, target)[kept], target[kept]
+    once = detection.weighted(truth, score, np.ones((1, len(truth))), costs)
+    values: dict[str, list[np.ndarray]] = {name: [] for name in once}
+    for weights in resamples(units_of(rows, unit)[kept], RESAMPLES):
+        for key, value in detection.weighted(truth, score, weights, costs).items():
+            values[key].append(value)
+    between: dict[str, Interval] = {k: percentiles(np.concatenate(v)) for k, v in values.items()}
+    single = {key: None if np.isnan(v[0]) else float(v[0]) for key, v in once.items()}
+    return {"name": name, "n": int(others.sum()), **single, "interval": between}
+
+
+def target_score(rows: Predictions, target: np.ndarray) -> np.ndarray:
+    """The target's log-odds (N,)."""
+    logs = rows.log_probs
+    number = int(rows.labels[target][0]) if target.any() else 1
+    return logs[:, number] - logs[:, 1 - number]
+
+
+def curves(
+    rows: Predictions, found: Mapping[str, Any]
+) -> Sequence[tuple[str, detection.Curve, float, float]]:
+    """Of all, and of seen and unseen attacks where both are there: name, curve, EER, min-DCF."""
+    target = rows.labels == rows.classes.index(found["target"])
+    score = target_score(rows, target)
+    scored = {row["name"]: row for row in found["rows"]}
+    kept = {"all": np.ones(len(target), bool)}
+    for title, flag in (("seen attacks", True), ("unseen attacks", False)):
+        if (
+            title in scored
+            and len({row.get("seen") for row in scored.values()} & {True, False}) == 2
+        ):
+            names = attack_names(found["by"], rows.recording, rows.group)
+            some = [name for name, row in scored.items() if row.get("seen") is flag]
+            kept[title] = target | np.isin(names, some)
+    return [
+        (name, detection.curve(target[k], score[k]), scored[name]["eer"], scored[name]["min_dcf"])
+        for name, k in kept.items()
+    ]

@@ -1,0 +1,175 @@
+"""Two runs on the same recordings: how far apart, and whether that could be chance.
+
+`N` recordings, `R` resamples of them; differences are the second run's score less the first's.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.index import write_atomic
+from toolkit import folds, tables, tagging
+from toolkit.intervals import has_groups, percentiles, resamples, sampled, units_of
+from toolkit.predictions import Predictions, join
+from toolkit.results import read_fold
+
+RESAMPLES = 5000
+
+
+def compare(first: Path, second: Path, unit: str = "auto") -> dict[str, Any]:
+    """The comparison of two runs, collected or not, or of two folds.
+
+    `counts`: recordings that both have right, the first alone, the second alone, neither;
+    `mcnemar`: the exact two-sided p of the two in the middle; `metrics`: for each score `first`,
+    `second`, `difference`, its 95 % `interval` over resamples of whole units, paired, and `above`,
+    the share of them above 0 (half of those at 0).
+
+    Raises:
+        UserError: the runs did not score the same recordings, with the same labels.
+    """
+    runs = [read_run(path) for path in (first, second)]
+    (one, _), (two, _) = runs
+    check_same(one, two, f"{first} and {second}")
+    if unit not in ("auto", "recording", "group"):
+        raise UserError(f"--bootstrap_unit={unit}: expected recording or group, or auto")
+    unit = ("group" if has_groups(one) else "recording") if unit == "auto" else unit
+    right = [rows.labels == rows.predicted for rows in (one, two)]
+    a, b = (r.all(axis=1) if r.ndim == 2 else r for r in right)
+    counts = [int(n.sum()) for n in (a & b, a & ~b, ~a & b, ~a & ~b)]
+    units = units_of(one, unit)
+    return {
+        "runs": [str(first), str(second)],
+        "protocols": [protocol for _, protocol in runs],
+        "n": len(one.labels),
+        "unit": unit,
+        "units": len(np.unique(units)),
+        "counts": counts,
+        "mcnemar": mcnemar(counts[1], counts[2]),
+        "metrics": differences(one, two, units),
+    }
+
+
+def read_run(path: Path) -> tuple[Predictions, str]:
+    """The recordings of a run, or of one fold, in the order of their names, and its protocol."""
+    found = [read_fold(path)] if (path / "scores.json").exists() else folds.find_folds(path)
+    folds.check(found)
+    rows = join([fold.predictions for fold in found]).at("recording")
+    return rows.take(np.argsort(rows.recording, kind="stable")), found[0].result["protocol"]
+
+
+def check_same(one: Predictions, two: Predictions, pair: str) -> None:
+    """Raise a UserError that names the first difference of what was scored."""
+    if one.classes != two.classes:
+        names = [", ".join(rows.classes) for rows in (one, two)]
+        raise UserError(f"{pair}: different classes ({names[0]}; {names[1]}); nothing to compare")
+    here, there = set(one.recording), set(two.recording)
+    if here != there:
+        alone = [sorted(some) for some in (here - there, there - here)]
+        told = [
+            f"{len(x)} only in the {w}, as {x[0]}" for x, w in zip(alone, WHICH, strict=True) if x
+        ]
+        raise UserError(f"{pair}: different recordings, {'; '.join(told)}; collect all folds of "
+                        "both, of one shard set")  # fmt: skip
+    other = one.labels != two.labels
+    if other.any():
+        name = one.recording[np.flatnonzero(other.reshape(len(other), -1).any(axis=1))[0]]
+        raise UserError(f"{pair}: {name} has another label there; train both on one shard set")
+
+
+WHICH = ("first", "second")
+
+
+def mcnemar(first: int, second: int) -> float:
+    """McNemar's exact test: how likely a coin falls at least so unevenly as the recordings that
+    only one of two runs has right (two-sided)."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
+
+
+def differences(one: Predictions, two: Predictions, units: np.ndarray) -> dict[str, Any]:
+    """Each score of both, and the interval of its difference; see `compare`."""
+    whole = np.ones((1, len(one.labels)))
+    points = [sampled(rows, whole) for rows in (one, two)]
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in points[0]}
+    for weights in resamples(units, RESAMPLES):
+        for name, value in sampled(one, weights).items():
+            drawn[name].append(-value)
+        for name, value in sampled(two, weights).items():
+            drawn[name][-1] = drawn[name][-1] + value
+    found = {}
+    for name, parts in drawn.items():
+        values = np.concatenate(parts)
+        values = values[~np.isnan(values)]
+        first, second = (float(point[name][0]) for point in points)
+        if len(values) and not np.isnan(first):
+            found[name] = {
+                "first": first,
+                "second": second,
+                "difference": second - first,
+                "interval": percentiles(values),
+                "above": float((values > 0).mean() + (values == 0).mean() / 2),
+            }
+    return found
+
+
+NAMES = {
+    **folds.METRICS,
+    **tagging.METRICS,
+    "eer": "EER",
+    "min_dcf": "min-DCF",
+    "roc_auc": "ROC AUC",
+}
+
+
+def caption(found: Mapping[str, Any]) -> str:
+    """The protocols, and a caution where they need one."""
+    told = [f"protocol {name}" for name in dict.fromkeys(found["protocols"])]
+    told += [folds.CAUTION[p] for p in dict.fromkeys(found["protocols"]) if p in folds.CAUTION]
+    return ", ".join(told)
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The comparison as Markdown: differences, what each has right, and how it was made."""
+    rows = [
+        [NAMES[name], *(tables.percent(m[k]) for k in (*WHICH, "difference")),
+         tables.interval(m["interval"]), tables.percent(m["above"])]
+        for name, m in found["metrics"].items()
+    ]  # fmt: skip
+    head = ["per recording", "first %", "second %", "difference", "95 % interval"]
+    differing = tables.table([*head, "resamples above 0 %"], rows, caption(found))
+    both, first, second, neither = found["counts"]
+    counts = tables.table(
+        ["", "second right", "second wrong"],
+        [["first right", both, first], ["first wrong", second, neither]],
+        caption(found),
+    )
+    names = [tables.cell(run) for run in found["runs"]]
+    return "\n\n".join([
+        f"# {names[1]} less {names[0]}",
+        f"First {names[0]}, second {names[1]}, {found['n']} recordings.",
+        differing,
+        counts,
+        f"McNemar's exact test of {first} against {second} recordings: p = {found['mcnemar']:.3g}.",
+        f"Intervals: {RESAMPLES} paired bootstrap resamples of whole {found['unit']}s, of which "
+        f"there are {found['units']}. They tell of the choice of recordings, not of the chance in "
+        "training: one run each says nothing of other seeds.",
+    ]) + "\n"  # fmt: skip
+
+
+def write(found: Mapping[str, Any], out: Path) -> Sequence[Path]:
+    """Write the comparison beside each other as OUT.md and OUT.png; returns both paths."""
+    from toolkit.figures import marked, to_png
+    from toolkit.rivals import draw
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files = [out.with_name(out.name + end) for end in (".md", ".png")]
+    write_atomic(files[0], markdown(found).encode("utf-8", "replace"))
+    optimistic = any(protocol in folds.CAUTION for protocol in found["protocols"])
+    write_atomic(
+        files[1], to_png(marked(draw(found, NAMES), caption(found) if optimistic else None))
+    )
+    return files

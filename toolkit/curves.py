@@ -1,0 +1,129 @@
+"""Curves: of a training over its epochs, of the folds beside each other, of the loss over rates."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from toolkit.figures import BLUE, FOLD_COLOURS, ORANGE, STYLE, Records, short
+
+
+def series(records: Records, key: str, **where: str) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y): epochs done (steps, if no epoch is finished) and the value of `key`, in order.
+
+    Only records whose fields equal `where`; of a step done twice, after a resume, the later.
+    """
+    chosen = {
+        r["step"]: r[key]
+        for r in records
+        if r.get(key) is not None and all(r.get(name) == value for name, value in where.items())
+    }
+    steps = np.array(sorted(chosen), np.float64)
+    values = np.array([chosen[step] for step in sorted(chosen)], np.float64)
+    return steps / steps_per_epoch(records), values
+
+
+def steps_per_epoch(records: Records) -> float:
+    """Optimiser steps an epoch, from the epochs that were finished; 1 if none was."""
+    ends = {r["step"] for r in records if r.get("kind") == "epoch"}
+    return max(ends) / len(ends) if ends else 1.0
+
+
+def thinned(x: np.ndarray, y: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` points, each the mean of its neighbours: a long run stays a small picture."""
+    if len(x) <= most:
+        return x, y
+    starts = np.linspace(0, len(x), most, endpoint=False).astype(int)
+    count = np.diff(np.append(starts, len(x)))
+    return np.add.reduceat(x, starts) / count, np.add.reduceat(y, starts) / count
+
+
+def plot(axes: Axes, points: tuple[np.ndarray, np.ndarray], **style: Any) -> None:
+    """A line through the points; a marker where there are too few to see one."""
+    if len(points[0]):
+        axes.plot(*points, marker="o" if len(points[0]) < 3 else None, markersize=4, **style)
+
+
+def panels(titles: Sequence[str], records: Records) -> tuple[Figure, list[Axes]]:
+    """A row of axes over the epochs."""
+    figure = Figure(figsize=(9.9, 2.6), layout="constrained")
+    unit = "epoch" if any(r.get("kind") == "epoch" for r in records) else "step"
+    row = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, title in zip(row, titles, strict=True):
+        axes.set(title=title, xlabel=unit)
+    return figure, list(row)
+
+
+def scored(records: Records) -> bool:
+    """Whether any epoch was evaluated: protocol kfold evaluates nothing before the end."""
+    return any(record["kind"] == "eval" for record in records)
+
+
+@rc_context(STYLE)
+def draw_curves(records: Records) -> Figure:
+    """Loss, accuracy and learning rate of one fold over its epochs, from metrics.jsonl."""
+    middle_titles = ("accuracy",) if scored(records) else ()
+    last = ("learning rate",) if any("lr" in r for r in records) else ()  # a forest has none
+    figure, (loss, *others) = panels(("loss", *middle_titles, *last), records)
+    middle, rates = others[: len(middle_titles)], others[len(middle_titles) :]
+    steps = thinned(*series(records, "loss", kind="train"))
+    plot(loss, steps, color=BLUE, alpha=0.25, lw=0.8)
+    plot(loss, series(records, "train_loss", kind="epoch"), color=BLUE, label="train")
+    for part, colour in (("val", "#2a9d6f"), ("test", ORANGE)):
+        plot(loss, series(records, "loss", kind="eval", part=part), color=colour, label=part)
+        for accuracy in middle:
+            points = series(records, "accuracy", kind="eval", part=part)
+            plot(accuracy, points, color=colour, label=part)
+            accuracy.set_ylim(0, 1.02)
+    for axes in (loss, *middle):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    loss.set_ylim(bottom=0)
+    for rate in rates:
+        plot(rate, thinned(*series(records, "lr", kind="train")), color=BLUE)
+        rate.set_ylim(bottom=0)
+        rate.yaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+@rc_context(STYLE)
+def draw_fold_curves(records: Mapping[str, Records]) -> Figure:
+    """Train loss, and loss and accuracy of the evaluated part: one line a fold."""
+    everything = [record for fold in records.values() for record in fold]
+    titles = ("train loss", "evaluated loss", "accuracy") if scored(everything) else ("train loss",)
+    figure, axes = panels(titles, everything)
+    for number, (name, fold) in enumerate(records.items()):
+        style = {"color": FOLD_COLOURS[number % len(FOLD_COLOURS)], "lw": 1.2}
+        plot(axes[0], series(fold, "train_loss", kind="epoch"), **style, label=short(name, 10))
+        part = "test" if any(r.get("part") == "test" for r in fold) else "val"
+        for chart, key in zip(axes[1:], ("loss", "accuracy"), strict=False):
+            plot(chart, series(fold, key, kind="eval", part=part), **style)
+    for chart, top in zip(axes, (None, None, 1.02), strict=False):
+        chart.set_ylim(0, top)
+    if len(records) <= 10 and axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(title="fold", ncols=2 if len(records) > 5 else 1)
+    return figure
+
+
+@rc_context(STYLE)
+def draw_lr_range(
+    rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, place: int | None
+) -> Figure:
+    """Loss over learning rate (S,), raw and smoothed; `place` is the suggested one (lr_range)."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
+    axes.plot(rates, losses, color=BLUE, alpha=0.3, lw=0.8, label="each step")
+    axes.plot(rates, smooth, color=BLUE, label="smoothed")
+    if place is not None:
+        axes.axvline(rates[place], color=ORANGE, lw=0.8, ls=(0, (4, 3)))
+        label = f"steepest descent: {rates[place]:.1e}"
+        axes.plot(rates[place], smooth[place], "o", color=ORANGE, label=label)
+    top, bottom = 1.3 * max(smooth[0], losses[0]), min(smooth.min(), np.nanmin(losses))
+    axes.set(ylim=(bottom - 0.05 * (top - bottom), top), xlim=(rates[0], rates[-1]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.legend(loc="lower left")
+    return figure
