@@ -55,8 +55,9 @@ def fill(template: str, options: Mapping[str, str | int | None], settings: Itera
 
 def option(name: str, value: str | int) -> str:
     """`#SBATCH --name=value`, the value in quotes where it needs them."""
-    if name.startswith("-"):  # as it was typed
-        return f"#SBATCH {name}"
+    if name.startswith("-"):  # as it was typed, to a shell
+        name, equals, value = name.partition("=")
+        return f"#SBATCH {name}{equals}{quoted(value) if value else ''}"
     return f"#SBATCH --{name}={quoted(str(value))}"
 
 

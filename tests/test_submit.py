@@ -37,7 +37,7 @@ SITE = Site(
     cpus_per_gpu=8, gres="gpu:a100", signal=600, max_restarts=5,
     container="apptainer exec --nv 'my image.sif'", modules="cuda/12.4 gcc",
     activate="source '/opt/my env/bin/activate'", env=("NCCL_DEBUG=INFO", "NOTE=a b"),
-    interface="ib0", sbatch=("--exclusive", "--mail-user=ann@lab"),
+    interface="ib0", sbatch=("--exclusive", "--comment=it's 1 #"),
 )  # fmt: skip
 
 
