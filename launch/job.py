@@ -43,6 +43,7 @@ class Job:
         self.seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._began = self._offset = 0.0
+        self._first: float | None = None  # start, by the clock of the file system
 
     def start(self, place: str, environment: Mapping[str, str], threads: int) -> None:
         """Train in a process that Ctrl-C does not reach, and that ends when this one does."""
@@ -54,6 +55,7 @@ class Job:
         write_atomic(config, text.encode())
         words = [sys.executable, str(PROGRAM), str(config)]
         words += [] if self.config.train.threads else [f"--train.threads={threads}"]
+        words += ["--train.resume=auto"] if self._began_anew() else []
         variables = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
         with open(self.log, "ab") as log:
             self._offset = log.tell()
@@ -61,6 +63,16 @@ class Job:
                 words, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, preexec_fn=end_with_parent,
             )  # fmt: skip
+
+    def _began_anew(self) -> bool:
+        """Whether train.resume=never has been done: what is there is of this launch."""
+        note = self.folder / "environment.json"  # written after the old was removed
+        if self._first is None:
+            self._first = (self.folder / "launch.yaml").stat().st_mtime
+            return False
+        if self.config.train.resume != "never" or not note.exists():
+            return False
+        return note.stat().st_mtime >= self._first
 
     def tell(self, number: int) -> None:
         """Send it a signal."""

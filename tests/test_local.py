@@ -27,6 +27,8 @@ def note(kind):
         out.write(json.dumps([kind, folder.name, os.environ.get("CUDA_VISIBLE_DEVICES"),
                               sys.argv[2:]]) + "\\n")
 note("start")
+if folder.name == "fold-0":
+    (folder / "environment.json").write_text("{}")
 lives = folder / "lives"
 life = len(lives.read_text()) if lives.exists() else 0
 lives.write_text("x" * (life + 1))
@@ -78,6 +80,16 @@ def stand_in(tmp_path, monkeypatch):
         return code, [json.loads(line) for line in notes.read_text().splitlines()], collected
 
     return run
+
+
+def test_what_starts_over_does_so_once(stand_in, config, tmp_path):
+    code, notes, _ = stand_in(
+        {"fold-0": [75, 1, 0], "fold-1": [75, 0]}, config, "--folds=2", "--train.resume=never"
+    )
+    starts = [(name, rest) for kind, name, _, rest in notes if kind == "start"]
+    assert code == 0
+    goes_on = ("fold-0", ["--train.resume=auto"])
+    assert starts == [("fold-0", []), goes_on, goes_on, ("fold-1", []), ("fold-1", [])]
 
 
 def most_at_once(notes):

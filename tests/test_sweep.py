@@ -13,11 +13,11 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 from test_collect import change, make_set, train
 
-from toolkit import figures, report
+from toolkit import curves, figures, report
 from toolkit.__main__ import main
 from toolkit.figures import to_png
 from toolkit.predictions import read_predictions
-from toolkit.seeds import find_trainings
+from toolkit.trainings import find_trainings
 
 
 def validate(folder: Path, value: float) -> None:
@@ -37,9 +37,9 @@ def read(file: Path) -> Any:
 def plain() -> Iterator[None]:
     """No pages and pictures of the folds, which take most of the time: test_collect has them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write_page", lambda *_: None)
-        for name in ("draw_confusion", "draw_curves"):
-            patch.setattr(figures, name, lambda *_: None)
+        for name in ("write_page", "write_figures"):
+            patch.setattr(report, name, lambda *_: None)
+        patch.setattr(curves, "draw_curves", lambda *_: None)
         patch.setattr(figures, "to_png", lambda figure: to_png(figure) if figure else b"")
         yield
 
@@ -136,17 +136,20 @@ def test_a_setting_with_fewer_trainings_comes_last(run: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("protocol", ["kfold", "kfold_optimistic"])
 def test_without_validation_nothing_is_ranked(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str], protocol: str
 ) -> None:
     for training in find_trainings(run):
-        change(training.folder, protocol="kfold")
+        change(training.folder, protocol=protocol)
+        if protocol != "kfold":
+            continue  # the part that validates is the one that tests
         records = (training.folder / "metrics.jsonl").read_text().splitlines()
         kept = [line for line in records if '"val"' not in line]
         (training.folder / "metrics.jsonl").write_text("\n".join(kept) + "\n")
     assert main(["collect", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "nothing is ranked: data.protocol=kfold has no validation part" in said
+    assert f"nothing is ranked: data.protocol={protocol} has no validation part of its own" in said
     assert "--data.protocol=kfold_nested" in said and "best on" not in said
     assert [one["name"] for one in read(run / "sweep.json")["settings"]] == ["lr=0.01", "lr=0.1"]
     assert not (run / "sweep.png").exists()

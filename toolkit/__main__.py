@@ -17,25 +17,25 @@ def collect(run: str, *, bootstrap_unit: str = "recording", expect: int | None =
     and sweep.png, sorted by the validation part. With --expect=N fewer finished trainings than N
     are exit code 1, once all that is written.
     """
-    from toolkit import seeds
+    from toolkit import trainings
 
     write_collected(run, bootstrap_unit)
-    trainings = seeds.find_trainings(Path(run))
-    done = sum(one.finished for one in trainings)
+    begun = trainings.find_trainings(Path(run))
+    done = sum(one.finished for one in begun)
     if expect and done < expect:
-        names = ", ".join(seeds.unfinished(trainings, Path(run))) or "the others never began"
+        names = ", ".join(trainings.unfinished(begun, Path(run))) or "the others never began"
         raise TrainingError(f"{run}: {done} of {expect} trainings are finished; see {names}")
 
 
 def write_collected(run: str, bootstrap_unit: str) -> None:
     """Write and print what `collect` promises."""
-    from toolkit import folds, seeds, sweep, tables
+    from toolkit import folds, seeds, sweep, tables, trainings
 
-    trainings = [t for t in seeds.find_trainings(Path(run)) if t.grid or t.seed is not None]
-    if any(t.finished for t in trainings):
-        swept = any(t.grid for t in trainings)
+    several = [t for t in trainings.find_trainings(Path(run)) if t.grid or t.seed is not None]
+    if any(t.finished for t in several):
+        swept = any(t.grid for t in several)
         join, page = (sweep.collect_sweep, sweep) if swept else (seeds.collect_seeds, seeds)
-        found = join(Path(run), trainings, bootstrap_unit)
+        found = join(Path(run), several, bootstrap_unit)
         print(page.table(found), end="\n\n")
         for line in page.notices(found):
             print(f"note: {line}")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from shards.errors import TrainingError, UserError
-from toolkit.owner import UNREADABLE, Owner, ended, name, this_process, why_gone
+from toolkit.owner import Owner, ended, name, parse, this_process, why_gone
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class Lock:
                 cut_off = silence < 2 * BEAT and not ended(there)
             elif time.monotonic() > deadline:
                 raise UserError(
-                    f"{self.file.parent} is being trained by {name(there)}; wait for it or stop "
-                    f"it: {STALE:.0f} s without a sign of life count as gone, it is {silence:.0f} s"
+                    f"{self.file.parent} is being trained by {name(there)}; wait for it or stop it"
+                    + self._patience(there, silence)
                 )
             else:
                 time.sleep(0.1)
@@ -119,6 +119,12 @@ class Lock:
         except FileNotFoundError:
             return None
 
+    def _patience(self, there: Owner, silence: float) -> str:
+        """How long to wait for an owner that cannot be looked at."""
+        if there["machine"] == self.me["machine"]:
+            return ""
+        return f": {STALE:.0f} s without a sign of life count as gone, it is {silence:.0f} s"
+
     def _silence(self) -> float:
         """Seconds since the owner's last sign of life."""
         try:
@@ -149,14 +155,6 @@ class Lock:
             except TrainingError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 os._exit(1)
-
-
-def parse(text: str) -> Owner:
-    """The words of a lock; UNREADABLE if a machine died while it wrote them."""
-    try:
-        return UNREADABLE | json.loads(text)
-    except (ValueError, TypeError):
-        return UNREADABLE
 
 
 def hold(folder: Path) -> None:

@@ -196,20 +196,7 @@ def bootstrap(
     n: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of `metric` over `n` resamples of whole units (Efron, 1979)."""
-    low, high = np.percentile(resampled(labels, predicted, units, metric, n, seed), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def resampled(
-    labels: np.ndarray,
-    predicted: np.ndarray,
-    units: np.ndarray,
-    metric: str,
-    n: int = 2000,
-    seed: int = 0,
-) -> np.ndarray:
-    """`metric` of `n` resamples of whole units: (n,); the same draws for the same units and seed.
+    """95 % percentile interval of `metric` over `n` resamples of whole units (Efron, 1979).
 
     `labels`, `predicted` and `units` are (N,); rows of one unit (a recording, a speaker) are drawn
     together, since they are not independent. `metric` is a key of RESAMPLED.
@@ -228,7 +215,8 @@ def resampled(
         RESAMPLED[metric](*np.split(draw(rng, min(block, n - i), shape[0]) @ counts, 3, axis=1))
         for i in range(0, n, block)
     ]
-    return np.concatenate(values)
+    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def draw(rng: np.random.Generator, n: int, units: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Who holds a run, and whether it still can: a process of a machine, a job of Slurm's."""
 
+import json
 import os
 import platform
 import secrets
@@ -26,6 +27,14 @@ def this_process() -> Owner:
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "started": started(os.getpid()), "machine": machine(), "token": secrets.token_hex(8),
     }  # fmt: skip
+
+
+def parse(text: str) -> Owner:
+    """The words of a lock; UNREADABLE if a machine died while it wrote them."""
+    try:
+        return UNREADABLE | json.loads(text)
+    except (ValueError, TypeError):
+        return UNREADABLE
 
 
 def name(there: Owner) -> str:

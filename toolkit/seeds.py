@@ -1,64 +1,29 @@
-"""Several seeds of a run, and several settings: which trainings there are, seeds as one result."""
+"""Several seeds of a run as one result: the chance in training beside that of the data."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import folds, tables
-from toolkit.folds import LAUNCH, METRICS, RESAMPLES, flat
-from toolkit.metrics import resampled
+from toolkit.folds import LAUNCH, RESAMPLES, flat
+from toolkit.intervals import Interval, percentiles, resamples, sampled, units_of
 from toolkit.predictions import LEVELS, Predictions, read_predictions
 from toolkit.results import read_config
+from toolkit.trainings import Training, unfinished
 
-#: GRID/seed-S/fold-F below the run's folder, as launch.tasks names them; any may be absent.
-TRAINING = re.compile(
-    r"(?:(?P<grid>[^/]*=[^/]*)/)?(?:seed-(?P<seed>\d+)/)?(?:fold-(?P<fold>\d+)/)?"
-)
-LEFT = ("environment.json", "train.log", "scores.json")  #: by a training that was begun
 SOURCES = (
     "Pooled scores are taken of all folds of a seed together; mean and std are over the seeds "
     "(sample standard deviation): the chance in training. The 95 % interval is of the mean over "
     f"the seeds, {RESAMPLES} bootstrap resamples of whole {{unit}}s: the choice of recordings."
 )
 Summary = dict[str, Any]
-
-
-class Training(NamedTuple):
-    """A training that was begun, and where it stands in the run."""
-
-    folder: Path
-    grid: str  #: what its settings differ in; "" without a grid
-    seed: int | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has been scored."""
-        return (self.folder / "scores.json").exists()
-
-
-def find_trainings(run: Path) -> list[Training]:
-    """All trainings below a run's folder, in the order of settings, seeds and folds."""
-    globs = [f"{depth}{name}" for depth in ("", "*/", "*/*/", "*/*/*/") for name in LEFT]
-    found = []
-    for folder in {file.parent for pattern in globs for file in run.glob(pattern)}:
-        match = TRAINING.fullmatch("".join(f"{part}/" for part in folder.relative_to(run).parts))
-        if match:
-            seed = int(match["seed"]) if match["seed"] else None
-            found.append((match["grid"] or "", seed, int(match["fold"] or 0), folder))
-    found.sort(key=lambda one: (one[0], one[1] or 0, one[2]))
-    return [Training(folder, grid, seed) for grid, seed, _, folder in found]
-
-
-def unfinished(trainings: Sequence[Training], run: Path) -> list[str]:
-    """The trainings that were begun and not scored, by their folder below the run's."""
-    return [str(one.folder.relative_to(run)) for one in trainings if not one.finished]
 
 
 def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Summary | None:
@@ -86,11 +51,12 @@ def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Sum
         "run": first["run"],
         "protocol": first["protocol"],
         "caution": first["caution"],
+        "metrics": first["metrics"],
         "seeds": {str(seed): brief(one) for seed, one in found.items()},
         "unfinished": unfinished(trainings, folder),
         "warnings": warnings([one for one in trainings if one.finished]),
         "bootstrap": first["bootstrap"],
-        **{level: over_seeds(list(found.values()), rows, unit, level) for level in LEVELS},
+        **{level: over_seeds(list(found.values()), rows, level) for level in LEVELS},
     }
     if len(seeds) > 1:
         write_atomic(folder / "seeds.json", json.dumps(summary, indent=1).encode())
@@ -101,36 +67,53 @@ def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Sum
 def brief(summary: Mapping[str, Any]) -> Summary:
     """Of one seed's folds what a table of seeds shows."""
     found: Summary = {"missing": summary["missing"]}
+    names = summary["metrics"]
     for level in LEVELS:
         by_fold = {
-            str(fold["fold"] or summary["part"]): {name: fold[level][name] for name in METRICS}
+            str(fold["fold"] or summary["part"]): {name: fold[level][name] for name in names}
             for fold in summary["folds"]
         }
-        pooled = {name: summary[level]["pooled"][name] for name in METRICS}
+        pooled = {name: summary[level]["pooled"][name] for name in names}
         found[level] = {"folds": by_fold, "pooled": pooled}
     return found
 
 
 def over_seeds(
-    found: Sequence[Mapping[str, Any]], rows: Sequence[Predictions], unit: str, level: str
+    found: Sequence[Mapping[str, Any]], rows: Sequence[Predictions], level: str
 ) -> Summary:
     """Mean and spread of the seeds' pooled scores, and the interval of the mean."""
-    values = {name: [one[level]["pooled"][name] for one in found] for name in METRICS}
-    at = [one.at(level) for one in rows]
-    alike = all(set(one.recording) == set(at[0].recording) for one in at)  # else folds are missing
+    names, unit = found[0]["metrics"], found[0]["bootstrap"]["unit"]
+    values = {name: [one[level]["pooled"][name] for one in found] for name in names}
+    defined = {name: None not in several for name, several in values.items()}
+    many = len(found) > 1
     return {
-        "mean": {name: mean(found) for name, found in values.items()},
-        "std": {name: stdev(v) if len(v) > 1 else None for name, v in values.items()},
-        "interval": {name: interval(at, unit, name) if alike else None for name in METRICS},
+        "mean": {name: mean(v) if defined[name] else None for name, v in values.items()},
+        "std": {name: stdev(v) if many and defined[name] else None for name, v in values.items()},
+        "interval": intervals([one.at(level) for one in rows], unit, list(names)),
     }
 
 
-def interval(rows: Sequence[Predictions], unit: str, metric: str) -> list[float]:
-    """The 95 % interval of the mean over seeds: each draw takes the same units of all of them."""
-    draws = [
-        resampled(one.labels, one.predicted, getattr(one, unit), metric, RESAMPLES) for one in rows
-    ]
-    return [float(edge) for edge in np.percentile(np.mean(draws, axis=0), [2.5, 97.5])]
+def intervals(rows: Sequence[Predictions], unit: str, names: list[str]) -> dict[str, Interval]:
+    """The 95 % intervals of the means over seeds: a draw takes the same recordings of each seed.
+
+    None while the seeds have not tested the same ones.
+    """
+    rows = [in_order(one) for one in rows]
+    if any(list(one.recording) != list(rows[0].recording) for one in rows):
+        return dict.fromkeys(names)
+    draws: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for weights in resamples(units_of(rows[0], unit), RESAMPLES):
+        each = [sampled(one, weights) for one in rows]
+        for name in names:
+            draws[name].append(np.mean([one[name] for one in each], axis=0))
+    return {name: percentiles(np.concatenate(found)) for name, found in draws.items()}
+
+
+def in_order(rows: Predictions) -> Predictions:
+    """Rows by recording and time, the same for every seed."""
+    order = np.lexsort((rows.start, np.unique(rows.recording, return_inverse=True)[1]))
+    arrays = {f.name: getattr(rows, f.name)[order] for f in fields(rows) if f.name != "classes"}
+    return replace(rows, **arrays)
 
 
 def warnings(trainings: Sequence[Training]) -> list[str]:
@@ -146,32 +129,34 @@ def warnings(trainings: Sequence[Training]) -> list[str]:
     return lines
 
 
-def table(summary: Mapping[str, Any], level: str = "recording", metric: str = "accuracy") -> str:
+def table(summary: Mapping[str, Any], level: str = "recording") -> str:
     """One row a seed, one column a fold, then the pooled scores; mean and spread, in per cent."""
     names = list(dict.fromkeys(f for one in summary["seeds"].values() for f in one[level]["folds"]))
+    metrics = summary["metrics"]
+    lead = next(iter(metrics))
     rows: list[list[object]] = []
     for seed, one in summary["seeds"].items():
-        cells = [one[level]["folds"].get(name, {}).get(metric) for name in names]
-        rows.append([seed, *map(tables.percent, cells), *pooled(one[level]["pooled"])])
-    rows += [[row, *[""] * len(names), *pooled(summary[level][row])] for row in ("mean", "std")]
-    header = ["seed", *(f"fold {name}" for name in names), *(f"{m} %" for m in METRICS.values())]
-    return tables.table(header, rows, summary["caution"])
-
-
-def pooled(values: Mapping[str, float | None]) -> list[str]:
-    """The metrics of a row, in per cent."""
-    return [tables.percent(values[name]) for name in METRICS]
+        cells = [one[level]["folds"].get(name, {}).get(lead) for name in names]
+        cells += [one[level]["pooled"][name] for name in metrics]
+        rows.append([seed, *map(tables.percent, cells)])
+    for row in ("mean", "std"):
+        cells = [tables.percent(summary[level][row][name]) for name in metrics]
+        rows.append([row, *[""] * len(names), *cells])
+    header = ["seed", *(f"fold {name}" for name in names), *(f"{m} %" for m in metrics.values())]
+    return tables.table(header, rows, tables.caption(summary))
 
 
 def score_line(summary: Mapping[str, Any]) -> str:
     """The result in one line."""
     found, n = summary["recording"], len(summary["seeds"])
-    line = f"accuracy per recording {tables.percent(found['mean']['accuracy'])} %"
+    lead, name = next(iter(summary["metrics"].items()))
+    line = f"{name} per recording {tables.percent(found['mean'][lead])} %"
     if n > 1:
-        line += f" ± {tables.percent(found['std']['accuracy'])} % over {n} seeds"
-    edges = found["interval"]["accuracy"]
+        line += f" ± {tables.percent(found['std'][lead])} % over {n} seeds"
+    edges = found["interval"][lead]
     line += f" (95 % interval {tables.interval(edges)} %)" if edges else ""
-    return line + f", macro F1 {tables.percent(found['mean']['macro_f1'])} %"
+    line += f", macro F1 {tables.percent(found['mean']['macro_f1'])} %"
+    return f"{line}; {tables.caption(summary)}"
 
 
 def notices(summary: Mapping[str, Any]) -> list[str]:
@@ -188,6 +173,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """seeds.md."""
     parts = [f"# {tables.cell(summary['run'])}", f"**{score_line(summary)}**"]
     parts += [f"> **Note:** {tables.cell(line)}" for line in notices(summary)]
-    parts += ["Accuracy per recording of each fold, then the scores of all folds of a seed."]
+    lead = next(iter(summary["metrics"].values()))
+    parts += [f"Per recording: {lead} of each fold, then the scores of all folds of a seed."]
     parts += [table(summary), SOURCES.format(unit=summary["bootstrap"]["unit"])]
     return "\n\n".join(parts) + "\n"

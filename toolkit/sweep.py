@@ -11,15 +11,15 @@ from typing import Any
 
 from shards.index import write_atomic
 from toolkit import seeds, tables
-from toolkit.folds import LAUNCH, flat
+from toolkit.folds import CAUTION, LAUNCH, flat
 from toolkit.metrics import SIGNS
 from toolkit.results import read_config, read_json, read_records
-from toolkit.seeds import Training
+from toolkit.trainings import Training, unfinished
 
 Sweep = dict[str, Any]
 UNRANKED = (
-    "nothing is ranked: data.protocol={} has no validation part, and choosing by the test "
-    "part would spoil its scores; sweep with --data.protocol=kfold_nested"
+    "nothing is ranked: data.protocol={} has no validation part of its own, and choosing by the "
+    "test part would spoil its scores; sweep with --data.protocol=kfold_nested"
 )
 
 
@@ -44,7 +44,7 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
             "name": grid,
             "values": {key: configs[grid].get(key) for key in knobs},
             "trained": len(values),
-            "unfinished": seeds.unfinished(several, run),
+            "unfinished": unfinished(several, run),
             "validation": mean(scores) if scores else None,
             "std": stdev(scores) if len(scores) > 1 else None,
             "test": joined[grid],
@@ -52,7 +52,9 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     most = max(one["trained"] for one in settings)
     for one in settings:
         one["whole"] = one["trained"] == most and one["validation"] is not None
-    ranked = any(one["whole"] for one in settings)
+    protocol = next((one["protocol"] for one in joined.values() if one), "kfold")
+    # Under kfold_optimistic the part that validates is the one that tests.
+    ranked = protocol not in CAUTION and any(one["whole"] for one in settings)
     if ranked:
         settings.sort(key=lambda one: (not one["whole"], -SIGNS[metric] * (one["validation"] or 0)))
     protocol = next((one["protocol"] for one in joined.values() if one), "kfold")
@@ -121,15 +123,14 @@ def table(sweep: Mapping[str, Any]) -> str:
         if sweep["ranked"]:
             row += [number(metric, one["validation"]), number(metric, one["std"])]
         elif one["test"]:
-            found = one["test"]["recording"]
-            edges = found["interval"]["accuracy"]
-            row += [tables.percent(found["mean"]["accuracy"]),
-                    tables.interval(edges) if edges else "-"]  # fmt: skip
+            found, lead = one["test"]["recording"], next(iter(one["test"]["metrics"]))
+            row += [tables.percent(found["mean"][lead]), tables.interval(found["interval"][lead])]
         else:
             row += ["-", "-"]
         rows.append([*row, one["trained"]])
-    scores = [f"validation {unit}", "std"] if sweep["ranked"] else ["accuracy %", "95 % interval"]
-    return tables.table(["rank", *knobs, *scores, "trained"], rows, None)
+    scores = [f"validation {unit}", "std"] if sweep["ranked"] else ["tested %", "95 % interval"]
+    caption = f"protocol {sweep['protocol']}"
+    return tables.table(["rank", *knobs, *scores, "trained"], rows, caption)
 
 
 def effect_table(sweep: Mapping[str, Any]) -> str:
