@@ -55,8 +55,9 @@ def fill(template: str, options: Mapping[str, str | int | None], settings: Itera
 
 def option(name: str, value: str | int) -> str:
     """`#SBATCH --name=value`, the value in quotes where it needs them."""
-    if name.startswith("-"):  # as it was typed
-        return f"#SBATCH {name}"
+    if name.startswith("-"):  # as it was typed, to a shell
+        name, equals, value = name.partition("=")
+        return f"#SBATCH {name}{equals}{quoted(value) if value else ''}"
     return f"#SBATCH --{name}={quoted(str(value))}"
 
 
@@ -164,9 +165,9 @@ def shards(site: Site, place: Place, audio: str, out: str, flags: str, parts: in
     return [build, Script("merge", text, "shards", "afterok")]
 
 
-def collect(site: Site, place: Place) -> Script:
+def collect(site: Site, place: Place, trainings: int) -> Script:
     """The report of a run, made of whatever is there once the trainings have ended."""
-    lines = [*places(site, place), f"run={shlex.quote(place.run)}"]
+    lines = [*places(site, place), f"run={shlex.quote(place.run)} trainings={trainings}"]
     options = light(site, place, "collect", 1)
     return Script("collect", fill(read("collect"), options, lines), "train")
 

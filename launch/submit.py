@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from launch import scripts, slurm, submission
+from launch.local import check_data
 from launch.scripts import Place, Script
 from launch.site import Site, read_site
 from launch.tasks import plan
 from shards.command import main as run_command
 from shards.errors import TrainingError, UserError
+from shards.remote import is_url
 from toolkit.schema import Config, DataConfig
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ def submit(
     """
     planned = plan([config, *settings], folds, seeds, grid)
     asked, first = read_site(site), planned[0][1]
+    if not audio:
+        check_data([one for _, one in planned])
     run = Path(first.run.dir, first.run.name)
     folder = submission.new_folder(run.absolute())
     place = Place(
@@ -64,7 +68,7 @@ def submit(
     chain.append(scripts.train(asked, place, tasks, settings))
     if chain[:-1]:
         chain[-1] = Script("train", chain[-1].text, "merge", "afterok")
-    chain.append(scripts.collect(asked, place))
+    chain.append(scripts.collect(asked, place, len(tasks)))
     if dry_run:
         show(chain, folder)
         return
@@ -80,14 +84,10 @@ def shard_jobs(
     """The jobs before the training: none where the shards are there."""
     out = config.data.shards
     if not audio:
-        if isinstance(out, str) and "://" not in out and not Path(out, "dataset.json").exists():
-            raise UserError(
-                f"{out}: no shard set; build it first, or with this: --audio=AUDIO --parts=8"
-            )
         return []
-    if not isinstance(out, str) or "://" in out:
+    if not isinstance(out, str) or is_url(out):
         raise UserError(f"--audio={audio}: builds one set in a folder, and data.shards is {out}")
-    if not Path(audio).exists() and "://" not in audio:
+    if not Path(audio).exists() and not is_url(audio):
         raise UserError(f"--audio={audio}: no such folder or table")
     return scripts.shards(site, place, audio, out, f"{stated(config.data)} {build}", parts)
 

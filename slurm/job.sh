@@ -56,8 +56,10 @@ note() { echo "$(date -u +%FT%TZ) $task $SLURMD_NODENAME $*" >>"$run/lives.txt";
 # Opens a life of the training in $run, unless it has had too many, or has come to nothing in two.
 begin_life() {
     mkdir -p "$run" || exit
-    ln -srfn "$(readlink "/proc/$$/fd/1")" "$run/train.log"
-    rm -f "$run/requeue"
+    if ! find "$run/lock.json" -mmin -5 2>/dev/null | grep -q .; then # else another has the folder
+        if [ -f "$run/train.log" ] && ! [ -L "$run/train.log" ]; then mv "$run"/train{,-before}.log; fi
+        ln -srfn "$(readlink "/proc/$$/fd/1")" "$run/train.log"
+    fi
     step=$(newest_checkpoint)
     if [ "$restarts" -gt "$max_restarts" ]; then give_up; fi
     if [ -e "$run/lives.txt" ] && awk -v task="$task" -v step="$step" '

@@ -211,6 +211,27 @@ def test_missing_folds_and_differing_configs_are_named(run: Path) -> None:
         assert "optim.lr differs between the folds (1: 0.001, 3: 0.5)" in text
 
 
+def test_a_missing_fold_is_told_with_its_last_words(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "fold-1/scores.json").unlink()
+    told = "epoch 1\n\nMemoryError: <no room>\napi_key=abc123\nsrun: launch/slurm: ending\n"
+    (run / "fold-1/train.log").write_text(told)
+    assert main(["collect", str(run), "--expect=2"]) == 0
+    assert main(["collect", str(run), "--expect=3"]) == 1
+    assert "2 of 3 trainings are finished; see fold-1" in capsys.readouterr().err
+    assert json.loads((run / "folds.json").read_text())["why"] == {
+        "2": ["epoch 1", "MemoryError: <no room>", "api_key=***"]
+    }
+    page = Page((run / "report.html").read_text()).text
+    assert "fold 2 said last: epoch 1 / MemoryError: <no room> / api_key=***" in page
+    assert "fold 2 said last: epoch 1 / MemoryError" in (run / "folds.md").read_text()
+    for fold in (0, 2):
+        (run / f"fold-{fold}/scores.json").unlink()
+    assert main(["collect", str(run)]) == 2
+    assert "fold-1 said last: api_key=***" in capsys.readouterr().err
+
+
 def test_a_run_without_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard_set = make_set(tmp_path / "set", folds=1)
     train(tmp_path / "run", shard_set, 0, protocol="split")

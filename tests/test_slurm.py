@@ -1,7 +1,8 @@
 """Jobs on a real Slurm: arrays, limits, preemption, dead nodes, crashes; and what they end in.
 
-Starting torch costs each job six seconds of a processor, so all stories are told at the same time,
-each by a thread that submits, interferes and waits; a test asks for the end of one.
+Starting torch costs each job six seconds of a processor, so several stories are told at a time,
+each by a thread that submits, interferes and waits; a test asks for the end of one. Those that take
+or kill a node have it to themselves: n3, n4 and n5.
 """
 
 import contextlib
@@ -19,10 +20,14 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from cluster import Cluster, throwaway, until, why_not
+from cluster import SYSTEM, Cluster, throwaway, until, why_not
 from conftest import GROUP_FROM, SETTINGS, build_tones
 from processes import ROOT
 
+from launch import scripts
+from launch.scripts import Place
+from launch.site import Site
+from launch.tasks import Task, tasks
 from toolkit import checkpoint
 
 pytestmark = [
@@ -31,6 +36,8 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(why_not() is not None, reason=f"no Slurm here: {why_not()}"),
 ]
+SHARED = "--exclude=n[3-5]"
+AT_A_TIME = 5  # stories: more would wait for each other
 EPOCHS = 60  # of 5 steps each, 20 ms a step: time to interfere
 
 
@@ -65,6 +72,8 @@ class Runs:
         """Submit a run, by default of two cores a task and 20 minutes; ids of its jobs."""
         flags = {"gpus": 0, "cpus_per_gpu": 2, "time": 20} | flags
         named = [f"--{flag}={value}" for flag, value in flags.items()]
+        if not any("--nodelist" in word or "--exclude" in word for word in words):
+            named += [f"--sbatch={SHARED}"]
         told = self.command("submit", "tones.yaml", f"--run.name={name}", *named, *words)
         assert f"python -m launch.status 'runs of 100% #1/{name}'" in told
         return dict(re.findall(r"^(\w+) +(\d+) ", told, re.M))
@@ -133,11 +142,15 @@ def limited(runs: Runs) -> dict[str, str]:
 
 
 def preempted(runs: Runs) -> dict[str, str]:
-    ids = runs.submit("preempted", "--folds=0,", "--sbatch=--nodelist=n3")
+    """In a container, as it were, from which no scontrol can be reached."""
+    own = ["--container=env PATH=/nowhere MARK=inside", f"--python={sys.executable}"]
+    own += ["--env=OUTER=set", "--activate=unset SLURM_JOB_NAME"]
+    ids = runs.submit("preempted", "--folds=0,", "--sbatch=--nodelist=n3", *own)
     runs.begun("preempted")
     urgent = ["sbatch", "--parsable", "-p", "urgent", "-w", "n3", "--exclusive", "-o", "/dev/null"]
     job = runs.cluster.run(*urgent, "--wrap", "sleep 1").strip()
     assert runs.cluster.wait(job) == {"COMPLETED"}
+    until(lambda: bool(runs.cluster.processes(MARK="inside", OUTER="set")), 60, "the container")
     assert runs.cluster.wait(ids["train"], 300) == {"COMPLETED"}
     return ids
 
@@ -163,6 +176,10 @@ def cancelled(runs: Runs) -> str:
     ids = runs.submit("cancelled", "--folds=0,", "--train.epochs=9999")
     runs.begun("cancelled")
     shown = runs.command("status", "runs of 100% #1/cancelled")
+    twice = runs.submit("cancelled", "--folds=0,", "--train.epochs=9999")["train"]
+    assert runs.cluster.wait(twice) == {"FAILED"}
+    log = runs.run("cancelled") / f"logs/train-{twice}_0.log"
+    assert "fold-0 is being trained by process" in log.read_text()
     job = runs.cluster.processes(SLURM_JOB_ID=ids["train"])
     assert any("train.py" in " ".join(process.cmdline()) for process in job)
     assert ids["train"] in runs.command("cancel", "runs of 100% #1/cancelled")
@@ -191,6 +208,17 @@ def two_nodes(runs: Runs) -> dict[str, str]:
     return ids
 
 
+def by_hand(runs: Runs) -> str:
+    """A template as it stands, from the root of the checkout."""
+    out = ["--parsable", f"--output={runs.folder}/by_hand.log", f"--chdir={ROOT}"]
+    own = ["--gpus-per-node=0", f"--export=ALL,PATH={Path(sys.executable).parent}:{SYSTEM}"]
+    config = [str(runs.config), f"--run.dir={runs.folder}/hand", "--train.max_steps=1"]
+    template = str(ROOT / "slurm/train_array.sbatch")
+    job = runs.cluster.run("sbatch", *out, *own, "--array=2", SHARED, template, *config).strip()
+    assert runs.cluster.wait(job, 300) == {"COMPLETED"}
+    return job
+
+
 def many(runs: Runs) -> dict[str, str]:
     words = ["--folds=4", "--seeds=10", "--slots=2", "--train.max_steps=1"]
     ids = runs.submit("many", f"--data.shards={runs.folder / 'four'}", *words)
@@ -208,7 +236,8 @@ def desk(runs: Runs) -> str:
     return str(runs.folder / "desk/plain")
 
 
-STORIES = [desk, plain, limited, died, preempted, signalled, two_nodes, cancelled, crashed, many]
+STORIES = [limited, many, desk, died, preempted, plain, signalled, two_nodes, cancelled, crashed]
+STORIES += [by_hand]
 Told = Callable[[Callable[[Runs], Any]], Any]
 
 
@@ -225,7 +254,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tones: Path, tone_set: Path) 
 @pytest.fixture(scope="module")
 def told(runs: Runs) -> Iterator[Told]:
     """Waits for a story to end; all begin with the first one that is asked for."""
-    with ThreadPoolExecutor(len(STORIES)) as pool:
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
         ends: dict[Any, Future[Any]] = {story: pool.submit(story, runs) for story in STORIES}
         try:
             yield lambda story: ends[story].result()
@@ -302,7 +331,8 @@ def test_cancel_is_final_and_clean(runs: Runs, told: Told) -> None:
     assert not checkpoint.damage(newest)
     marker = json.loads((runs.fold("cancelled") / "requeue").read_text())
     assert marker["signal"] == "SIGTERM" and marker["step"] == checkpoint.step_of(newest)
-    assert len(runs.lives("cancelled")) == 2
+    lives = [life[3:] for life in runs.lives("cancelled")]
+    assert [life[0] for life in lives] == ["begin", "begin", "end", "end"] and lives[2][1] == "2"
 
 
 def test_a_fold_that_crashes_is_named_with_its_last_words(runs: Runs, told: Told) -> None:
@@ -337,6 +367,34 @@ def test_forty_tasks_on_two_slots(runs: Runs, told: Told) -> None:
     found = list(runs.run("many").glob("seed-*/fold-*/scores.json"))
     assert len(found) == 40
     assert len({weights(scores.parent) for scores in found}) == 40
+
+
+def test_a_template_by_hand(runs: Runs, told: Told) -> None:
+    told(by_hand)
+    assert (runs.folder / "hand/plain/fold-2/scores.json").exists()
+
+
+SITES = [
+    Site(gpus=0), Site(gpus=4, time="1-00:00:00", signal=600, mem="1G", slots=2),
+    Site(gpus=2, gres="gpu", nodes=2, partition="urgent", sbatch=("--exclusive", "--comment=a b")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("site", SITES, ids=["cpu", "gpu", "gres"])
+def test_sbatch_takes_every_text(runs: Runs, site: Site, tmp_path: Path) -> None:
+    folder = str(tmp_path / "it's 100% #1")
+    place = Place(cwd=folder, folder="x", code="x", config="x", run="x y", python="python3")
+    chain = [*scripts.shards(site, place, "a b", "c d", "", 3), scripts.collect(site, place, 3)]
+    chain.append(scripts.train(site, place, tasks("3", "2"), []))
+    chain.append(scripts.train(site, place, [Task("", ())], []))
+    for script in chain:
+        (tmp_path / "job").write_text(script.text)
+        runs.cluster.run("sbatch", "--test-only", str(tmp_path / "job"))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "slurm").glob("*.sbatch")), ids=lambda f: f.stem)
+def test_sbatch_takes_the_templates(runs: Runs, file: Path) -> None:
+    runs.cluster.run("sbatch", "--test-only", str(file), "config.yaml")
 
 
 def test_what_sbatch_refuses_leaves_nothing(runs: Runs) -> None:

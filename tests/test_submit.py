@@ -37,7 +37,7 @@ SITE = Site(
     cpus_per_gpu=8, gres="gpu:a100", signal=600, max_restarts=5,
     container="apptainer exec --nv 'my image.sif'", modules="cuda/12.4 gcc",
     activate="source '/opt/my env/bin/activate'", env=("NCCL_DEBUG=INFO", "NOTE=a b"),
-    interface="ib0", sbatch=("--exclusive", "--mail-user=ann@lab"),
+    interface="ib0", sbatch=("--exclusive", "--comment=it's 1 #"),
 )  # fmt: skip
 
 
@@ -51,14 +51,14 @@ def texts() -> dict[str, str]:
         ("train_single", scripts.train(plain, PLACE, [Task("", ())], [])),
         ("train_cpu", scripts.train(Site(gpus=0), PLACE, tasks("2", None), [])),
         *((script.name, script) for script in several),
-        ("collect", scripts.collect(SITE, PLACE)),
+        ("collect", scripts.collect(SITE, PLACE, 4)),
     ]
     return {name: script.text for name, script in found}
 
 
 @pytest.mark.parametrize("name", texts())
 def test_texts_to_the_letter(name: str) -> None:
-    """After a change that is meant: python tests/test_submit.py"""
+    """After a change that is meant: PYTHONPATH=. python tests/test_submit.py"""
     assert texts()[name] == (GOLDEN / f"{name}.sbatch").read_text()
 
 
@@ -159,7 +159,8 @@ def test_a_file_says_what_the_site_wants_and_flags_overrule_it(
         (["--folds=4", "--strategy=fast"], "one of ddp, fsdp, zero1, zero2, zero3"),
         (["--folds=4", "--env=NCCL_DEBUG"], "expected NAME=VALUE"),
         (["--folds=4", "--sbatch=exclusive"], "expected an option of sbatch"),
-        (["--folds=4", "--data.shards=nowhere"], "--audio=AUDIO"),
+        (["--folds=4", "--data.shards=nowhere"], "nowhere: no shard set"),
+        (["--folds=5"], "has folds 0 to 3"),
         (["--folds=4", "--audio=nowhere"], "no such folder"),
         (["--folds=4", "--optim.lrr=1"], "did you mean lr?"),
         ([], "say which folds"),

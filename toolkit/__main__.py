@@ -8,15 +8,27 @@ from shards.command import main as run_command
 from shards.errors import TrainingError
 
 
-def collect(run: str, *, bootstrap_unit: str = "auto", whole: bool = False) -> None:
+def collect(run: str, *, bootstrap_unit: str = "auto", expect: int | None = None) -> None:
     """Join the folds of a run, its seeds and its settings: mean, spread, intervals, report.html.
 
     Writes folds.json, folds.md, predictions.csv, confusion_matrix.png and report.html into RUN.
     The intervals resample whole groups where recordings have groups, else recordings, or what
-    --bootstrap_unit=recording|group says. Of several seeds each has these files, and RUN
-    seeds.md; of a grid each setting has them, and RUN sweep.md and sweep.png, sorted by the
-    validation part. With --whole a missing training is exit code 1, once all that is written.
+    --bootstrap_unit=recording|group says. Of several seeds each has these files, and RUN seeds.md;
+    of a grid each setting has them, and RUN sweep.md and sweep.png, sorted by the validation part.
+    With --expect=N fewer finished trainings than N are exit code 1, once all that is written.
     """
+    from toolkit import trainings
+
+    write_collected(run, bootstrap_unit)
+    begun = trainings.find_trainings(Path(run))
+    done = sum(one.finished for one in begun)
+    if expect and done < expect:
+        names = ", ".join(trainings.unfinished(begun, Path(run))) or "the others never began"
+        raise TrainingError(f"{run}: {done} of {expect} trainings are finished; see {names}")
+
+
+def write_collected(run: str, bootstrap_unit: str) -> None:
+    """Write and print what `collect` promises."""
     from toolkit import folds, seeds, sweep, tables, trainings
 
     several = [t for t in trainings.find_trainings(Path(run)) if t.grid or t.seed is not None]
@@ -29,7 +41,6 @@ def collect(run: str, *, bootstrap_unit: str = "auto", whole: bool = False) -> N
             print(f"note: {line}")
         print(page.score_line(found))
         print(Path(run) / ("sweep.md" if swept else "seeds.md"))
-        check_whole(run, trainings.unfinished(several, Path(run)) if whole else [])
         return
     summary = folds.collect(Path(run), bootstrap_unit)
     print(tables.fold_table(summary, "recording"))
@@ -38,13 +49,6 @@ def collect(run: str, *, bootstrap_unit: str = "auto", whole: bool = False) -> N
         print(f"note: {line}")
     print(tables.score_line(summary))
     print(Path(run) / "report.html")
-    check_whole(run, summary["missing"] if whole else [])
-
-
-def check_whole(run: str, missing: Sequence[str]) -> None:
-    """Raise a TrainingError that names what is missing."""
-    if missing:
-        raise TrainingError(f"{run}: {', '.join(missing)} missing; see the notes above")
 
 
 def compare(first: str, second: str, *, out: str = "compare", bootstrap_unit: str = "auto") -> None:
