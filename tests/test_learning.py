@@ -17,7 +17,7 @@ from shards.index import open_set
 from shards.read import Reader
 from shards.sources.demo import synthesize
 
-PER_CLASS = 40
+PER_CLASS, SECONDS = 60, 3
 WORDS = (
     "--train.epochs=30", "--train.batch_size=16", "--model.norm_batch=16", "--train.threads=1",
     *(f"--data.{key}=null" for key in ("n_mels", "n_fft", "hop_length", "segment_seconds")),
@@ -27,7 +27,7 @@ WORDS = (
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("learning") / "audio"
-    synthesize(out, 0, PER_CLASS, kind="drone", seconds=2)
+    synthesize(out, 0, PER_CLASS, kind="drone", seconds=SECONDS)
     return out
 
 
@@ -46,8 +46,8 @@ def built(audio: Path, shuffled: bool) -> Path:
             rows.writerow((file.relative_to(audio), label, part))
     shards = audio.parent / f"set-{shuffled}"
     build(
-        str(table), str(shards), sample_rate=16000, segment_seconds=1, n_mels=64, n_fft=1024,
-        hop_length=256, workers=1,
+        str(table), str(shards), sample_rate=16000, segment_seconds=1, n_mels=64, n_fft=2048,
+        hop_length=512, workers=1,
     )  # fmt: skip
     return shards
 
@@ -68,7 +68,7 @@ def trained(shards: Path) -> tuple[float, Mapping[str, float]]:
 def test_what_is_learned_is_in_the_labels_and_not_in_the_means(audio):
     true, scored = trained(built(audio, shuffled=False))
     chance, _ = trained(built(audio, shuffled=True))
-    segments = 3 * PER_CLASS * 2 // 5  # of the validation part
+    segments = 3 * PER_CLASS * SECONDS // 5  # of the validation part
     assert chance < 1 / 3 + 4 * np.sqrt(2 / 9 / segments) < true
 
     shard_set = open_set(audio.parent / "set-False")
