@@ -1,5 +1,6 @@
 """One launcher a node: what `srun` starts once on each node of a job, and what it turns into."""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ def start(
     file = launch_file(nodes, gpus, strategy)
     os.environ.update(environment(file, nodes, gpus))
     words = launcher(file, here, nodes, gpus, port)
+    settings = *settings, *(["--train.resume=auto"] if began(config, settings, here.job) else [])
     command = [sys.executable, *words, str(ROOT / "train.py"), config, *settings]
     os.execv(sys.executable, command)
 
@@ -66,6 +68,15 @@ def check(here: Allocation, nodes: int, gpus: int) -> None:
             f"{here.names[here.node]}: asked for {gpus} GPUs a node, and {here.gpus} are to be "
             f"seen; say --gpus-per-node={gpus} to sbatch, or look at the node with nvidia-smi"
         )
+
+
+def began(config: str, settings: Sequence[str], job: int) -> bool:
+    """Whether an earlier life of this job began what lies there: train.resume=never is done."""
+    note = load([config, *settings]).folder() / "environment.json"
+    try:
+        return json.loads(note.read_text())["slurm"]["SLURM_JOB_ID"] == str(job)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def launch_file(nodes: int, gpus: int, strategy: str) -> Path:

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,3 +160,21 @@ def test_gpus_without_slurms_word_are_the_drivers(
     assert world.visible_gpus() == 0
     driver(tmp_path)("GPU 0: H100 (UUID: x)\\nGPU 1: H100 (UUID: y)\\n")
     assert world.visible_gpus() == 2
+
+
+def test_a_later_life_does_not_start_over_again(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"run: {{name: x, dir: {tmp_path}}}\ndata: {{shards: y}}\nmodel: {{name: cnn_tiny}}\n"
+    )
+    words = str(config), ["--train.resume=never"], 4711
+    assert not node.began(*words)
+    note = tmp_path / "x" / "environment.json"
+    note.parent.mkdir()
+    for text, begun in (
+        ("{}", False),
+        ('{"slurm": {"SLURM_JOB_ID": "12"}}', False),
+        ('{"slurm": {"SLURM_JOB_ID": "4711"}}', True),
+    ):
+        note.write_text(text)
+        assert node.began(*words) is begun

@@ -33,7 +33,7 @@ from toolkit import checkpoint
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(why_not() is not None, reason=f"no Slurm here: {why_not()}"),
 ]
 SHARED = "--exclude=n[3-5]"
@@ -225,7 +225,7 @@ def many(runs: Runs) -> dict[str, str]:
     until(lambda: "RUNNING" in runs.cluster.states(ids["train"]).values(), 60, "a start")
     states = list(runs.cluster.states(ids["train"]).values())
     assert len(states) == 40 and states.count("RUNNING") <= 2
-    assert runs.cluster.wait(ids["train"], 500) == {"COMPLETED"}
+    assert runs.cluster.wait(ids["train"], 1000) == {"COMPLETED"}
     assert runs.cluster.wait(ids["collect"], 60) == {"COMPLETED"}
     return ids
 
