@@ -39,6 +39,9 @@ def train(world_size: int, *words: str) -> subprocess.CompletedProcess[str]:
 def on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
     """What `function` returns on each of `world_size` forked processes joined by gloo; None of
     those that were killed, if all were."""
+    state = sys.modules.get("accelerate.state")
+    begun = state is not None and state.PartialState._shared_state
+    assert not begun, "an earlier test began a world in this process; ranks would inherit it"
     context = multiprocessing.get_context("fork")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 from conftest import build_tones, lines, read_plainly, write_tone
 
-from shards.errors import UserError
 from shards.index import SPLITS, open_set
 from shards.labels import classes_of, label_sets, names
 from shards.picture import contact_sheet
 from shards.recording import Recording
 from shards.split import assign
 from shards.verify import verify
-from toolkit.protocol import check_fits
-from toolkit.schema import DataConfig
 
 LABELS = ["rain", "dog", "dog;rain", "rain; dog", "dog; bird;rain"]
 
@@ -77,12 +74,6 @@ def test_stats_count_a_sample_once_and_counts_count_each_class(several: Path) ->
     assert counts["class"]["bird"]["recordings"] == 4
     assert counts["class"]["dog"]["recordings"] == counts["class"]["rain"]["recordings"] == 16
     assert sum(x["recordings"] for x in counts["fold"].values()) == 20
-
-
-def test_training_says_that_it_cannot(several: Path, tone_set: Path) -> None:
-    with pytest.raises(UserError, match="several classes, and training takes one"):
-        check_fits(open_set(several), DataConfig(shards=str(several)))
-    check_fits(open_set(tone_set), DataConfig(shards=str(tone_set)))
 
 
 def test_each_class_is_drawn(several: Path, tmp_path: Path) -> None:

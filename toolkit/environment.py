@@ -62,16 +62,24 @@ def write_environment(folder: Path, world: World) -> None:
         write_atomic(diff, hide(text).encode(errors="surrogateescape"))
 
 
+def installed(name: str) -> str | None:
+    """The version of a package, if it is there; to list all there are takes half a second."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def environment(world: World) -> dict[str, Any]:
     """Versions, machine and command, without secrets."""
     import torch  # launch.submit reads this file and needs no torch
 
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    versions = {name: installed(name) for name in PACKAGES}
     cuda = world.device.type == "cuda"
     found: dict[str, Any] = {
         "wavefold": shards.__version__,
         "python": platform.python_version(),
-        **{name: installed[name] for name in PACKAGES if name in installed},
+        **{name: version for name, version in versions.items() if version},
         "torch": torch.__version__,  # says which CUDA it is built for
         "device": torch.cuda.get_device_name(world.device) if cuda else "cpu",
     }
