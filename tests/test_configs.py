@@ -53,7 +53,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_two_steps_on_the_demo_set_of_its_kind(file, sets, tmp_path):
     kind = file.stem.partition("_")[0]
-    shards = sets.get(kind, sets["environment"])
+    other = "drone" if load([str(file)]).data.protocol == "split" else "environment"
+    shards = sets.get(kind, sets[other])
     code, said = forked(str(file), f"--data.shards={shards}", f"--run.dir={tmp_path}", *SMALL)
     assert code == 0, said[-2000:]
     assert len(list(tmp_path.rglob("best.safetensors"))) == 1
