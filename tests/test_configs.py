@@ -1,6 +1,7 @@
 """Every config that ships: its head builds what it asks for, and it trains on made-up audio."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -105,3 +106,12 @@ def test_a_base_is_one_file_that_is_there(tmp_path):
         load([written(tmp_path, "d.yaml", "base: nowhere.yaml\n")])
     with pytest.raises(UserError, match="expected the path of a config"):
         load([written(tmp_path, "e.yaml", "base: {a: 1}\n")])
+
+
+def test_rows_of_the_esc10_table_are_settings_of_its_config():
+    rows = runpy.run_path(str(ROOT / "bench" / "esc10.py"))
+    whole = load([str(rows["CONFIG"])])
+    changed = [load([str(rows["CONFIG"]), *words]) for words in rows["ROWS"].values() if words]
+    assert len(changed) > 5 and whole not in changed
+    folders = [rows["folder_of"](Path("runs"), row, 42).name for row in rows["ROWS"]]
+    assert folders[0] == "esc10_cnn_vgg_s42" and len(set(folders)) == len(folders)
