@@ -165,7 +165,8 @@ def test_there_are_documents_and_configs() -> None:
 def test_a_config_opens_with_its_command(config: Path) -> None:
     opening = re.match(r"(#.*\n)+", config.read_text(encoding="utf-8"))
     assert opening, "a config opens with a comment"
-    assert f"train.py configs/{config.name}" in opening[0]
+    programs = ("train.py", "launch.local")
+    assert any(f"{program} configs/{config.name}" in opening[0] for program in programs)
 
 
 def test_changelog_knows_this_version() -> None:
