@@ -97,7 +97,7 @@ def worst_error(waves: np.ndarray) -> float:
 
 def main() -> None:
     """Measure, print, and put into RESULTS.md what was asked."""
-    words = arguments(__doc__ or "", rounds=9, clips=64)
+    words = arguments(__doc__ or "", rounds=9, clips=256)
     warnings.simplefilter("ignore")
     one_thread()
     waves, frames = clips(words.clips), SETTINGS.frames(LENGTH)
