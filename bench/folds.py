@@ -60,7 +60,7 @@ def main() -> None:
         "",
         *table(turns, steps),
         *MARKS,
-        mark("one after another / side by side, wall", ratio(one, beside), 1.2),
+        mark("one after another / side by side, wall", ratio(one, beside), 1),
     ]
     publish("folds", "Folds side by side", lines, words.write)
 
