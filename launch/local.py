@@ -177,10 +177,10 @@ def finish(jobs: Sequence[Job], run: Path, stopped: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    logging.getLogger("shards").setLevel(logging.WARNING)
     words = sys.argv[1:] if argv is None else argv
     return run_command("python -m", {"launch.local": local}, ["launch.local", *words])
 
 
 if __name__ == "__main__":
+    logging.getLogger("shards").setLevel(logging.WARNING)
     raise SystemExit(main())
