@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ SETTINGS = {
     "hop_length": 128,
     "group_from": GROUP_FROM,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with most slow tests come first: two processes end at about the same time."""
+    weight: Counter[Path] = Counter()
+    for item in items:
+        slurm, slow = (item.get_closest_marker(name) is not None for name in ("slurm", "slow"))
+        weight[item.path] += 10 * slurm + slow
+    items.sort(key=lambda item: -weight[item.path])
 
 
 def write_tone(

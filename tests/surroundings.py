@@ -8,9 +8,13 @@ import threading
 from typing import Any
 
 OURS = ("shards", "toolkit", "launch")
-SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
+SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 #: What libraries set as they are imported, or that changes from test to test by pytest's own hand.
-IMPORTED = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+IMPORTED = (
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
+)
 
 
 def surroundings() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from processes import ROOT, environment
+from processes import ROOT, environment, forked
 from servers import Page, Site, folder_pages, serving
 
 from shards import remote
@@ -30,9 +30,6 @@ READ = PATIENCE + (
     "import sys, hashlib, numpy as np; from shards.index import open_set; "
     "from shards.read import Reader; s = open_set(sys.argv[1]); r = Reader(s); "
     "print(hashlib.sha256(r.read(np.arange(len(s.index))).tobytes()).hexdigest())"
-)
-TRAIN = PATIENCE + (
-    "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 
 
@@ -102,8 +99,8 @@ def test_a_set_at_an_address_is_the_set(tone_set, cache) -> None:
     assert {file.name for file in entries(cache)} == known
 
 
-@pytest.mark.slow
-def test_training_ends_in_the_same_weights(tone_set, tmp_path) -> None:
+@pytest.mark.usefixtures("no_pictures")
+def test_training_ends_in_the_same_weights(tone_set, tmp_path, monkeypatch) -> None:
     """Through 503, a wrong byte, cut connections and a stall, as from the disk."""
     values = {
         "run": {"name": "x", "dir": str(tmp_path)},
@@ -112,14 +109,13 @@ def test_training_ends_in_the_same_weights(tone_set, tmp_path) -> None:
         "train": {"max_steps": 4, "batch_size": 8, "threads": 1, "log_every": 1},
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
-    words = [str(ROOT / "train.py"), str(tmp_path / "c.yaml")]
-    here = python(TRAIN, *words, "--run.name=here")
+    monkeypatch.setattr(remote, "STALL", 1.0)
+    assert forked(str(tmp_path / "c.yaml"), "--run.name=here")[0] == 0
     with serving(odd_weather(tone_set)) as site:
-        there = python(TRAIN, *words, "--run.name=there", f"--data.shards={site.url}")
-        for process in (here, there):
-            _, said = process.communicate(timeout=100)
-            assert process.returncode == 0, said[-2000:]
+        words = ["--run.name=there", f"--data.shards={site.url}"]
+        code, said = forked(str(tmp_path / "c.yaml"), *words)
         counts = gets(site)
+    assert code == 0, said[-2000:]
     assert said.count("trying again") >= 6
     assert counts["/samples-000000.tar"] == 3 and counts["/samples-000001.tar"] == 2
     weights = [tmp_path / name / "fold-0/best.safetensors" for name in ("here", "there")]

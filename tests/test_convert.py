@@ -88,6 +88,7 @@ def test_a_converted_set_is_told_of_and_shown(tmp_path, capsys):
     assert (out / "show.png").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_converted_set_trains(tmp_path):
     out = tmp_path / "set"
     convert(str(npy_set(tmp_path / "old")), str(out))

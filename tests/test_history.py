@@ -19,6 +19,8 @@ from toolkit.history import History, best, stopped
 from toolkit.schema import TrainConfig
 from toolkit.world import start
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def test_early_stopping_and_the_best_epoch():
     values = [0.5, 0.7, 0.7, 0.6, 0.69, 0.8]

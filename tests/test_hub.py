@@ -17,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 from shards.errors import UserError
 from toolkit.hub import HubConfig, Pusher, check_hub, epoch_file
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TOKEN = "hf_secretsecretsecret"
 REPO = "somebody/epochs"
 

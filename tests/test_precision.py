@@ -187,11 +187,11 @@ def test_compiled_it_trains_as_eager(tone_set, tmp_path):
     configs = [
         make_config(tone_set, tmp_path / h, compile=h, max_steps=3) for h in ("default", "off")
     ]
-    for config in configs:
-        file = tmp_path / f"{config.train.compile}.yaml"
-        file.write_text(yaml.safe_dump(config.to_dict()))
-        done = train(1, str(file))
-        assert done.returncode == 0, done.stderr[-2000:]
+    file = tmp_path / "compiled.yaml"
+    file.write_text(yaml.safe_dump(configs[0].to_dict()))
+    done = train(1, str(file))
+    assert done.returncode == 0, done.stderr[-2000:]
+    on_ranks(1, lambda: loop.fit(configs[1]))
     found, expected = map(losses, configs)
     assert len(expected) == 3
     np.testing.assert_allclose(found, expected, rtol=1e-4)
