@@ -200,11 +200,10 @@ WIDE static void count_all(
     for (Py_ssize_t i = 0; i < count; i++) {
         const float *some = rows + places[i];
         const float *soon = rows + places[i + 16 < count ? i + 16 : i];
+        int32_t below = 0;
 
         __builtin_prefetch(soon); /* these 64 bytes may lie in two lines */
         __builtin_prefetch(soon + 15);
-        int32_t below = 0;
-
         for (int n = 0; n < 16; n++)
             below += some[n] <= values[i];
         places[i] += below;
