@@ -176,13 +176,14 @@ class Weighted:
     and all strata of an epoch are hit at the same offset, which moves by the golden ratio from
     epoch to epoch. So a sample of weight w (all sum to 1) comes floor(length * w) or
     ceil(length * w) times in an epoch, and its count over epochs stays as near. The cumulative
-    distribution takes 4.4 bytes a sample: float32 within 64 samples, float64 above.
+    distribution takes 4.7 bytes a sample: float32 within 64 samples, float64 above.
 
     `weights` gives the selection's weights in pieces of any length, none negative.
     """
 
     def __init__(self, weights: Iterable[np.ndarray], n: int, length: int, seed: int):
         self.n, self.length, self.seed = n, length, seed
+        self._start = uniform((_STRATUM, seed), np.zeros(1), 1)[0, 0]
         self._inner = np.zeros((-(-n // _FAN), _FAN), np.float32)
         flat, filled = self._inner.ravel(), 0
         for piece in weights:
@@ -191,6 +192,7 @@ class Weighted:
         for first in range(0, len(self._inner), 4096):  # a piece at a time: no float64 copy of all
             rows = self._inner[first : first + 4096]
             rows[:] = np.cumsum(rows, axis=1, dtype=np.float64)
+        self._heads = np.ascontiguousarray(self._inner[:, 15::16])
         self._tops = np.nextafter(self._inner[:, -1], np.float32(0))  # rounding leaves no block
         ends = np.cumsum(self._inner[:, -1], dtype=np.float64)
         self._blocks = Spans(np.concatenate([[0.0], ends]))
@@ -203,8 +205,7 @@ class Weighted:
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         epoch, rest = turns(positions, self.length)
         keys = key(_STRATUM, self.seed, epoch)
-        start = uniform((_STRATUM, self.seed), np.zeros(1), 1)[0, 0]
-        offset = (start + epoch * _GOLDEN) % 1.0
+        offset = (self._start + epoch * _GOLDEN) % 1.0
         u = (permute(rest, self.length, keys) + offset) / self.length
         return self._inverse(np.minimum(u * self.total, np.nextafter(self.total, 0)))
 
@@ -216,7 +217,7 @@ class Weighted:
         )
         if count is not None:
             place = np.empty(len(mass), np.int64)
-            count(self._inner, block, left, place)
+            count(self._inner, self._heads, block, left, place)
             return place
         place, step, flat = block * _FAN, _FAN // 2, self._inner.ravel()
         while step:
