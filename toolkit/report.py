@@ -12,6 +12,7 @@ import numpy as np
 from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from toolkit import tables
+from toolkit.detection import asked
 from toolkit.folds import PROTOCOLS, find_folds, summarise
 from toolkit.metrics import binary_log, reliability, scores
 from toolkit.predictions import (
@@ -54,9 +55,12 @@ def write_fold(
     scores(truth(shard_set, numbers), log_probs)
     decision = header.get("decision")
     predictions = of_samples(shard_set, numbers, log_probs, header["fold"], decision)
+    target, costs = asked(header.get("detection"), predictions.classes)
     for level in LEVELS:
         rows = predictions.at(level)
-        result[level] = scores(rows.labels, rows.log_probs, rows.predicted)
+        result[level] = scores(
+            rows.labels, rows.log_probs, rows.predicted, target=target, costs=costs
+        )
     write_predictions(folder / "predictions.csv", predictions)
     fold = make_fold(folder, result, predictions)
     summary, _ = summarise(folder, [fold])
