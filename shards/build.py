@@ -71,6 +71,7 @@ def build(
     group_from: str | None = None,
     fold_from: str | None = None,
     split_from: str | None = None,
+    attack_from: str | None = None,
     path_from: str | None = None,
     audio_root: str | None = None,
     protocol_columns: str | None = None,
@@ -91,8 +92,8 @@ def build(
     overlap is a share of a segment. --folds=5 is the default unless --split=0.7,0.15,0.15,
     --fold_from or --split_from is given. The *_from flags are regular expressions searched in the
     file name (in the path below AUDIO if they have a "/"): what names a recording's label, its
-    group (speaker, source clip), fold or part. --device=cuda computes the spectrograms on a GPU. A
-    build that was stopped goes on where it was: start it again.
+    group (speaker, source clip), attack (what faked it), fold or part. --device=cuda computes the
+    spectrograms on a GPU. A build that was stopped goes on where it was: start it again.
 
     --on_duplicate=group puts recordings that are copies of each other into one group, drop keeps
     the first of them, warn says afterwards where copies stand on two sides.
@@ -104,8 +105,8 @@ def build(
     most 30 dB up or down, the peak at most 1) or peak in dBFS. A file that takes over file_timeout
     seconds (0: no limit), or kills its decoder, is rejected.
 
-    AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, fold, split, and
-    start, end in seconds for pieces of long files; or a protocol, words between spaces that are
+    AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, attack, fold,
+    split, and start, end in seconds for pieces of long files; or a protocol, words between spaces
     named by --protocol_columns. Paths are relative to --audio_root (the file's folder). There the
     *_from flags name columns too, as --group_from=speaker does. Several labels are `a;b`. Rows
     without their file are listed in rejected.csv; --strict stops at them.

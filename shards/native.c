@@ -100,7 +100,17 @@ static PyObject *copy(PyObject *self, PyObject *args)
     return PyLong_FromSsize_t(done);
 }
 
-static PyMethodDef methods[] = {{"copy", copy, METH_VARARGS, copy_doc}, {NULL, NULL, 0, NULL}};
+extern const char permute_doc[], locate_doc[], count_doc[]; /* draws.c */
+PyObject *permute(PyObject *, PyObject *), *locate(PyObject *, PyObject *);
+PyObject *count(PyObject *, PyObject *);
+
+static PyMethodDef methods[] = {
+    {"copy", copy, METH_VARARGS, copy_doc},
+    {"permute", permute, METH_VARARGS, permute_doc},
+    {"locate", locate, METH_VARARGS, locate_doc},
+    {"count", count, METH_VARARGS, count_doc},
+    {NULL, NULL, 0, NULL},
+};
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "shards._native", NULL, -1, methods, NULL, NULL, NULL, NULL};

@@ -21,6 +21,7 @@ class Recording:
     group: str  # never on both sides of a split; `path` itself if no groups are named
     fold: str | None = None
     split: str | None = None  # "train", "val" or "test"
+    attack: str | None = None  # how it was faked; None: it is genuine, or nobody says
     frames: int
     sample_rate: int  # Hz
     channels: int
@@ -78,6 +79,8 @@ def digest(recordings: Iterable[Recording], rejected: Iterable[Reject]) -> str:
     for recording in recordings:
         known = names if not recording.piece.is_whole else names[:-2]
         about = {name: getattr(recording, name) for name in known}
+        if recording.attack is None:
+            del about["attack"]  # sets without any keep their digest
         total.update(json.dumps(about, sort_keys=True).encode() + b"\n")
     for reject in rejected:
         total.update(json.dumps(reject.path).encode() + b"\n")

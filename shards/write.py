@@ -201,6 +201,7 @@ def recording_line(recording: Recording, features: Features) -> dict[str, Any]:
         "group": recording.group,
         "fold": recording.fold,
         "split": recording.split,
+        **({"attack": recording.attack} if recording.attack else {}),
         "seconds": features.seconds,
         "sample_rate": recording.sample_rate,
         "channels": recording.channels,
