@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 OURS = ("shards", "toolkit", "launch")
-SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # SIGALRM is pytest-timeout's
 #: What libraries set as they are imported, or that changes from test to test by pytest's own hand.
 IMPORTED = (
     "PYTEST_CURRENT_TEST",
