@@ -9,17 +9,13 @@ from typing import Any
 
 OURS = ("shards", "toolkit", "launch")
 SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # SIGALRM is pytest-timeout's
-#: What libraries set as they are imported, or that changes from test to test by pytest's own hand.
-IMPORTED = (
-    "PYTEST_CURRENT_TEST",
-    "TORCHINDUCTOR_CACHE_DIR",
-    "PYTORCH_NVML_BASED_CUDA_CHECK",
-)
+#: Variables that pytest sets from test to test, or scikit-learn, torch and DeepSpeed once they load.
+THEIRS = ("PYTEST_", "KMP_", "TORCH", "PYTORCH_")
 
 
 def surroundings() -> dict[str, Any]:
     """By name, so that a difference tells what it is. Asks only modules that are loaded."""
-    found: dict[str, Any] = {f"${k}": v for k, v in os.environ.items() if k not in IMPORTED}
+    found: dict[str, Any] = {f"${k}": v for k, v in os.environ.items() if not k.startswith(THEIRS)}
     found |= {"folder": os.getcwd(), "sys.argv": list(sys.argv), "sys.path": list(sys.path)}
     found |= {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
     found["umask"] = os.umask(0o022)
