@@ -3,6 +3,8 @@
 import hashlib
 import importlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,13 @@ import pytest
 import soundfile
 
 from shards.build import build
+
+if shutil.which("nvidia-smi"):
+    # The tests are of the processor, and fork, which CUDA survives only where nobody has asked for
+    # it; test_cuda.py gives its children back what is hidden here.
+    os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+GPUS = os.environ.get("TEST_GPUS", "")  #: that test_cuda.py may use
 
 RATE = 8000
 TONES: Mapping[str, float | None] = {"high": 2000.0, "low": 440.0, "noise": None}  # Hz; None: noise

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shards.errors import UserError
 from shards.order import BatchPlan
@@ -166,7 +164,7 @@ class Strategy:
         if self.zero:
             return zero_moments(self.module, self.model.optimizer)
         return {
-            f"{name}.{key}": value.full_tensor().cpu() if isinstance(value, DTensor) else value
+            f"{name}.{key}": value.full_tensor().cpu() if spread(value) else value
             for name, p in sharded_parameters(self.module)
             for key, value in self.optimizer.state.get(p, {}).items()
         }
@@ -197,21 +195,29 @@ def bare(model: nn.Module) -> nn.Module:
 
 def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """What is trained, by name, as the optimiser holds it: FSDP shows it whole after a forward."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
+    part: Any
+    for part in module.modules() if sharding() == "FSDP" else ():
+        if hasattr(part, "reshard"):
             part.reshard()
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
-def place(entry: Tensors, p: nn.Parameter) -> Tensors:
+def spread(tensor: object) -> bool:
+    """Whether it is a DTensor of FSDP's; to ask for the class by name takes a second to import."""
+    return hasattr(tensor, "full_tensor")
+
+
+def place(entry: Tensors, p: Any) -> Tensors:
     """One parameter's state, in parts where the parameter is."""
-    if not isinstance(p, DTensor):  # in the parameter's own layout, such as channels_last
+    if not spread(p):  # in the parameter's own layout, such as channels_last
         return {
             key: torch.empty_like(p, dtype=value.dtype).copy_(value)
             if value.shape == p.shape
             else value
             for key, value in entry.items()
         }
+    from torch.distributed.tensor import distribute_tensor
+
     return {
         key: distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
         if value.shape == p.shape
