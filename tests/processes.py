@@ -1,5 +1,6 @@
 """Real processes for tests: a launch as users make it, and forked gloo ranks for sweeps."""
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -87,6 +88,8 @@ def one_rank(
 
 def forked(*words: str) -> tuple[int, str]:
     """Exit code and errors of `train.py WORDS` on a forked process, which has imported all."""
+    for module in ("toolkit.loop", "sklearn.metrics", "matplotlib.pyplot"):
+        importlib.import_module(module)
 
     def body() -> tuple[int, str]:
         with tempfile.TemporaryFile("w+") as errors:
