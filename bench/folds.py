@@ -12,8 +12,9 @@ from itertools import count
 from pathlib import Path
 
 import yaml
+from contestants import noise
 from side_by_side import MARKS, arguments, conditions, mark, publish, ratio, take_turns
-from trainer import noise, table
+from trainer import table
 
 ROOT = Path(__file__).parent.parent
 RUNS = count()
