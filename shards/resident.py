@@ -92,7 +92,7 @@ class Store:
     def _stay(self, x: torch.Tensor, places: np.ndarray, fresh: np.ndarray) -> torch.Tensor:
         if self.where != "device":
             return x.to(self.device, non_blocking=True)
-        at = torch.from_numpy(places).to(self.device)
+        at = torch.from_numpy(places).to(self.device, non_blocking=True)
         if fresh.any():
             new = torch.from_numpy(np.flatnonzero(fresh))
             self._data[at[new.to(self.device)]] = x[new].to(self.device)
