@@ -55,8 +55,8 @@ class Contestant(NamedTuple):
 
 def take_turns(contestants: dict[str, Contestant], rounds: int) -> dict[str, list[Turn]]:
     """All once, and those that this leaves A B C A B C ..."""
-    tried = {name: take_turn(each).wall / each.steps for name, each in contestants.items()}
-    kept = [name for name in contestants if tried[name] <= SLOW * quickest(name, tried)]
+    tried = {name: take_turn(each) for name, each in contestants.items()}
+    kept = [name for name in contestants if not left_behind(name, tried)]
     turns: dict[str, list[Turn]] = {name: [] for name in kept}
     for _ in range(rounds):
         for name in kept:
@@ -64,12 +64,14 @@ def take_turns(contestants: dict[str, Contestant], rounds: int) -> dict[str, lis
     return turns
 
 
-def quickest(name: str, tried: dict[str, float]) -> float:
-    """What the best number of workers took, of those that `name` could have."""
-    peer, _, number = name.partition(", ")
-    if not number.isdigit():
-        return tried[name]
-    return min(seconds for other, seconds in tried.items() if other[:-1] == f"{peer}, ")
+def left_behind(name: str, tried: dict[str, Turn]) -> bool:
+    """Whether another number of worker processes is much better, by wall and by CPU seconds."""
+    peer, _, number = name.rpartition(", ")
+    same = [turn for other, turn in tried.items() if other[:-1] == f"{peer}, "]
+    return number.isdigit() and all(
+        getattr(tried[name], clock) > SLOW * min(getattr(turn, clock) for turn in same)
+        for clock in Turn._fields
+    )
 
 
 def take_turn(contestant: Contestant) -> Turn:
@@ -201,7 +203,7 @@ def main() -> None:
             lines += table(turns, steps, samples[0].nbytes) + MARKS + marks(turns, steps)
     about = (
         "The number behind a name is that of worker processes; whom another number of them made "
-        f"{SLOW} times as fast in a first round was not asked again. Marks take the best."
+        f"{SLOW} times as fast and as cheap in a first round was not asked again. Marks take the best."
     )
     lines = [conditions(words.rounds, packages), about, *lines]
     publish("loader", "Batches from the page cache", lines, words.write)
