@@ -203,7 +203,7 @@ def main() -> None:
             lines += table(turns, steps, samples[0].nbytes) + MARKS + marks(turns, steps)
     about = (
         "The number behind a name is that of worker processes; whom another number of them made "
-        f"{SLOW} times as fast and as cheap in a first round was not asked again. Marks take the best."
+        f"{SLOW} times as fast and as cheap in a first round is left out. Marks take the best."
     )
     lines = [conditions(words.rounds, packages), about, *lines]
     publish("loader", "Batches from the page cache", lines, words.write)
