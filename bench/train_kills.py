@@ -1,13 +1,14 @@
 """Trainings killed at random instants and started again: does each end in the same weights?
 
-    python bench/train_kills.py --n=100 [--processes=2] [--random=0]
+    python bench/train_kills.py --n=100 [--processes=2] [--random=0] [--shards=FOLDER]
 
-A training is started and killed (SIGKILL) after a random time up to that of an undisturbed one: all
-its processes at once or, every other time where there are two, one of them a moment before the
-other. It is started again until it is done, then another one, until there have been n kills. Then
-the weights, the optimiser's state and the predictions have to be those of an undisturbed run, byte
-for byte, and metrics.jsonl has to have its lines, each once, but for the times in them. Exit code 1
-if not. Processes are forked once everything is imported, so that most kills fall into the training.
+A training, on the demo's audio unless a shard set is given, is started and killed (SIGKILL) after a
+random time up to that of an undisturbed one: all its processes at once or, every other time where
+there are two, one of them a moment before the other. It is started again until it is done, then
+another one, until there have been n kills. Then the weights, the optimiser's state and the
+predictions have to be those of an undisturbed run, byte for byte, and metrics.jsonl has to have its
+lines, each once, but for the times in them. Exit code 1 if not. Processes are forked once
+everything is imported, so that most kills fall into the training.
 """
 
 import importlib
@@ -109,8 +110,8 @@ def main() -> int:
     n, processes = int(flags.get("n", 100)), int(flags.get("processes", 1))
     chance = random.Random(int(flags.get("random", 0)))
     with tempfile.TemporaryDirectory() as folder:
-        audio, shards = f"{folder}/audio", f"{folder}/set"
-        for words in (("demo", audio), ("build", audio, shards, *BUILD)):
+        audio, shards = f"{folder}/audio", flags.get("shards", f"{folder}/set")
+        for words in [("demo", audio), ("build", audio, shards, *BUILD)] * ("shards" not in flags):
             subprocess.run(command(*words), cwd=ROOT, check=True, capture_output=True)
         config = Path(folder, "config.yaml")
         CONFIG["run"], CONFIG["data"]["shards"] = {"name": "x", "dir": folder}, shards

@@ -82,7 +82,6 @@ class Feed:
         self.shard_set, self.numbers, self.size = shard_set, numbers, size
         self.store, self.reading, self.device = store, reading, device
         self.waited = 0.0  #: seconds spent waiting for data
-        self.samples = 0  #: handed out
         self._asked: set[int] = set()  # shards, ahead of their time
         self._ahead = 0  # the step up to which they were asked for
         self._fits = 2 * int(np.prod(shard_set.shape)) * len(shard_set) <= free_memory()
@@ -114,7 +113,6 @@ class Feed:
                 for worker in self._workers:
                     self._await(worker, step)
                 self.waited += time.perf_counter() - began
-                self.samples += self.size
                 slot = slots[step % BUFFERS]
                 x, y, copied = self.store.take(slot.x, slot.y, slot.places, slot.fresh)
                 yield x, y, slot.numbers

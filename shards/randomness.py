@@ -41,15 +41,22 @@ def key(*words: int | np.ndarray) -> np.ndarray:
 
     Shape: integers, or (P,) arrays of them -> (1,) or (P,) uint64.
     """
-    state: int | np.ndarray = 0
-    for word in words:
-        if isinstance(word, int) and isinstance(state, int):
-            state = mix_one(state ^ (word & _BITS))
-            continue
+    first = 0
+    while first < len(words) and isinstance(words[first], int):
+        first += 1
+    state = np.array([key_one(*words[:first])], np.uint64)  # type: ignore[arg-type]
+    for word in words[first:]:
         bits = word & _BITS if isinstance(word, int) else word
-        keys = np.atleast_1d(np.asarray(state, np.uint64))
-        state = mix(keys ^ np.atleast_1d(bits).astype(np.uint64))
-    return np.atleast_1d(np.asarray(state, np.uint64))
+        state = mix(state ^ np.atleast_1d(bits).astype(np.uint64))
+    return state
+
+
+def key_one(*words: int) -> int:
+    """The key of integers alone."""
+    state = 0
+    for word in words:
+        state = mix_one(state ^ (word & _BITS))
+    return state
 
 
 def uniform(words: tuple[int, ...], places: np.ndarray, draws: int) -> np.ndarray:

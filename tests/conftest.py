@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from surroundings import changes, surroundings
 
 from shards.build import build
 
@@ -27,6 +29,15 @@ SETTINGS = {
     "hop_length": 128,
     "group_from": GROUP_FROM,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with most slow tests come first: two processes end at about the same time."""
+    weight: Counter[Path] = Counter()
+    for item in items:
+        slurm, slow = (item.get_closest_marker(name) is not None for name in ("slurm", "slow"))
+        weight[item.path] += 10 * slurm + slow
+    items.sort(key=lambda item: -weight[item.path])
 
 
 def write_tone(
@@ -58,6 +69,20 @@ def write_tones(
             seconds = 1.0 + n % PER_GROUP
             write_tone(folder / label / name, hertz, seconds=seconds, seed=1000 * place + n)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fails a test after which environment, log levels, threads and the like are others."""
+    before = surroundings()
+    yield
+    assert not changes(before), "a test leaves behind what it changed"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training ends with five of them, which take longer than one of a few steps."""
+    monkeypatch.setattr("toolkit.figures.rendered", lambda *words, **more: b"<svg></svg>")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Real processes for tests: a launch as users make it, and forked gloo ranks for sweeps."""
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -9,14 +10,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
 from shards.command import guard
+from toolkit.world import speaks
 from train import main
 
 ROOT = Path(__file__).parent.parent
+#: What a training imports on its way: once in the parent, or else for 0.9 s in each fork.
+ON_THE_WAY = ("torch._dynamo", "sklearn.metrics", "matplotlib.backends.backend_svg", "jinja2")
+ON_THE_WAY += ("toolkit.attention", "toolkit.curves", "toolkit.detection_figures")
 
 
 def train_command(world_size: int, *words: str) -> list[str]:
@@ -36,12 +42,21 @@ def train(world_size: int, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
 
 
-def on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
+def on_ranks(world_size: int, function: Callable[[], Any], timeout: float = 100) -> list[Any]:
     """What `function` returns on each of `world_size` forked processes joined by gloo; None of
     those that were killed, if all were."""
+    return fork(world_size, function, lambda: None, timeout)[0]
+
+
+def fork(
+    world_size: int, function: Callable[[], Any], meanwhile: Callable[[], Any], timeout: float
+) -> tuple[list[Any], list[int | None]]:
+    """What `function` returns on each rank, and exit codes. `meanwhile` is called here."""
     state = sys.modules.get("accelerate.state")
     begun = state is not None and state.PartialState._shared_state
     assert not begun, "an earlier test began a world in this process; ranks would inherit it"
+    for module in ON_THE_WAY:
+        importlib.import_module(module)
     context = multiprocessing.get_context("fork")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -53,8 +68,9 @@ def on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
     ]
     for process in ranks:
         process.start()
-    found, deadline = {}, time.monotonic() + 60
+    found, deadline = {}, time.monotonic() + timeout
     try:
+        meanwhile()
         while len(found) < world_size and time.monotonic() < deadline:
             over = not any(process.is_alive() for process in ranks)
             try:
@@ -67,7 +83,7 @@ def on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
         for process in ranks:
             process.join(10)
             process.kill()
-    return [found.get(rank) for rank in range(world_size)]
+    return [found.get(rank) for rank in range(world_size)], [rank.exitcode for rank in ranks]
 
 
 def one_rank(
@@ -85,20 +101,26 @@ def one_rank(
         results.put((rank, repr(error)))
 
 
-def forked(*words: str) -> tuple[int, str]:
-    """Exit code and errors of `train.py WORDS` on a forked process, which has imported all."""
+def forked_ranks(
+    world_size: int, *words: str, meanwhile: Callable[[], Any] = lambda: None
+) -> list[tuple[int | None, str]]:
+    """Exit code and errors of `train.py WORDS` on forked processes, which have imported all."""
+    with ExitStack() as files:
+        errors = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(world_size)]
 
-    def body() -> tuple[int, str]:
-        with tempfile.TemporaryFile("w+") as errors:
-            os.dup2(errors.fileno(), 2)
+        def body() -> None:
+            os.dup2(errors[int(os.environ.get("RANK", 0))].fileno(), 2)
             sys.stderr = os.fdopen(2, "w", closefd=False)
             logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
             sys.argv = ["train.py", *words]
-            code = guard(main)
-            sys.stderr.flush()
-            errors.seek(0)
-            return code, errors.read()
+            sys.exit(guard(main, speaks=speaks()))
 
-    (found,) = on_ranks(1, body)
-    assert isinstance(found, tuple), found
-    return found
+        codes = fork(world_size, body, meanwhile, timeout=100)[1]
+        for file in errors:
+            file.seek(0)
+        return [(code, file.read()) for code, file in zip(codes, errors, strict=True)]
+
+
+def forked(*words: str) -> tuple[int | None, str]:
+    """The same on one."""
+    return forked_ranks(1, *words)[0]

@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from conftest import (
     read_plainly,
     write_tone,
 )
-from processes import ROOT, environment
+from processes import on_ranks
 
+from shards import build as build_module
 from shards.errors import UserError
 from shards.index import open_set
 from shards.merge import merge
@@ -199,23 +200,18 @@ def test_given_folds(tmp_path: Path) -> None:
     )
 
 
-KILLED = """
-import os, signal, sys
-from shards.build import build
+def killed(at: int, audio: Path, out: Path) -> str:
+    """An append that dies of SIGKILL as it is about to rename a file for the `at`-th time."""
+    calls, replace = iter(range(1, at)), os.replace
 
-calls, name, at = 0, sys.argv[4], int(sys.argv[5])
-real = getattr(os, name)
+    def replace_or_die(*words: Any, **more: Any) -> None:
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*words, **more)
 
-def counted(*words, **more):
-    global calls
-    calls += 1
-    if calls == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*words, **more)
-
-setattr(os, name, counted)
-build(sys.argv[1], sys.argv[2], append=True, workers=1, **eval(sys.argv[3]))
-"""
+    os.replace = replace_or_die  # type: ignore[assignment]
+    build_module.warm_up = lambda: None  # starts processes, which are its parent's here
+    return append(audio, out, file_timeout=0)
 
 
 @pytest.mark.slow
@@ -223,20 +219,16 @@ build(sys.argv[1], sys.argv[2], append=True, workers=1, **eval(sys.argv[3]))
 def test_killed_at_any_rename_the_old_set_or_the_new_one_is_whole(
     grown: tuple[Path, Path], tone_set: Path, tmp_path: Path
 ) -> None:
-    from conftest import SETTINGS
-
     audio, out = grown
     append(audio, out)
     new, n_new = hashes(out), open_set(out).info["samples"]
-    words = repr(WORDS | {"folds": 4, "shard_size": "100KB", "file_timeout": 0} | SETTINGS)
     seen = []
     for at in range(1, 99, 4):
         copy = Path(shutil.copytree(tone_set, tmp_path / f"killed-{at}"))
-        script = [sys.executable, "-c", KILLED, str(audio), str(copy), words, "replace", str(at)]
-        done = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, timeout=60)
-        if done.returncode == 0:
+        [said] = on_ranks(1, partial(killed, at, audio, copy))
+        if said is not None:
+            assert "recordings" in said
             break
-        assert done.returncode == -9, done.stderr
         now = open_set(copy)
         seen.append(len(now.index))
         assert verify(str(copy)) == [] and len(now.index) == now.info["samples"]

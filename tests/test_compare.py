@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_collect import make_set, train
+from folds import make_set, train, write_training
 
+from shards.index import ShardSet
 from toolkit.__main__ import main
 from toolkit.compare import compare, mcnemar
+from toolkit.folds import collect
 from toolkit.predictions import read_predictions, write_predictions
+from toolkit.report import write_fold
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,36 @@ def test_a_worse_run_is_worse_by_what_it_lost(runs, tmp_path, capsys):
         "-25.0" in capsys.readouterr().out and "protocol kfold" in (tmp_path / "c.md").read_text()
     )
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_min_dcf_is_that_of_the_target_and_the_costs(tmp_path):
+    make_set(tmp_path / "set", folds=1)
+    rows = np.load(tmp_path / "set/index.npy")
+    rows["label"] %= 2
+    np.save(tmp_path / "set/index.npy", rows)
+    shard_set = ShardSet(tmp_path / "set", {"classes": ["bonafide", "spoof"], "folds": []})
+    labels = np.array(shard_set.index["label"])
+    score = np.random.default_rng(0).normal(size=len(labels)) + 0.8 * labels
+    logs = np.stack([-np.logaddexp(0, score), -np.logaddexp(0, -score)], axis=1)
+    header = {"protocol": "split", "part": "test", "fold": None, "folds": [], "step": 1, "epoch": 1}
+    costs = {"prior": 0.3, "miss": 2.0, "false_alarm": 3.0}
+    noted = {"target": "bonafide", "costs": costs, "by": None, "seen": []}
+    header |= {"seconds": 1.0, "world_size": 1, "detection": noted}
+    for name, some in (("a", logs), ("b", np.roll(logs, 1, axis=0))):
+        folder = tmp_path / name
+        write_training(folder, 1e-3)
+        result = write_fold(folder, shard_set, np.arange(len(labels)), some, header)
+        rows = read_predictions(folder / "predictions.csv").at("recording")
+        p, real = rows.probabilities[:, 0], rows.labels == 0
+        every = [
+            2 * 0.7 * (p[real] < t).mean() + 3 * 0.3 * (p[~real] >= t).mean()
+            for t in [*p, 2]
+        ]  # fmt: skip
+        found = min(every) / min(2 * 0.7, 3 * 0.3)
+        assert result["recording"]["min_dcf"] == pytest.approx(found)
+        assert collect(folder)["detection"]["rows"][0]["min_dcf"] == pytest.approx(found)
+        compared = compare(tmp_path / "a", folder)["metrics"]["min_dcf"]
+        assert compared["second"] == pytest.approx(found)
 
 
 def test_a_run_is_no_other_than_itself(runs):

@@ -13,6 +13,8 @@ from shards.errors import UserError
 from shards.sources.demo import synthesize
 from toolkit.config import load
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SETTINGS = ("sample_rate", "n_mels", "n_fft", "hop_length", "fmin", "fmax", "segment_seconds")
 KINDS = {

@@ -107,7 +107,8 @@ def test_a_launch_that_cannot_give_the_same_bits_is_refused(values, monkeypatch)
     uneven = "4 microbatches of train.microbatch=2 do not split evenly over {} processes"
 
     def tell(threads: int = 1) -> str:
-        _, world = start("no", threads)
+        accelerator, world = start("no", threads)
+        accelerator.wait_for_everyone()  # or else the first to be refused takes the store away
         monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
         with pytest.raises(UserError) as told:
             exact.prepare(train, world)

@@ -1,9 +1,11 @@
 """Training from end to end: on one process and two, killed and resumed, refused in one line."""
 
 import hashlib
+import io
 import json
-import subprocess
+import runpy
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 import xxhash
 import yaml
-from processes import ROOT, environment, forked, on_ranks, train
+from processes import ROOT, forked, forked_ranks, on_ranks, train
 
 from shards.index import ROW, ShardSet
 from shards.loader import Loader
@@ -22,6 +24,8 @@ from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.schema import AugmentConfig, ModelConfig
 from toolkit.world import start
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 AUGMENT = [
     "--augment.time_roll=99", "--augment.mix=between_class", "--augment.gain_db=3",
@@ -56,12 +60,9 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def ok(result: subprocess.CompletedProcess) -> None:
-    assert result.returncode == 0, result.stderr[-2000:]
-
-
 def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
-    ok(train(1, config, "--train.epochs=25"))
+    result = train(1, config, "--train.epochs=25")
+    assert result.returncode == 0, result.stderr[-2000:]
     run = tmp_path / "runs/tones/fold-0"
     first, *_, last = losses(run)
     assert last < 0.5 * first
@@ -75,20 +76,19 @@ def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
         "confusion_matrix.png",
     }  # fmt: skip
     assert not [name for name in names if "tmp" in name]
-    again = train(1, config, "--train.epochs=25")
-    ok(again)
-    assert "is finished" in again.stderr
+    code, said = forked(config, "--train.epochs=25")
+    assert code == 0 and "is finished" in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("microbatch", [[], ["--train.microbatch=4"]])
 def test_two_processes_train_as_one(config, tmp_path, microbatch):
-    """20 steps in float32; with microbatch 4 one process takes four micro-steps, two take two."""
-    words = [config, "--train.max_steps=20", "--train.batch_size=16", *microbatch, *AUGMENT]
-    ok(train(1, *words, "--run.name=one"))
-    ok(train(2, *words, "--run.name=two"))
+    """10 steps in float32; with microbatch 4 one process takes four micro-steps, two take two."""
+    words = [config, "--train.max_steps=10", "--train.batch_size=16", *microbatch, *AUGMENT]
+    for size, name in ((1, "one"), (2, "two")):
+        for code, said in forked_ranks(size, *words, f"--run.name={name}"):
+            assert code == 0, said
     one, two = (losses(tmp_path / "runs" / name / "fold-0") for name in ("one", "two"))
-    assert len(one) == 20
+    assert len(one) == 10
     np.testing.assert_allclose(two, one, rtol=1e-4)
     assert (tmp_path / "runs/two/fold-0/scores.json").exists()
 
@@ -96,17 +96,23 @@ def test_two_processes_train_as_one(config, tmp_path, microbatch):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_random_instants_it_ends_in_the_same_weights(processes):
-    words = ["bench/train_kills.py", "--n=2", f"--processes={processes}"]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"| {processes} | 2 | " in done.stdout
+def test_killed_at_random_instants_it_ends_in_the_same_weights(tone_set, monkeypatch, processes):
+    words = ["train_kills.py", "--n=4", f"--processes={processes}", f"--shards={tone_set}"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+
+    def body():
+        with redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "bench/train_kills.py"), run_name="__main__")
+        return end.value.code, said.getvalue()
+
+    [(code, said)] = on_ranks(1, body, timeout=240)
+    assert code == 0 and f"| {processes} | 4 | " in said, said
 
 
 def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):
-    ok(train(1, config, "--data.protocol=kfold_nested", "--train.epochs=4"))
+    code, said = forked(config, "--data.protocol=kfold_nested", "--train.epochs=4")
+    assert code == 0, said
     run = tmp_path / "runs/tones/fold-0"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     values = [(line["macro_f1"], -line["epoch"]) for line in lines if line["kind"] == "eval"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from processes import forked, on_ranks, train
+from processes import forked, forked_ranks, on_ranks
 from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
 
@@ -118,9 +118,9 @@ def test_settings_of_networks_are_refused(config, word, message):
 
 
 def test_two_processes_are_refused_in_one_line(config):
-    result = train(2, config)
-    assert result.returncode
-    said = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    ranks = forked_ranks(2, config)
+    assert [code for code, _ in ranks] == [2, 2]
+    said = [line for _, text in ranks for line in text.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and "model.name=forest takes one process" in said[0]
 
 

@@ -1,10 +1,14 @@
 """docs/from_scripts.md: all that five older systems did is there, and so is all that it names."""
 
+import inspect
 import re
 
 import pytest
 from processes import ROOT
 
+from launch.local import local
+from shards.__main__ import demo
+from shards.build import build
 from toolkit.config import load
 from toolkit.models import REGISTRY
 from toolkit.schema import Config
@@ -53,6 +57,13 @@ def test_the_keys_and_models_that_it_names_exist():
         assert hasattr(getattr(config, section), key), f"{section}.{key}"
     for name in re.findall(r"model\.name: (\w+)", PAGE):
         assert name in REGISTRY or name == "forest"
+
+
+def test_the_flags_that_it_names_exist():
+    commands = (build, demo, local)
+    known = {name for command in commands for name in inspect.signature(command).parameters}
+    flags = set(re.findall(r"--([a-z_]+)\b(?!\.)", PAGE))
+    assert len(flags) > 12 and flags <= known, flags - known
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from toolkit.overfit import GOAL, STEPS, floor, overfit_batch
 from toolkit.schema import ModelConfig
 from toolkit.speed import flops_a_sample, peak_flops, profiled
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def make_config(path, tmp_path, **train):
     """Nine steps an epoch on the tones."""

@@ -17,6 +17,7 @@ import torch
 from conftest import read_plainly
 
 from shards import feed, resident
+from shards import loader as loader_module
 from shards.errors import ShardError, UserError
 from shards.feed import Reading, Slot
 from shards.index import ShardSet, open_set
@@ -157,7 +158,8 @@ def test_the_bytes_are_those_that_webdataset_reads(tone_set):
 
 @pytest.mark.parametrize("where", ["memory", "device", "auto"])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_resident_set_gives_the_same_and_is_read_once(tone_set, where, threads):
+def test_a_resident_set_gives_the_same_and_is_read_once(tone_set, where, threads, monkeypatch):
+    monkeypatch.setattr(loader_module, "MOST", 1)  # else whole blocks of steps are read
     shard_set = open_set(tone_set)
     selection = np.flatnonzero(shard_set.index["fold"] != 0)
     order, plan = Order(len(selection), 12, seed=3), plan_batch(12, 4, 1)
@@ -177,6 +179,7 @@ def test_a_resident_set_gives_the_same_and_is_read_once(tone_set, where, threads
 @pytest.mark.parametrize("ahead", [0, 1 << 29])  # the next step; all of them
 def test_shards_that_come_next_are_asked_for_once(tone_set, monkeypatch, ahead):
     shard_set, asked = open_set(tone_set), []
+    monkeypatch.setattr(loader_module, "MOST", 1)
     monkeypatch.setattr(ShardSet, "prefetch", lambda self, shards: asked.append(list(shards)))
     monkeypatch.setattr(feed, "READAHEAD", ahead)
     monkeypatch.setattr(feed, "GLANCE", 1)
@@ -226,6 +229,7 @@ def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch):
 
 
 def test_figures_say_what_was_waited_for_and_read(tone_set, monkeypatch):
+    monkeypatch.setattr(loader_module, "MOST", 1)  # a block is read whole, if half of it is used
     shard_set = open_set(tone_set)
     order, plan = Order(len(shard_set.index), 6, seed=0), plan_batch(6, None, 1)
     loader = Loader(shard_set, np.arange(order.n), order, plan, 0, CPU)

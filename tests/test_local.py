@@ -12,7 +12,7 @@ import time
 
 import pytest
 import yaml
-from processes import ROOT, environment, train
+from processes import ROOT, environment, forked
 
 from launch import job, local
 
@@ -179,8 +179,8 @@ def test_side_by_side_is_one_after_another(config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 of 4 folds missing: 2, 4" in done.stdout
     for fold in (0, 2):
-        alone = train(1, config, f"--data.fold={fold}", "--run.name=alone")
-        assert alone.returncode == 0, alone.stderr
+        code, said = forked(config, f"--data.fold={fold}", "--run.name=alone")
+        assert code == 0, said
         one, two = (
             hashlib.sha256((tmp_path / "runs" / name / f"fold-{fold}" / "best.safetensors")
                            .read_bytes()).hexdigest() for name in ("tones", "alone")

@@ -18,6 +18,8 @@ from toolkit.lock import NAME, Lock
 from toolkit.loop import fit
 from toolkit.owner import this_process
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FORK = multiprocessing.get_context("fork")
 
 

@@ -19,6 +19,8 @@ from toolkit.losses import Loss, log_probabilities
 from toolkit.metrics import scores
 from toolkit.predictions import read_predictions
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 Z = torch.tensor([[1.2, -0.3, 0.4], [-2.0, 0.1, 3.0], [0.0, 0.5, -0.5], [4.0, -4.0, 1.0]])
 Y = torch.tensor([0, 2, 1, 1])
 SEVERAL = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0], [0.3, 0.7, 1]]).float()

@@ -19,6 +19,8 @@ from toolkit.data import make_groups, make_order, open_data
 from toolkit.protocol import normalisation, part_masks, select
 from toolkit.schema import DataConfig
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -121,8 +121,15 @@ print(json.dumps({"MB": max(most[0], anonymous()) - start, "share": seen / 202 /
 """
 
 
-@pytest.mark.parametrize("words", [{}, {"balance": "class"}, {"shuffle": "window"}])
-@pytest.mark.parametrize("n, most", [(10**7, 60), pytest.param(10**8, 300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n, most, words",
+    [
+        (10**7, 60, {}),
+        (10**7, 60, {"balance": "class"}),
+        (10**7, 60, {"shuffle": "window"}),
+        pytest.param(10**8, 300, {"balance": "class"}, marks=pytest.mark.slow),
+    ],
+)
 def test_memory_of_very_many_samples(tmp_path, n, most, words):
     command = [sys.executable, "-c", BIG, str(tmp_path), str(n), json.dumps(words)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)

@@ -1,7 +1,6 @@
 """A training that is asked to stop: checkpoint, marker, exit code 75, and nothing left running."""
 
 import hashlib
-import importlib
 import json
 import os
 import platform
@@ -18,6 +17,8 @@ from processes import ROOT, environment, on_ranks, train_command
 from toolkit import loop, signals
 from toolkit.checkpoint import checkpoints, damage, step_of
 from toolkit.config import parse
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def make_config(tone_set, runs, **train):
@@ -72,8 +73,6 @@ def test_a_signal_is_noted_and_interrupts_nothing():
 
 def test_stopped_twice_it_ends_as_if_it_never_was(tone_set, tmp_path):
     """Inside an epoch, and after the last step of all, before anything is scored."""
-    for module in ("sklearn.metrics", "matplotlib.pyplot"):  # once, not in each fork
-        importlib.import_module(module)
     whole, config = (make_config(tone_set, tmp_path / name) for name in ("whole", "stopped"))
     on_ranks(1, lambda: loop.fit(whole))
     run, last = config.folder(), ended(whole.folder())[1][-1][0]

@@ -14,6 +14,8 @@ from shards.errors import UserError
 from shards.index import open_set
 from shards.stage import staged
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FORK = multiprocessing.get_context("fork")
 
 

@@ -10,11 +10,15 @@ from toolkit.models import build
 from toolkit.models.batchnorm import grouped_norms
 from toolkit.schema import ModelConfig
 
-timm = pytest.importorskip("timm")
 SHAPE = (64, 50)
 
 
-def test_the_features_are_timms(tmp_path):
+@pytest.fixture(autouse=True)
+def timm():
+    return pytest.importorskip("timm")
+
+
+def test_the_features_are_timms(timm, tmp_path):
     torch.manual_seed(0)
     theirs = timm.create_model("test_efficientnet", num_classes=0, in_chans=1)
     x = torch.randn(4, 1, *SHAPE)

@@ -16,6 +16,8 @@ from toolkit.models import build
 from toolkit.models.transfer import prepare
 from toolkit.schema import ModelConfig
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TINY = ModelConfig(name="cnn_tiny", norm_batch=2)
 
 

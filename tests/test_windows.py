@@ -21,6 +21,8 @@ from toolkit.effects import heard, window
 from toolkit.models import build
 from toolkit.schema import ModelConfig
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CPU = torch.device("cpu")
 
 

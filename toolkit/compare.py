@@ -11,8 +11,8 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.index import write_atomic
-from toolkit import folds, tables, tagging
-from toolkit.intervals import has_groups, percentiles, resamples, sampled, units_of
+from toolkit import detection, folds, tables, tagging
+from toolkit.intervals import Noted, has_groups, percentiles, resamples, sampled, units_of
 from toolkit.predictions import Predictions, join
 from toolkit.results import read_fold
 
@@ -31,8 +31,11 @@ def compare(first: Path, second: Path, unit: str = "auto") -> dict[str, Any]:
         UserError: the runs did not score the same recordings, with the same labels.
     """
     runs = [read_run(path) for path in (first, second)]
-    (one, _), (two, _) = runs
+    (one, _, noted), (two, _, other) = runs
     check_same(one, two, f"{first} and {second}")
+    if detection.asked(noted, one.classes) != detection.asked(other, two.classes):
+        raise UserError(f"{first} and {second}: different targets or costs of detection; "
+                        "train both with the same report.target and report.dcf_*")  # fmt: skip
     if unit not in ("auto", "recording", "group"):
         raise UserError(f"--bootstrap_unit={unit}: expected recording or group, or auto")
     unit = ("group" if has_groups(one) else "recording") if unit == "auto" else unit
@@ -42,22 +45,25 @@ def compare(first: Path, second: Path, unit: str = "auto") -> dict[str, Any]:
     units = units_of(one, unit)
     return {
         "runs": [str(first), str(second)],
-        "protocols": [protocol for _, protocol in runs],
+        "protocols": [protocol for _, protocol, _ in runs],
         "n": len(one.labels),
         "unit": unit,
         "units": len(np.unique(units)),
         "counts": counts,
         "mcnemar": mcnemar(counts[1], counts[2]),
-        "metrics": differences(one, two, units),
+        "metrics": differences(one, two, units, noted),
     }
 
 
-def read_run(path: Path) -> tuple[Predictions, str]:
-    """The recordings of a run, or of one fold, in the order of their names, and its protocol."""
+def read_run(path: Path) -> tuple[Predictions, str, Noted]:
+    """The recordings of a run, or of one fold, in the order of their names, its protocol, and what
+    it notes of the detection of two classes."""
     found = [read_fold(path)] if (path / "scores.json").exists() else folds.find_folds(path)
     folds.check(found)
     rows = join([fold.predictions for fold in found]).at("recording")
-    return rows.take(np.argsort(rows.recording, kind="stable")), found[0].result["protocol"]
+    result = found[0].result
+    order = np.argsort(rows.recording, kind="stable")
+    return rows.take(order), result["protocol"], result.get("detection")
 
 
 def check_same(one: Predictions, two: Predictions, pair: str) -> None:
@@ -90,15 +96,17 @@ def mcnemar(first: int, second: int) -> float:
     return float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
-def differences(one: Predictions, two: Predictions, units: np.ndarray) -> dict[str, Any]:
+def differences(
+    one: Predictions, two: Predictions, units: np.ndarray, noted: Noted
+) -> dict[str, Any]:
     """Each score of both, and the interval of its difference; see `compare`."""
     whole = np.ones((1, len(one.labels)))
-    points = [sampled(rows, whole) for rows in (one, two)]
+    points = [sampled(rows, whole, noted) for rows in (one, two)]
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in points[0]}
     for weights in resamples(units, RESAMPLES):
-        for name, value in sampled(one, weights).items():
+        for name, value in sampled(one, weights, noted).items():
             drawn[name].append(-value)
-        for name, value in sampled(two, weights).items():
+        for name, value in sampled(two, weights, noted).items():
             drawn[name][-1] = drawn[name][-1] + value
     found = {}
     for name, parts in drawn.items():

@@ -4,7 +4,8 @@ rejected or a false alarm. The score is the target's log-odds.
 Shapes: `N` rows, `R` resamples, `P` points of a curve: thresholds, from rejecting all to none.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,12 @@ class Costs(NamedTuple):
     prior: float = 0.05  #: of what is no target: a spoof
     miss: float = 1.0
     false_alarm: float = 10.0
+
+
+def asked(noted: Mapping[str, Any] | None, classes: Sequence[str]) -> tuple[int, Costs]:
+    """The number of the target and the costs that scores.json notes as `detection`; where it notes
+    none, those of `metrics.scores`."""
+    return (classes.index(noted["target"]), Costs(**noted["costs"])) if noted else (1, Costs())
 
 
 class Curve(NamedTuple):

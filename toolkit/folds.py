@@ -14,6 +14,7 @@ import numpy as np
 from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import attacks, tagging
+from toolkit.detection import asked
 from toolkit.intervals import has_groups, intervals, units_of
 from toolkit.metrics import confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
@@ -122,9 +123,11 @@ def level_summary(
     metrics = tagging.METRICS if rows.is_multi_label else METRICS
     values = {name: [fold.result[level][name] for fold in folds] for name in metrics}
     values = {name: [v for v in found if v is not None] for name, found in values.items()}
+    noted = folds[0].result.get("detection")
+    target, costs = asked(noted, rows.classes)
     return {
-        "pooled": scores(rows.labels, rows.log_probs, rows.predicted),
-        "interval": intervals(rows, unit, RESAMPLES),
+        "pooled": scores(rows.labels, rows.log_probs, rows.predicted, target=target, costs=costs),
+        "interval": intervals(rows, unit, RESAMPLES, noted),
         "mean": {name: mean(found) if found else None for name, found in values.items()},
         "std": {name: stdev(v) if len(v) > 1 else None for name, v in values.items()},
         "confusion": confusion(rows.labels, rows.predicted, len(rows.classes)).tolist(),

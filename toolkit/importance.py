@@ -27,7 +27,8 @@ def draw(importance: np.ndarray, n_mels: int) -> Figure:
     lower.axhline(even, color="black", lw=0.8, ls=(0, (4, 3)), label="if all were alike")
     lower.set_xticks(place + width, SHAPE)
     lower.set(ylabel="% of all", title=f"shape of the spectrum: {shapes.sum():.0f} % of all")
-    lower.legend()
+    lower.set_ylim(0, 1.3 * max(shapes.max(), even))
+    lower.legend(ncols=4, loc="upper right")
     for axes in (upper, lower):
         axes.grid(False)
     return figure

@@ -3,8 +3,8 @@
 Shapes: `N` rows, `K` classes, `U` units (recordings or groups), `R` resamples.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -12,12 +12,13 @@ from toolkit.metrics import RESAMPLED, bootstrap, draw
 from toolkit.predictions import Predictions
 
 Interval = list[float] | None
+Noted: TypeAlias = Mapping[str, Any] | None
 BLOCK = 4_000_000  #: weights that are drawn at a time
 
 
 def has_groups(rows: Predictions) -> bool:
-    """Whether some recordings share a group."""
-    return len(np.unique(units_of(rows, "group"))) < len(rows.labels)
+    """Whether some recordings share a group, and there are several groups to draw from."""
+    return 1 < len(np.unique(units_of(rows, "group"))) < len(rows.labels)
 
 
 def units_of(rows: Predictions, unit: str) -> np.ndarray:
@@ -26,8 +27,11 @@ def units_of(rows: Predictions, unit: str) -> np.ndarray:
     return np.where((unit == "recording") | alone, rows.recording, rows.group)
 
 
-def intervals(rows: Predictions, unit: str, n: int = 2000) -> dict[str, Interval]:
-    """The 95 % percentile interval of each score over `n` resamples of whole units.
+def intervals(
+    rows: Predictions, unit: str, n: int = 2000, noted: Noted = None
+) -> dict[str, Interval]:
+    """The 95 % percentile interval of each score over `n` resamples of whole units; `noted` is what
+    scores.json has as `detection`.
 
     Resamples in which a score is not defined, as without one of two classes, are left out; None
     where it is defined in none.
@@ -41,7 +45,7 @@ def intervals(rows: Predictions, unit: str, n: int = 2000) -> dict[str, Interval
             return found
     values: dict[str, list[np.ndarray]] = {}
     for weights in resamples(units, n):
-        for name, value in weighted(rows, weights).items():
+        for name, value in weighted(rows, weights, noted).items():
             values.setdefault(name, []).append(value)
     return found | {name: percentiles(np.concatenate(v)) for name, v in values.items()}
 
@@ -61,7 +65,7 @@ def resamples(units: np.ndarray, n: int, seed: int = 0) -> Iterator[np.ndarray]:
         yield draw(rng, min(block, n - i), int(unit.max()) + 1)[:, unit]
 
 
-def sampled(rows: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
+def sampled(rows: Predictions, weights: np.ndarray, noted: Noted = None) -> dict[str, np.ndarray]:
     """Every score that tables show, for each row of weights (R, N): (R,), NaN where undefined."""
     if rows.is_multi_label:
         return weighted_tags(rows, weights)
@@ -69,17 +73,19 @@ def sampled(rows: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
     labels, predicted = rows.labels[:, None] == classes, rows.predicted[:, None] == classes
     counts = [weights @ which for which in (labels & predicted, labels, predicted)]
     found = {name: score(*counts) for name, score in RESAMPLED.items()}
-    return found | (weighted(rows, weights) if len(classes) == 2 else {})
+    return found | (weighted(rows, weights, noted) if len(classes) == 2 else {})
 
 
-def weighted(rows: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
+def weighted(rows: Predictions, weights: np.ndarray, noted: Noted = None) -> dict[str, np.ndarray]:
     """What depends on ranks, for each row of weights (R, N): (R,), NaN where undefined."""
     if rows.is_multi_label:
         return weighted_tags(rows, weights)
     from toolkit import detection
 
     logs = rows.log_probs
-    return detection.weighted(rows.labels == 1, logs[:, 1] - logs[:, 0], weights)
+    target, costs = detection.asked(noted, rows.classes)
+    score = logs[:, target] - logs[:, 1 - target]
+    return detection.weighted(rows.labels == target, score, weights, costs)
 
 
 def weighted_tags(rows: Predictions, weights: np.ndarray) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from toolkit import tables
+from toolkit.detection import asked
 from toolkit.folds import PROTOCOLS, find_folds, summarise
 from toolkit.metrics import binary_log, reliability, scores
 from toolkit.predictions import (
@@ -54,25 +55,28 @@ def write_fold(
     scores(truth(shard_set, numbers), log_probs)
     decision = header.get("decision")
     predictions = of_samples(shard_set, numbers, log_probs, header["fold"], decision)
+    target, costs = asked(header.get("detection"), predictions.classes)
     for level in LEVELS:
         rows = predictions.at(level)
-        result[level] = scores(rows.labels, rows.log_probs, rows.predicted)
+        result[level] = scores(
+            rows.labels, rows.log_probs, rows.predicted, target=target, costs=costs
+        )
     write_predictions(folder / "predictions.csv", predictions)
     fold = make_fold(folder, result, predictions)
     summary, _ = summarise(folder, [fold])
-    write_atomic(folder / "report.txt", classification_report(predictions).encode())
+    write_atomic(folder / "report.txt", classification_report(summary, predictions).encode())
     write_figures(folder, summary, predictions)
     if fold.records:  # a forest without a validation part has none
         drawn = marked(curves.draw_curves(fold.records), summary["caution"])
         write_atomic(folder / "curves.png", figures.to_png(drawn))
-    attention.draw_fold(folder, shard_set, numbers)
+    attention.draw_fold(folder, shard_set, numbers, summary["caution"])
     write_page(folder / "report.html", summary, [fold], predictions)
     write_atomic(folder / "scores.json", json.dumps(result, indent=1).encode())
     return result
 
 
-def classification_report(predictions: Predictions) -> str:
-    """scikit-learn's classification_report, for segments and for recordings."""
+def classification_report(summary: Mapping[str, Any], predictions: Predictions) -> str:
+    """scikit-learn's classification_report, for segments and for recordings, and the protocol."""
     from sklearn.metrics import classification_report as sklearn_report
 
     parts = []
@@ -86,7 +90,7 @@ def classification_report(predictions: Predictions) -> str:
             digits=4,
             zero_division=0,
         )
-        parts.append(f"per {level}\n\n{text}")
+        parts.append(f"per {level}, {tables.caption(summary)}\n\n{text}")
     return "\n".join(parts)
 
 

@@ -16,7 +16,7 @@ Every sound is synthetic: drones of four rotors, cars that pass by, speech by so
 folder a class; recordings of one place, as in `place-3_07.wav`, share its noise and level: group by
 it, --group_from='place-[0-9]+'.
 """
-PLACES = 10
+PLACES = 20
 
 
 def drone(rng: np.random.Generator, n: int) -> np.ndarray:
