@@ -22,8 +22,7 @@ from shards.output import check_places, errors_named
 from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
-from shards.recipe import Features
-from shards.recording import Piece, Recording, Reject, runs_of
+from shards.recording import Recording, Reject, runs_of
 from shards.remote import is_url
 from shards.root import as_root, tidied
 from shards.summary import summary
@@ -38,11 +37,9 @@ from shards.workshop import (
     notes_file,
     reopen,
 )
-from shards.write import write_shard
+from shards.write import Packed, packed, rejection, write_shard
 
 logger = logging.getLogger(__name__)
-
-Outcome = Features | Reject
 
 
 def build(
@@ -197,39 +194,39 @@ def write_shards(
     mine = [shard for shard in plan.shards if share is None or share.has(shard)]
     todo = [shard for shard in mine if not is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
-    places = [place for shard in todo for place in plan.shards[shard]]
-    runs = runs_of(plan.recordings[place] for place in places)
-    done, made, grains = total - len(places), 0, {}
+    items = [(n, plan.recordings[n]) for shard in todo for n in plan.shards[shard]]
+    done, made, grains, first = total - len(items), 0, {}, plan.first_place
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
-    workers = max(1, min(workers, len(places)))
-    outcomes = ordered(plan.recipe.extract, runs, workers, timeout=file_timeout, lost=lost)
+    workers = max(1, min(workers, len(items)))
+    work = partial(packed, plan.recipe, plan.numbers)
+    runs = runs_of(((first + n, recording) for n, recording in items), lambda item: item[1])
+    outcomes = ordered(work, runs, workers, timeout=file_timeout, lost=lost)
     with tidied(), closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]
-            work = paired(plan.recordings[run.start : run.stop], outcomes, progress)
+            some = counted(plan.recordings[run.start : run.stop], outcomes, progress)
             file, notes = plan.out / shard_name(shard), notes_file(plan.out, shard)
-            first = plan.first_place + run.start
-            written = write_shard(file, notes, shard, first, work, plan.numbers)
+            written = write_shard(file, notes, shard, some)
             made += len(written.rows)
             if made <= WARNED_UP_TO and written.grains is not None:
                 grains[shard] = written.grains
     return made, grains
 
 
-def paired(
-    recordings: Iterable[Recording], outcomes: Iterator[Outcome], progress: Progress
-) -> Iterator[tuple[Recording, Outcome]]:
-    """Each recording with what became of it, as the progress counts."""
+def counted(
+    recordings: Iterable[Recording], outcomes: Iterator[Packed | Reject], progress: Progress
+) -> Iterator[Packed | Reject]:
+    """What became of each recording, as the progress counts."""
     for recording in recordings:
         outcome = next(outcomes)
         progress.update(recording.seconds)
-        yield recording, outcome
+        yield outcome
 
 
-def lost(piece: Piece, reason: str) -> Reject:
+def lost(item: tuple[int, Recording], reason: str) -> Reject:
     """What becomes of a recording whose process did not survive it."""
-    return Reject(piece.path, reason)
+    return rejection(item[1], reason)
 
 
 def typed(audio: str, out: str, words: Mapping[str, Any]) -> str:

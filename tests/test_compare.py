@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_collect import make_set, train, write_training
+from folds import make_set, train, write_training
 
 from shards.index import ShardSet
 from toolkit.__main__ import main
