@@ -1,5 +1,6 @@
 """What `launch.submit` would submit: texts to the letter, site files, and what is refused."""
 
+import errno
 import json
 import os
 import re
@@ -221,6 +222,23 @@ def test_what_is_submitted_is_kept(here: Path, pretended: list[tuple[str, ...]])
     for name in ("train.py", "slurm/job.sh", "launch/gpu_n.yaml", "toolkit/report.html.j2"):
         assert (kept.folder / "code" / name).read_bytes() == (ROOT / name).read_bytes()
     assert json.loads((kept.folder / "jobs.json").read_text())["tasks"] == kept.tasks
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    here: Path, pretended: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "jobs.json")
+
+    for name, cancelled in (("write", True), ("keep_code", False)):
+        monkeypatch.setattr(submission, name, full)
+        pretended.clear()
+        assert main(["tones.yaml", "--folds=4"]) == 2
+        said = capsys.readouterr().err
+        assert "No space left" in said and said.count("\n") == 1
+        assert (("scancel", "101", "100") in pretended) is cancelled
+        assert not list((here / "runs/tones/jobs").iterdir())
 
 
 def test_the_copy_runs_and_not_the_working_folder(
