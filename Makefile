@@ -40,11 +40,11 @@ code=$$?; kill $$!; \
     exit $$code; } >&2
 endef
 
-.venv/.installed: setup.cfg setup.py pyproject.toml shards/native.c | .venv/bin/python
+.venv/.installed: setup.cfg setup.py pyproject.toml shards/native.c shards/draws.c | .venv/bin/python
 	$(call install,.)
 	@touch $@
 
-.venv/.installed-dev: setup.cfg setup.py pyproject.toml shards/native.c | .venv/bin/python
+.venv/.installed-dev: setup.cfg setup.py pyproject.toml shards/native.c shards/draws.c | .venv/bin/python
 	$(call install,.[dev])
 	@touch $@ .venv/.installed
 

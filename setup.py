@@ -2,5 +2,10 @@
 
 from setuptools import Extension, setup
 
-kernel = Extension("shards._native", ["shards/native.c"], optional=True, extra_compile_args=["-O2"])
+kernel = Extension(
+    "shards._native",
+    ["shards/native.c", "shards/draws.c"],
+    optional=True,
+    extra_compile_args=["-O3"],
+)
 setup(ext_modules=[kernel])

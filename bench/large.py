@@ -62,7 +62,7 @@ def notes_of(shard: int, segments: int) -> Any:
     facts = {"seconds": 50.0, "sample_rate": 16000, "channels": 1, "segments": EACH}
     facts |= {"clipped": 0.0, "dc": 0.0}
     lines = [
-        {**about(n), **facts, "xxh128": hashlib.md5(str(n).encode()).hexdigest()}
+        json.dumps({**about(n), **facts, "xxh128": hashlib.md5(str(n).encode()).hexdigest()})
         for n in range(recording[0], recording[-1] + 1)
     ]
     sums = {(0, 0, 0): np.ones((3, 128))}

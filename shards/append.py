@@ -67,7 +67,8 @@ def only_new(base: ShardSet, found: Scan, settings: Mapping[str, Any]) -> Scan:
 def old_notes(base: ShardSet) -> list[Notes]:
     """The notes of a set's shards, as far as they tell of the whole set together: what is not known
     shard by shard, sums and rejected files, stands in the first."""
-    lines, shards = list(base.recordings()), np.array(base.index["shard"])
+    lines = base.file("recordings.jsonl").read_text(encoding="utf-8").splitlines()
+    shards = np.array(base.index["shard"])
     ends = np.searchsorted(shards, np.arange(len(base.info["shards"])), "right")
     notes, first, seen = [], 0, 0
     for entry, end in zip(base.info["shards"], ends.tolist(), strict=True):

@@ -16,7 +16,6 @@ from shards.container import AudioError, Probe, source
 #: counts as sound; what stays below is digital silence or the residue of a resampler.
 SILENT_PEAK = 1e-5
 FULL_SCALE = 1 - 2**-15  # the largest 16-bit sample
-STEP = np.float32(2**-15)  # of 16-bit audio
 PIECE = 1 << 15  # values that stay in the cache
 ABSURD_PEAK = 1e6  # 120 dB above full scale; floats that were never scaled reach 90 dB
 
@@ -53,16 +52,17 @@ class Levels:
         """The share of samples at or above full scale, to six digits."""
         return round(self.full / max(1, self.samples), 6)
 
-    def add(self, block: np.ndarray) -> None:
-        """Count (n, C) frames."""
+    def add(self, block: np.ndarray) -> np.ndarray:
+        """Count (n, C) frames; they come back as float32."""
+        block, low, high = as_floats(block)
         self.frames += len(block)
         self.samples += block.size
-        low, high = (float(x) for x in as_floats(np.array([block.min(), block.max()])))
         if not (math.isfinite(low) and math.isfinite(high)):
             self.bad += int(np.count_nonzero(~np.isfinite(block)))
         self.peak = max(self.peak, -low, high)
         if max(-low, high) >= FULL_SCALE:
-            self.full += int(np.count_nonzero(np.abs(as_floats(block)) >= FULL_SCALE))
+            self.full += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
+        return block
 
     def check(self) -> None:
         """Raise an AudioError if no wave can come of this."""
@@ -104,12 +104,12 @@ def decode(
         levels.sample_rate = rate = file.header.sample_rate
         resample = resampler(rate, sample_rate)
         for block in file.blocks(*piece_frames(start, end, rate)):
-            levels.add(block)
             each = max(1, PIECE // block.shape[1])
-            for n in range(0, 0 if levels.bad else len(block), each):
-                piece = as_floats(block[n : n + each])
+            for n in range(0, len(block), each):
+                piece = levels.add(block[n : n + each])
                 mono = piece.mean(axis=1) if piece.shape[1] > 1 else piece[:, 0]
-                wave += np.ascontiguousarray(resample(mono, False)).data
+                if not levels.bad:
+                    wave += np.ascontiguousarray(resample(mono, False)).data
         wave += resample(np.zeros(0, np.float32), True).data
     levels.check()
     if not wave:
@@ -117,9 +117,14 @@ def decode(
     return np.frombuffer(wave, np.float32)
 
 
-def as_floats(block: np.ndarray) -> np.ndarray:
-    """Samples as float32: those of 16 bits as libsndfile makes them, in a quarter of its time."""
-    return block * STEP if block.dtype == np.int16 else block
+def as_floats(block: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """(n, C) samples as float32, with the least and the largest of them."""
+    if block.dtype != np.int16:
+        return block, float(block.min()), float(block.max())
+    from shards.loops import floats
+
+    samples = np.empty(block.shape, np.float32)
+    return samples, *floats(block.reshape(-1), samples.reshape(-1))
 
 
 def resampler(rate: int, sample_rate: int) -> Callable[[np.ndarray, bool], np.ndarray]:

@@ -22,8 +22,7 @@ from shards.output import check_places, errors_named
 from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
-from shards.recipe import Features
-from shards.recording import Piece, Recording, Reject, runs_of
+from shards.recording import Recording, Reject, runs_of
 from shards.remote import is_url
 from shards.root import as_root, tidied
 from shards.summary import summary
@@ -38,11 +37,9 @@ from shards.workshop import (
     notes_file,
     reopen,
 )
-from shards.write import write_shard
+from shards.write import Packed, packed, rejection, write_shard
 
 logger = logging.getLogger(__name__)
-
-Outcome = Features | Reject
 
 
 def build(
@@ -71,6 +68,7 @@ def build(
     group_from: str | None = None,
     fold_from: str | None = None,
     split_from: str | None = None,
+    attack_from: str | None = None,
     path_from: str | None = None,
     audio_root: str | None = None,
     protocol_columns: str | None = None,
@@ -91,8 +89,8 @@ def build(
     overlap is a share of a segment. --folds=5 is the default unless --split=0.7,0.15,0.15,
     --fold_from or --split_from is given. The *_from flags are regular expressions searched in the
     file name (in the path below AUDIO if they have a "/"): what names a recording's label, its
-    group (speaker, source clip), fold or part. --device=cuda computes the spectrograms on a GPU. A
-    build that was stopped goes on where it was: start it again.
+    group (speaker, source clip), attack (what faked it), fold or part. --device=cuda computes the
+    spectrograms on a GPU. A build that was stopped goes on where it was: start it again.
 
     --on_duplicate=group puts recordings that are copies of each other into one group, drop keeps
     the first of them, warn says afterwards where copies stand on two sides.
@@ -104,8 +102,8 @@ def build(
     most 30 dB up or down, the peak at most 1) or peak in dBFS. A file that takes over file_timeout
     seconds (0: no limit), or kills its decoder, is rejected.
 
-    AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, fold, split, and
-    start, end in seconds for pieces of long files; or a protocol, words between spaces that are
+    AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, attack, fold,
+    split, and start, end in seconds for pieces of long files; or a protocol, words between spaces
     named by --protocol_columns. Paths are relative to --audio_root (the file's folder). There the
     *_from flags name columns too, as --group_from=speaker does. Several labels are `a;b`. Rows
     without their file are listed in rejected.csv; --strict stops at them.
@@ -196,39 +194,39 @@ def write_shards(
     mine = [shard for shard in plan.shards if share is None or share.has(shard)]
     todo = [shard for shard in mine if not is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
-    places = [place for shard in todo for place in plan.shards[shard]]
-    runs = runs_of(plan.recordings[place] for place in places)
-    done, made, grains = total - len(places), 0, {}
+    items = [(n, plan.recordings[n]) for shard in todo for n in plan.shards[shard]]
+    done, made, grains, first = total - len(items), 0, {}, plan.first_place
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
-    workers = max(1, min(workers, len(places)))
-    outcomes = ordered(plan.recipe.extract, runs, workers, timeout=file_timeout, lost=lost)
+    workers = max(1, min(workers, len(items)))
+    work = partial(packed, plan.recipe, plan.numbers)
+    runs = runs_of(((first + n, recording) for n, recording in items), lambda item: item[1])
+    outcomes = ordered(work, runs, workers, timeout=file_timeout, lost=lost)
     with tidied(), closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]
-            work = paired(plan.recordings[run.start : run.stop], outcomes, progress)
+            some = counted(plan.recordings[run.start : run.stop], outcomes, progress)
             file, notes = plan.out / shard_name(shard), notes_file(plan.out, shard)
-            first = plan.first_place + run.start
-            written = write_shard(file, notes, shard, first, work, plan.numbers)
+            written = write_shard(file, notes, shard, some)
             made += len(written.rows)
             if made <= WARNED_UP_TO and written.grains is not None:
                 grains[shard] = written.grains
     return made, grains
 
 
-def paired(
-    recordings: Iterable[Recording], outcomes: Iterator[Outcome], progress: Progress
-) -> Iterator[tuple[Recording, Outcome]]:
-    """Each recording with what became of it, as the progress counts."""
+def counted(
+    recordings: Iterable[Recording], outcomes: Iterator[Packed | Reject], progress: Progress
+) -> Iterator[Packed | Reject]:
+    """What became of each recording, as the progress counts."""
     for recording in recordings:
         outcome = next(outcomes)
         progress.update(recording.seconds)
-        yield recording, outcome
+        yield outcome
 
 
-def lost(piece: Piece, reason: str) -> Reject:
+def lost(item: tuple[int, Recording], reason: str) -> Reject:
     """What becomes of a recording whose process did not survive it."""
-    return Reject(piece.path, reason)
+    return rejection(item[1], reason)
 
 
 def typed(audio: str, out: str, words: Mapping[str, Any]) -> str:

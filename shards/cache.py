@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.durable import sha256
-from shards.remote import Damaged, retried
+from shards.remote import Damaged
+from shards.transfer import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Cache:
                 return
             self.misses += 1
             self.make_room()
-            retried(url, lambda fs, path: get(fs, path, part, entry))
+            get(url, part, entry)
             os.replace(part, file)
 
     def make_room(self) -> None:
@@ -103,15 +104,18 @@ class Cache:
                 )  # fmt: skip
 
 
-def get(fs: Any, path: str, file: Path, entry: dict[str, Any]) -> None:
+def get(url: str, file: Path, entry: dict[str, Any]) -> None:
     """Download a file and hold it against what dataset.json says of it."""
-    fs.get_file(path, str(file))
-    size = file.stat().st_size
-    if size != entry["bytes"]:
-        raise Damaged(f"{size} bytes came, dataset.json says {entry['bytes']}")
-    found = sha256(file)
-    if found != entry["sha256"]:
-        raise Damaged(f"SHA-256 {found} came, dataset.json says {entry['sha256']}")
+
+    def check() -> None:
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise Damaged(f"{size} bytes came, dataset.json says {entry['bytes']}")
+        found = sha256(file)
+        if found != entry["sha256"]:
+            raise Damaged(f"SHA-256 {found} came, dataset.json says {entry['sha256']}")
+
+    fetch(url, file, check)
     with open(file, "rb") as content:
         os.fsync(content.fileno())
 

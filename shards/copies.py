@@ -14,7 +14,7 @@ from shards.errors import UserError
 from shards.manifest import Scan
 from shards.progress import Progress
 from shards.recipe import Recipe
-from shards.recording import Piece, Recording, Reject, runs_of
+from shards.recording import Recording, Reject, runs_of
 from shards.workers import ordered
 from shards.write import rejection
 
@@ -30,9 +30,9 @@ class Heard(NamedTuple):
     grains: np.ndarray  # (S, G, B) int8
 
 
-def hear(recipe: Recipe, piece: Piece) -> Heard | None:
+def hear(recipe: Recipe, recording: Recording) -> Heard | None:
     """The fingerprint of a recording, or None where it cannot be used."""
-    features = recipe.extract(piece)
+    features = recipe.extract(recording.piece)
     if isinstance(features, Reject):
         return None
     return Heard(features.xxh3, features.grains)
@@ -63,10 +63,10 @@ def copies(
     """The pairs of copies among the recordings, by their places."""
     outcomes = ordered(
         partial(hear, recipe),
-        runs_of(recordings),
+        runs_of(recordings, lambda recording: recording),
         max(1, min(workers, len(recordings))),
         timeout=timeout,
-        lost=lambda piece, reason: None,
+        lost=lambda recording, reason: None,
     )
     heard: dict[int, Heard] = {}
     with closing(outcomes), Progress("copies", len(recordings), 0) as progress:

@@ -76,8 +76,8 @@ def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
     write_atomic(plan.out / "index.npy", index_npy(samples, notes()))
     stats = npy_header(totals.stats.dtype, totals.stats.shape) + totals.stats.tobytes()
     write_atomic(plan.out / "stats.npy", stats)
-    lines = (line for part in notes() for line in part.recordings)
-    write_atomic(plan.out / "recordings.jsonl", (json.dumps(x).encode() + b"\n" for x in lines))
+    lines = (f"{line}\n".encode() for part in notes() for line in part.lines)
+    write_atomic(plan.out / "recordings.jsonl", lines)
     rejected = rejected_csv(totals.rejected, plan.settings["seed"])
     write_atomic(plan.out / "rejected.csv", rejected)
     write_atomic(plan.out / "balance.json", pretty(totals.balance.records()))
@@ -94,7 +94,7 @@ def index_npy(samples: int, shards: Iterable[Notes]) -> Iterator[bytes]:
     for notes in shards:
         rows = notes.rows.copy()
         rows["recording"] += recordings
-        recordings += len(notes.recordings)
+        recordings += len(notes.lines)
         yield rows.tobytes()
 
 

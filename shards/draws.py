@@ -6,17 +6,23 @@ sequence knows nothing of batches, ranks or epochs. Shape: (P,) int64 -> (P,) in
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from shards.randomness import key, permute, uniform
+from shards.randomness import key, mix, permute, uniform
+
+try:
+    from shards._native import count, locate  # type: ignore[import-not-found]
+except ImportError:  # not compiled when this was installed
+    count = locate = None
 
 Draw = Callable[[np.ndarray], np.ndarray]
 
 _CYCLE = 1 << 18  # positions after which the schedule of groups repeats: shares are kept to 1/2^18
 _GOLDEN = 0.6180339887498949  # steps of this spread over [0, 1) as evenly as any
 _FAN = 64  # weights under one float64 of the cumulative distribution
-_GUIDES = 4  # times as many equal spans of mass as blocks of weights, to begin the search from
+_GUIDES = 4  # times as many guesses as spans
 # First words of the keys, so that no two purposes draw alike.
 _FULL, _SHARDS, _INSIDE, _SCHEDULE, _MEMBER, _STRATUM = range(1, 7)
 
@@ -26,6 +32,37 @@ def turns(positions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     whole = positions // n
     rest = positions - whole * n
     return (whole[:1] if len(whole) and whole.min() == whole.max() else whole), rest
+
+
+class Spans:
+    """Which span between rising `edges` (S + 1,) a number falls into, found by a table of guesses.
+
+    Edges begin at 0; a number is not below that, and below the last one.
+    """
+
+    def __init__(self, edges: np.ndarray):
+        self.edges = np.ascontiguousarray(edges, np.float64)
+        guesses, end = max(1, _GUIDES * (len(edges) - 1)), float(self.edges[-1])
+        first = self._search(np.arange(guesses + 1) * (end / guesses))
+        self._guide = np.minimum(first, len(edges) - 2).astype(np.uint32)
+        self._scale = guesses / end if end else 0.0
+
+    def _search(self, numbers: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.edges, numbers, "right") - 1
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        """Shape: (P,) float64 -> (P,) int64."""
+        if locate is not None:
+            span = np.empty(len(numbers), np.int64)
+            locate(numbers, self.edges, self._guide, self._scale, span)
+            return span
+        span = self._guide.take((numbers * self._scale).astype(np.int64)).astype(np.int64)
+        span += numbers >= self.edges.take(span + 1)
+        far = np.flatnonzero(
+            (numbers < self.edges.take(span)) | (numbers >= self.edges.take(span + 1))
+        )
+        span[far] = self._search(numbers[far])
+        return span
 
 
 class Stored:
@@ -64,14 +101,14 @@ class Window:
         self.width, self.seed = width, seed
         self._order = lru_cache(4)(self._shards)
 
-    def _shards(self, turn: int) -> tuple[np.ndarray, ...]:
-        """Of a turn: where its shards begin and what leads from there to their places; where its
+    def _shards(self, turn: int) -> tuple[Any, ...]:
+        """Of a turn: its shards, and what leads from where they begin to their places; where its
         windows begin, their sizes and keys."""
         order = permute(np.arange(len(self.sizes)), len(self.sizes), key(_SHARDS, self.seed, turn))
         starts = np.append(0, np.cumsum(self.sizes[order]))
         edges = np.append(starts[: -1 : self.width], starts[-1])
         keys = key(_INSIDE, self.seed, turn, np.arange(len(edges) - 1))
-        return starts[:-1], self.begins[order] - starts[:-1], edges[:-1], np.diff(edges), keys
+        return Spans(starts), self.begins[order] - starts[:-1], edges[:-1], np.diff(edges), keys
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         turn, rest = turns(positions, int(self.sizes.sum()))
@@ -82,11 +119,13 @@ class Window:
         return found
 
     def _of_turn(self, turn: int, inside: np.ndarray) -> np.ndarray:
-        starts, shifts, edges, sizes, keys = self._order(turn)
+        shards, shifts, edges, sizes, keys = self._order(turn)
         window = np.searchsorted(edges, inside, "right") - 1
-        first = edges[window]
-        inside = first + permute(inside - first, sizes[window], keys[window])
-        return inside + shifts[np.searchsorted(starts, inside, "right") - 1]
+        first = edges.take(window)
+        inside = permute(inside - first, sizes.take(window), keys.take(window))
+        inside += first
+        inside += shifts.take(shards(inside.astype(np.float64)))
+        return inside
 
 
 class Grouped:
@@ -114,14 +153,20 @@ class Grouped:
         jitter = uniform((_SCHEDULE, seed), np.arange(len(groups)), 1)[:, 0]
         order = np.argsort((nth + jitter) / self.quota[groups], kind="stable")
         self.group, self.nth = groups[order], nth[order]
+        self.keys = key(_MEMBER, seed, np.arange(len(quota)))
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         cycle, slot = turns(positions, len(self.group))
-        group = self.group[slot]
-        coming, sizes = cycle * self.quota[group] + self.nth[slot], self.sizes[group]
+        group = self.group.take(slot)
+        coming, sizes = self.quota.take(group), self.sizes.take(group)
+        coming *= cycle
+        coming += self.nth.take(slot)
         turn = coming // sizes
-        keys = key(_MEMBER, self.seed, group, turn)
-        return self.begins[group] + permute(coming - turn * sizes, sizes, keys)
+        coming -= turn * sizes
+        keys = mix(self.keys.take(group) ^ turn.view(np.uint64))  # key(_MEMBER, seed, group, turn)
+        found = permute(coming, sizes, keys)
+        found += self.begins.take(group)
+        return found
 
 
 class Weighted:
@@ -131,13 +176,14 @@ class Weighted:
     and all strata of an epoch are hit at the same offset, which moves by the golden ratio from
     epoch to epoch. So a sample of weight w (all sum to 1) comes floor(length * w) or
     ceil(length * w) times in an epoch, and its count over epochs stays as near. The cumulative
-    distribution takes 4.4 bytes a sample: float32 within 64 samples, float64 above.
+    distribution takes 4.7 bytes a sample: float32 within 64 samples, float64 above.
 
     `weights` gives the selection's weights in pieces of any length, none negative.
     """
 
     def __init__(self, weights: Iterable[np.ndarray], n: int, length: int, seed: int):
         self.n, self.length, self.seed = n, length, seed
+        self._start = uniform((_STRATUM, seed), np.zeros(1), 1)[0, 0]
         self._inner = np.zeros((-(-n // _FAN), _FAN), np.float32)
         flat, filled = self._inner.ravel(), 0
         for piece in weights:
@@ -146,38 +192,34 @@ class Weighted:
         for first in range(0, len(self._inner), 4096):  # a piece at a time: no float64 copy of all
             rows = self._inner[first : first + 4096]
             rows[:] = np.cumsum(rows, axis=1, dtype=np.float64)
-        self._starts = np.concatenate([[0.0], np.cumsum(self._inner[:, -1], dtype=np.float64)])
-        self._guides = max(1, _GUIDES * len(self._inner))
-        masses = np.arange(self._guides + 1) * (self.total / self._guides)
-        self._guide = np.minimum(self._block(masses), len(self._inner) - 1).astype(np.uint32)
+        self._heads = np.ascontiguousarray(self._inner[:, 15::16])
+        self._tops = np.nextafter(self._inner[:, -1], np.float32(0))  # rounding leaves no block
+        ends = np.cumsum(self._inner[:, -1], dtype=np.float64)
+        self._blocks = Spans(np.concatenate([[0.0], ends]))
 
     @property
     def total(self) -> float:
         """The sum of all weights."""
-        return float(self._starts[-1])
+        return float(self._blocks.edges[-1])
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         epoch, rest = turns(positions, self.length)
         keys = key(_STRATUM, self.seed, epoch)
-        start = uniform((_STRATUM, self.seed), np.zeros(1), 1)[0, 0]
-        offset = (start + epoch * _GOLDEN) % 1.0
+        offset = (self._start + epoch * _GOLDEN) % 1.0
         u = (permute(rest, self.length, keys) + offset) / self.length
         return self._inverse(np.minimum(u * self.total, np.nextafter(self.total, 0)))
 
-    def _block(self, mass: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._starts, mass, "right") - 1
-
     def _inverse(self, mass: np.ndarray) -> np.ndarray:
-        """The first place whose cumulative weight is above `mass`, by bisection."""
-        block = self._guide.take((mass * (self._guides / self.total)).astype(np.int64))
-        far = np.flatnonzero(
-            (mass >= self._starts.take(block + 1)) | (mass < self._starts.take(block))
+        """The first place whose cumulative weight is above `mass`."""
+        block = self._blocks(mass)
+        left = np.minimum(
+            (mass - self._blocks.edges.take(block)).astype(np.float32), self._tops.take(block)
         )
-        block[far] = self._block(mass[far])
-        rows, flat = block * _FAN, self._inner.ravel()
-        below = np.nextafter(flat[rows + _FAN - 1], np.float32(0))  # rounding leaves no block
-        left = np.minimum((mass - self._starts[block]).astype(np.float32), below)
-        place, step = rows, _FAN // 2
+        if count is not None:
+            place = np.empty(len(mass), np.int64)
+            count(self._inner, self._heads, block, left, place)
+            return place
+        place, step, flat = block * _FAN, _FAN // 2, self._inner.ravel()
         while step:
             place = place + step * (flat[place + step - 1] <= left)
             step //= 2

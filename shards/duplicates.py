@@ -169,6 +169,8 @@ class Finding(NamedTuple):
 def find(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> list[Finding]:
     """The copies in a stored set, those across folds or parts first; see `read_prints`."""
     pairs = find_copies(read_prints(shard_set, known))
+    if not pairs:
+        return []
     wanted = {n for pair in pairs for n in pair[:2]}
     lines = {n: line for n, line in enumerate(shard_set.recordings()) if n in wanted}
     found = [Finding(pair, lines[pair.first], lines[pair.second]) for pair in pairs]

@@ -82,8 +82,9 @@ class Feed:
         self.shard_set, self.numbers, self.size = shard_set, numbers, size
         self.store, self.reading, self.device = store, reading, device
         self.waited = 0.0  #: seconds spent waiting for data
-        self.samples = 0  #: handed out
         self._asked: set[int] = set()  # shards, ahead of their time
+        self._ahead = 0  # the step up to which they were asked for
+        self._fits = 2 * int(np.prod(shard_set.shape)) * len(shard_set) <= free_memory()
         self._failure: BaseException | None = None
         self._closed = Event()
         self._workers: list[Worker] = []
@@ -112,7 +113,6 @@ class Feed:
                 for worker in self._workers:
                     self._await(worker, step)
                 self.waited += time.perf_counter() - began
-                self.samples += self.size
                 slot = slots[step % BUFFERS]
                 x, y, copied = self.store.take(slot.x, slot.y, slot.places, slot.fresh)
                 yield x, y, slot.numbers
@@ -127,8 +127,7 @@ class Feed:
     def _start(self, slots: list[Slot], start: int, stop: int) -> list[Thread]:
         sample = 2 * int(np.prod(self.shard_set.shape))
         count = max(1, min(self.reading.threads, self.size, -(-self.size * sample // PART)))
-        total = sample * len(self.shard_set)
-        maps = Maps(self.shard_set, total <= free_memory())
+        maps = Maps(self.shard_set, self._fits)
         for n in range(count):
             reader = Reader(self.shard_set, check=self.reading.check, maps=maps)
             worker = Worker(reader, share(self.size, n, count), SimpleQueue(), SimpleQueue())
@@ -183,13 +182,23 @@ class Feed:
         self.store.fill(step, worker.reader, rows, numbers, *mine)
 
     def _read_ahead(self, part: range, step: int, stop: int) -> None:
-        """Ask for the shards of a later step that this one does not read, if they are few."""
+        """Ask for the shards of the steps to come, in their turn, as long as a step's are few.
+
+        Twice as fast as they are read, so that what comes first is there first.
+        """
         bytes_a_step = 2 * self.size * int(np.prod(self.shard_set.shape))
-        ahead = min(stop - 1, step + max(1, READAHEAD // bytes_a_step))
-        shards = set(self.shard_set.rows(self.numbers(ahead, part))["shard"].tolist())
-        if len(shards) <= FEW and shards - self._asked:
-            self.shard_set.prefetch(sorted(shards - self._asked))
-        self._asked = shards
+        first, shards = max(self._ahead, step + 1), dict[int, None]()
+        last = min(stop, step + 1 + max(1, READAHEAD // bytes_a_step), first + 2 * GLANCE)
+        for later in range(first, last):
+            self._ahead = later + 1
+            some = np.unique(self.shard_set.rows(self.numbers(later, part))["shard"]).tolist()
+            if len(some) > FEW:
+                break
+            shards |= dict.fromkeys(some)
+        new = [shard for shard in shards if shard not in self._asked]
+        if new:
+            self.shard_set.prefetch(new)
+        self._asked = self._asked | shards.keys() if self._fits else set(shards)
 
     def _await(self, worker: Worker, step: int) -> None:
         """Wait until a thread has read its part of the step, and say so where that takes long."""

@@ -26,19 +26,15 @@ SHIFT = 0.5  # seconds, or a quarter of a segment if that is less
 
 def grain(values: np.ndarray, frame_seconds: float) -> np.ndarray:
     """(S, M, T) dB, float32, to (S, G, B) int8, tenths of a dB."""
-    from shards.kernels import flatten, pool
+    from shards.loops import flatten, pool
 
     (count, mels, frames), values = values.shape, np.ascontiguousarray(values)
     bands, span = min(BANDS, mels), min(frames, max(1, round(STEP / frame_seconds)))
-    x = np.empty((count, frames // span, bands), np.float32)
-    pool(values, np.arange(bands + 1) * mels // bands, values.max(axis=(1, 2)) - RANGE, x)
-    sounds = np.empty(x.shape[:2], bool)
-    for steps, some in zip(x, sounds, strict=True):
-        flatten(steps, some, ENVELOPE)
-    heard = np.maximum(1, np.count_nonzero(sounds, axis=1))[:, None, None]
-    rms = np.sqrt(np.einsum("sgb,sgb->sb", x, x)[:, None] / heard)
-    x *= SCALE * RMS / np.maximum(LEAST, rms)
-    return np.rint(x.clip(-LIMIT * SCALE, LIMIT * SCALE)).astype(np.int8)
+    steps = np.empty((count, frames // span, bands), np.float32)
+    pool(values, np.arange(bands + 1) * mels // bands, values.max(axis=(1, 2)) - RANGE, steps)
+    grains = np.empty(steps.shape, np.int8)
+    flatten(steps, ENVELOPE, RMS * SCALE, LEAST, LIMIT * SCALE, grains)
+    return grains
 
 
 def busy_seconds(grains: np.ndarray, seconds: float) -> np.ndarray:
@@ -80,7 +76,7 @@ def agreement(grains: np.ndarray, a: np.ndarray, b: np.ndarray, seconds: float) 
 
     Where the overlap holds less than half of a grain's energy, it is counted as half.
     """
-    from shards.kernels import agree
+    from shards.loops import agree
 
     steps, best = grains.shape[1], np.empty(len(a), np.float32)
     agree(grains, a, b, int(min(SHIFT * steps / seconds, steps / 4)), best)

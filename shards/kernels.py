@@ -12,11 +12,11 @@ import numpy as np
 from numba import njit
 
 
-def compiled(signature: str, *also: str) -> Callable[[Callable[..., None]], Any]:
+def compiled(signature: str, *also: str) -> Callable[[Callable[..., Any]], Any]:
     """`njit` for one signature; of `fastmath` fused multiply-adds, and what `also` names."""
     words: dict[str, Any] = {"fastmath": {"contract", *also}, "error_model": "numpy"}
 
-    def compiler(function: Callable[..., None]) -> Any:
+    def compiler(function: Callable[..., Any]) -> Any:
         try:
             return njit(signature, cache=True, **words)(function)
         except RuntimeError:  # no folder to keep it in: neither beside this file nor in the home
@@ -185,90 +185,3 @@ def add_sums(values: np.ndarray, sums: np.ndarray) -> None:
             sums[0, m] += values.shape[2]
             sums[1, m] += first
             sums[2, m] += second
-
-
-@compiled("void(f4[:, :, ::1], i8[::1], f4[::1], f4[:, :, ::1])")
-def pool(values: np.ndarray, edges: np.ndarray, lowest: np.ndarray, steps: np.ndarray) -> None:
-    """Means of (S, M, T), at least `lowest` (S,), over blocks of bands and of frames: (S, G, B).
-
-    Block b of bands is `edges[b]` to `edges[b + 1]`; a step has T // G frames.
-    """
-    count = values.shape[2] // steps.shape[1]
-    line = np.empty(values.shape[2], np.float32)
-    for s in range(values.shape[0]):
-        low = lowest[s]
-        for b in range(steps.shape[2]):
-            line[:] = 0
-            for m in range(edges[b], edges[b + 1]):
-                row = values[s, m]
-                for t in range(len(row)):
-                    line[t] += max(row[t], low)
-            share = np.float32(1 / ((edges[b + 1] - edges[b]) * count))
-            for g in range(steps.shape[1]):
-                total = np.float32(0)
-                for t in range(g * count, (g + 1) * count):
-                    total += line[t]
-                steps[s, g, b] = total * share
-
-
-@compiled("void(f4[:, ::1], b1[::1], i8)")
-def flatten(steps: np.ndarray, sounds: np.ndarray, reach: int) -> None:
-    """Take from (G, B) the mean of each step, then of each band the mean of the steps around it.
-
-    Those are up to `reach` to both sides. Where all bands are alike, as in padding, nothing
-    `sounds` (G,): such steps do not count, and become 0.
-    """
-    n, bands = steps.shape
-    for g in range(n):
-        row, mean = steps[g], np.float32(0)
-        sounds[g] = False
-        for b in range(1, bands):
-            if abs(row[b] - row[0]) > 1e-3:
-                sounds[g] = True
-                break
-        for b in range(bands):
-            mean += row[b]
-        mean /= np.float32(bands)
-        for b in range(bands):
-            row[b] = (row[b] - mean) * sounds[g]
-    before, total, count = steps.copy(), np.zeros(bands, np.float32), 0
-    for g in range(-reach, n):
-        last, first = g + reach, g - reach - 1
-        if last < n and sounds[last]:
-            count += 1
-            for b in range(bands):
-                total[b] += before[last, b]
-        if first >= 0 and sounds[first]:
-            count -= 1
-            for b in range(bands):
-                total[b] -= before[first, b]
-        if g >= 0 and sounds[g]:
-            share = np.float32(1 / count)
-            for b in range(bands):
-                steps[g, b] -= total[b] * share
-
-
-@compiled("void(i1[:, :, ::1], i8[::1], i8[::1], i8, f4[::1])")
-def agree(grains: np.ndarray, a: np.ndarray, b: np.ndarray, most: int, best: np.ndarray) -> None:
-    """The highest correlation of each pair of grains (S, G, B), shifted by up to `most` steps."""
-    steps, bands = grains.shape[1:]
-    before = np.zeros((2, steps + 1))  # energy before each step
-    for pair in range(len(best)):
-        one, other, top = grains[a[pair]], grains[b[pair]], 0.0
-        for side, grain in enumerate((one, other)):
-            for g in range(steps):
-                energy = np.int32(0)
-                for n in range(bands):
-                    energy += np.int32(grain[g, n]) * np.int32(grain[g, n])
-                before[side, g + 1] = before[side, g] + energy
-        half_one, half_other = before[0, steps] / 2, before[1, steps] / 2
-        for shift in range(-most, most + 1):
-            first, last = max(0, shift), steps + min(0, shift)
-            x, y = one[first:last].ravel(), other[first - shift : last - shift].ravel()
-            dot = np.int32(0)
-            for n in range(len(x)):
-                dot += np.int32(x[n]) * np.int32(y[n])
-            energy_one = max(before[0, last] - before[0, first], half_one)
-            energy_other = max(before[1, last - shift] - before[1, first - shift], half_other)
-            top = max(top, dot / np.sqrt(max(energy_one * energy_other, 1.0)))
-        best[pair] = top

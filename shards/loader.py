@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from shards.feed import Feed, Reading
+from shards.feed import PART, Feed, Reading
 from shards.index import ShardSet
 from shards.order import BatchPlan, Order
 from shards.resident import Store, choose
 from shards.selection import Selection
+
+MOST = 16  # steps that are read at once
 
 
 class Batch(NamedTuple):
@@ -46,6 +50,7 @@ class Loader:
         self.rank, self.device, self.reading = rank, device, reading
         self._feed: Feed | None = None
         self._last = (0.0, 0.0, 0, 0)
+        self._samples = 0  # handed out
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """The microbatches of this rank for each of the global batches start .. stop-1.
@@ -53,15 +58,22 @@ class Loader:
         Raises:
             ShardError: a shard is missing, too short or changed.
         """
-        mine = self.plan.places(self.rank)
-        places, size = np.arange(mine.start, mine.stop), self.plan.microbatch
-        parts = [slice(i, i + size) for i in range(0, len(mine), size)]
+        size, together = self.plan.microbatch, self._together
+        places = np.array(self.plan.places(self.rank)).reshape(-1, size)
         self._feed = Feed(
-            self.shard_set, self._numbers, len(mine), self._store(), self.reading, self.device
-        )
-        self._last = (time.perf_counter(), 0.0, 0, 0)
-        for x, y, numbers in self._feed.steps(start, stop):
-            yield [Batch(x[p], y[p], numbers[p], places[p]) for p in parts]
+            self.shard_set, self._numbers, self.plan.per_rank * together, self._store(),
+            self.reading, self.device,
+        )  # fmt: skip
+        self._last, self._samples = (time.perf_counter(), 0.0, 0, 0), 0
+        first, blocks = start // together * together, range(start // together, -(-stop // together))
+        found = self._feed.steps(blocks.start, blocks.stop)
+        for step, (x, y, numbers) in zip(range(first, stop, together), found, strict=True):
+            columns = x.split(size), y.split(size), numbers.reshape(-1, size), cycle(places)
+            parts = map(Batch, *columns)
+            steps = [list(islice(parts, len(places))) for _ in range(together)]
+            for batches in steps[max(0, start - step) : stop - step]:
+                self._samples += self.plan.per_rank
+                yield batches
 
     def figures(self) -> dict[str, float]:
         """Since it was last asked: the share of time spent waiting for data, samples a second on
@@ -69,7 +81,7 @@ class Loader:
         feed = self._feed
         if feed is None:
             return {}
-        now = (time.perf_counter(), feed.waited, feed.samples, feed.bytes)
+        now = (time.perf_counter(), feed.waited, self._samples, feed.bytes)
         seconds, waited, samples, read = (b - a for a, b in zip(self._last, now, strict=True))
         self._last, seconds = now, max(seconds, 1e-9)
         return {
@@ -79,10 +91,18 @@ class Loader:
             **self.shard_set.cache_figures(),
         }
 
-    def _numbers(self, step: int, part: range) -> np.ndarray:
-        first = self.rank * self.plan.per_rank
-        places = range(first + part.start, first + part.stop)
-        return self.selection[self.order.batch(step, places)]
+    @cached_property
+    def _together(self) -> int:
+        """Steps that are read at once: where samples are few and small, calls take the time."""
+        rows, columns = self.shard_set.shape
+        return max(1, min(MOST, PART // (2 * rows * columns * self.plan.per_rank)))
+
+    def _numbers(self, block: int, part: range) -> np.ndarray:
+        mine, steps = self.plan.places(self.rank), self._together
+        if steps == 1:
+            return self.selection[self.order.batch(block, mine[part.start : part.stop])]
+        found = [self.order.batch(block * steps + k, mine) for k in range(steps)]
+        return self.selection[np.concatenate(found)[part.start : part.stop]]
 
     def _store(self) -> Store:
         shape, n = self.shard_set.shape, len(self.selection)

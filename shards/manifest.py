@@ -17,6 +17,10 @@ from shards.table import Table, resolve
 SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "test"}
 
 
+NO_ATTACK = ("", "-")  # as protocols write it of what is genuine
+GAPS = ("group_from", "attack_from")  # columns that need not be filled in
+
+
 class Scan(NamedTuple):
     """What there is; `passed_by` are the files of a folder that are no audio in a class folder."""
 
@@ -36,6 +40,7 @@ def scan(
     group_from: str | None = None,
     fold_from: str | None = None,
     split_from: str | None = None,
+    attack_from: str | None = None,
 ) -> Scan:
     """Read the names and headers below `audio`; recordings in the order of the seed, classes mixed.
 
@@ -50,7 +55,8 @@ def scan(
         UserError: no folder, no audio, a single class, a pattern that is no regular expression or
             that a file does not match, a column with gaps, a row that contradicts another.
     """
-    flags = {"label": label_from, "group": group_from, "fold": fold_from, "split": split_from}
+    flags = {"label": label_from, "group": group_from, "fold": fold_from, "split": split_from,
+             "attack": attack_from}  # fmt: skip
     missing: dict[int, str] = {}
     passed_by: list[str] = []
     if table is None:
@@ -83,6 +89,8 @@ def scan(
             rejected.append(Reject(piece.path, str(header), said["label"]))
         else:
             said["group"] = said.get("group") or piece.path
+            if said.get("attack") in NO_ATTACK:
+                said.pop("attack", None)
             about: dict[str, Any] = piece._asdict() | said | vars(header)
             recordings.append(Recording(**about))
     recordings.sort(key=lambda r: (place(r.path, seed), r.start, r.end or math.inf))
@@ -156,7 +164,8 @@ def column(flag: str, text: str, table: Table, paths: Sequence[str]) -> list[str
     """A word for each path: what stands in the column of that name, or what the pattern finds.
 
     Raises:
-        UserError: a word is missing; only a group may be, it is the file then.
+        UserError: a word is missing; a group may be in a table, it is the file then, and an attack
+            anywhere.
     """
     if text not in table:
         try:
@@ -165,7 +174,7 @@ def column(flag: str, text: str, table: Table, paths: Sequence[str]) -> list[str
             columns = f"; or name a column of the table: {', '.join(table)}" if table else ""
             raise UserError(f"{error}{columns}") from None
     for path, word in zip(paths, table[text], strict=True):
-        if not (names(word) and word) and flag != "group_from":
+        if not (names(word) and word) and flag not in GAPS:
             raise UserError(f"--{flag}={text}: {path!r} has nothing in that column; fill it in")
     return table[text]
 
@@ -186,7 +195,7 @@ def values(flag: str, pattern: re.Pattern[str], paths: Sequence[str]) -> list[st
     """
     found = [value(pattern, path) for path in paths]
     missed = [path for path, text in zip(paths, found, strict=True) if not text]
-    if missed:
+    if missed and (flag != "attack_from" or len(missed) == len(paths)):
         raise UserError(
             f"--{flag}={pattern.pattern}: does not match {missed[0]!r} ({len(missed)} of "
             f"{len(paths)} files); change the pattern or move these files away"

@@ -22,18 +22,22 @@ class Notes:
     """A shard as the final files will tell of it; the recordings in its rows count from 0."""
 
     rows: np.ndarray  # (n,) of index.ROW
-    recordings: list[dict[str, Any]]  # lines of recordings.jsonl
+    lines: list[str]  # of recordings.jsonl
     rejected: list[Reject]
     sums: dict[Cell, np.ndarray]  # (3, M) float64: count, sum, sum of squares
     size: int  # bytes of the tar
     sha256: str
     grains: np.ndarray | None = None  # (n, G, B), see shards.fingerprint; not saved
 
+    @property
+    def recordings(self) -> list[dict[str, Any]]:
+        """What the lines say."""
+        return [json.loads(line) for line in self.lines]
+
 
 def save(notes: Notes, file: Path) -> None:
     """Write notes to `file`, whole or not at all."""
     text = {
-        "recordings": notes.recordings,
         "rejected": notes.rejected,
         "size": notes.size,
         "sha256": notes.sha256,
@@ -44,6 +48,7 @@ def save(notes: Notes, file: Path) -> None:
         rows=notes.rows,
         cells=np.array(list(notes.sums), np.int64),
         sums=np.array(list(notes.sums.values())),
+        lines=np.frombuffer("\n".join(notes.lines).encode(), np.uint8),
         text=np.frombuffer(json.dumps(text).encode(), np.uint8),
     )
     write_atomic(file, buffer.getvalue())
@@ -56,7 +61,7 @@ def load(file: Path) -> Notes:
         cells = (tuple(cell) for cell in arrays["cells"].tolist())
         return Notes(
             rows=arrays["rows"],
-            recordings=text["recordings"],
+            lines=arrays["lines"].tobytes().decode().splitlines(),
             rejected=[Reject(*reject) for reject in text["rejected"]],
             sums=dict(zip(cells, arrays["sums"], strict=True)),
             size=text["size"],

@@ -38,12 +38,12 @@ class Order:
     draw: Draw | None = None
     length: int | None = None  #: positions an epoch; None: n
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """Positions an epoch."""
         return self.n if self.length is None or not self.n else self.length
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Global batches an epoch."""
         more = self.batch_size - 1 if self.last == "wrap" else 0
@@ -55,8 +55,8 @@ class Order:
         Steps are computed a block at a time, and the last blocks are kept.
         Shape: (len(places),) int64, not to be written to.
         """
-        steps = min(max(1, _BLOCK // max(1, len(places))), self.steps_per_epoch)
-        return self._blocks(step // steps * steps, steps, places)[step % steps]
+        block, inner = divmod(step, self._steps)
+        return self._blocks(block, places)[inner]
 
     def batches(self, steps: range, places: range) -> np.ndarray:
         """`batch` of several steps at once. Shape: (len(steps), len(places)) int64."""
@@ -69,9 +69,15 @@ class Order:
         return draw(inside.ravel()).reshape(inside.shape)
 
     @cached_property
-    def _blocks(self) -> Callable[[int, int, range], np.ndarray]:
-        def block(first: int, steps: int, places: range) -> np.ndarray:
-            found = self.batches(range(first, first + steps), places)
+    def _steps(self) -> int:
+        """Steps a block."""
+        return min(max(1, _BLOCK // self.batch_size), self.steps_per_epoch)
+
+    @cached_property
+    def _blocks(self) -> Callable[[int, range], np.ndarray]:
+        def block(number: int, places: range) -> np.ndarray:
+            first = number * self._steps
+            found = self.batches(range(first, first + self._steps), places)
             found.flags.writeable = False
             return found
 

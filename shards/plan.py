@@ -24,7 +24,7 @@ from shards.root import Root
 from shards.segment import PADS, TAILS, segment_starts
 from shards.split import dealt, parse_parts
 from shards.summary import describe
-from shards.table import Table
+from shards.table import BY_NAME, Table
 from shards.write import Numbers, sample_bytes
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,8 @@ def settle(words: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a value out of its range, or two words that exclude each other.
     """
     settings = dict(words)
+    if settings.get("attack_from") is None:
+        settings.pop("attack_from", None)  # sets without attacks keep their bytes
     if words["fmax"] is None:
         settings["fmax"] = words["sample_rate"] / 2
     settings["shard_size"] = parse_size(words["shard_size"])
@@ -166,7 +168,7 @@ def make_plan(
         UserError: nothing to build from, or not as asked; see `scan`, `assign`, `only_new`.
     """
     seed = settings["seed"]
-    columns = {f"{x}_from": settings[f"{x}_from"] for x in ("label", "group", "fold", "split")}
+    columns: dict[str, Any] = {f"{x}_from": settings.get(f"{x}_from") for x in BY_NAME}
     words = {"strict": strict, "seed": seed, "file_timeout": file_timeout}
     found = scan(recipe.audio, table, **words, **columns)
     if base is not None:

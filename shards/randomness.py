@@ -5,6 +5,11 @@
 
 import numpy as np
 
+try:
+    from shards._native import permute as compiled  # type: ignore[import-not-found]
+except ImportError:  # not compiled when this was installed
+    compiled = None
+
 _ROUNDS = 12  # six are enough for thousands; sizes of 3 to 16 are uneven below twelve
 _CHUNK = 1 << 15  # positions at a time: many for a call of numpy's, few for the L2 cache
 _SPREAD = 0x9E3779B97F4A7C15  # odd, 2^64 / golden ratio
@@ -36,15 +41,22 @@ def key(*words: int | np.ndarray) -> np.ndarray:
 
     Shape: integers, or (P,) arrays of them -> (1,) or (P,) uint64.
     """
-    state: int | np.ndarray = 0
-    for word in words:
-        if isinstance(word, int) and isinstance(state, int):
-            state = mix_one(state ^ (word & _BITS))
-            continue
+    first = 0
+    while first < len(words) and isinstance(words[first], int):
+        first += 1
+    state = np.array([key_one(*words[:first])], np.uint64)  # type: ignore[arg-type]
+    for word in words[first:]:
         bits = word & _BITS if isinstance(word, int) else word
-        keys = np.atleast_1d(np.asarray(state, np.uint64))
-        state = mix(keys ^ np.atleast_1d(bits).astype(np.uint64))
-    return np.atleast_1d(np.asarray(state, np.uint64))
+        state = mix(state ^ np.atleast_1d(bits).astype(np.uint64))
+    return state
+
+
+def key_one(*words: int) -> int:
+    """The key of integers alone."""
+    state = 0
+    for word in words:
+        state = mix_one(state ^ (word & _BITS))
+    return state
 
 
 def uniform(words: tuple[int, ...], places: np.ndarray, draws: int) -> np.ndarray:
@@ -73,6 +85,10 @@ def permute(positions: np.ndarray, n: int | np.ndarray, keys: np.ndarray) -> np.
     assert not len(positions) or sizes.min() > 0, "nothing stands in an empty order"
     wide = sizes.max(initial=0) >= 2**32
     images = np.empty(len(positions), np.int64)
+    if compiled is not None and not wide:
+        counts = (np.ascontiguousarray(x, np.int64) for x in (positions, sizes))
+        compiled(*counts, np.ascontiguousarray(keys, np.uint64), _MULTIPLIERS, images)
+        return images
     for first in range(0, len(positions), _CHUNK):
         part = slice(first, first + _CHUNK)
         some, their = (x if len(x) == 1 else x[part] for x in (sizes, keys))

@@ -121,7 +121,7 @@ class Recipe:
             sums += band_sums(mel)
             grains.append(grain(mel, self.mel.hop_length / self.mel.sample_rate))
             if first == 0:
-                about = acoustics(mel, values)
+                about = acoustics(mel)
         return values, sums, np.concatenate(grains), about
 
 

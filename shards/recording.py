@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from shards.crew import Item
 from shards.labels import nfc
 from shards.workers import in_runs
 
@@ -21,6 +22,7 @@ class Recording:
     group: str  # never on both sides of a split; `path` itself if no groups are named
     fold: str | None = None
     split: str | None = None  # "train", "val" or "test"
+    attack: str | None = None  # how it was faked; None: it is genuine, or nobody says
     frames: int
     sample_rate: int  # Hz
     channels: int
@@ -65,10 +67,9 @@ def place(path: str, seed: int) -> tuple[bytes, str]:
     return hashlib.blake2b(text, digest_size=16).digest(), path
 
 
-def runs_of(recordings: Iterable[Recording]) -> Iterator[list[Piece]]:
-    """What of which files they are, in runs for a worker to do at once."""
-    some = in_runs(recordings, RUN, lambda r: max(r.seconds, RUN / MOST))
-    return ([recording.piece for recording in run] for run in some)
+def runs_of(items: Iterable[Item], of: Callable[[Item], Recording]) -> Iterator[list[Item]]:
+    """Runs of items, `of` a recording each, for a worker to do at once."""
+    return in_runs(items, RUN, lambda item: max(of(item).seconds, RUN / MOST))
 
 
 def digest(recordings: Iterable[Recording], rejected: Iterable[Reject]) -> str:
@@ -78,6 +79,8 @@ def digest(recordings: Iterable[Recording], rejected: Iterable[Reject]) -> str:
     for recording in recordings:
         known = names if not recording.piece.is_whole else names[:-2]
         about = {name: getattr(recording, name) for name in known}
+        if recording.attack is None:
+            del about["attack"]  # sets without any keep their digest
         total.update(json.dumps(about, sort_keys=True).encode() + b"\n")
     for reject in rejected:
         total.update(json.dumps(reject.path).encode() + b"\n")

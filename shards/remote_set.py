@@ -13,7 +13,8 @@ from typing import Any
 from shards.cache import CACHE_GB, Cache
 from shards.errors import ShardError, UserError
 from shards.index import FILES, ShardSet, is_sealed, parse_info
-from shards.remote import FetchError, Url, read_bytes, retried
+from shards.remote import FetchError, Url, read_bytes
+from shards.transfer import fetch
 
 FETCHERS = 2  # shards on their way at once, beside the one that is waited for
 OPEN = 16  # shards held open: what is open cannot make room
@@ -176,7 +177,7 @@ def download(url: Url, file: Path) -> None:
         UserError: no access, or again and again no answer.
     """
     try:
-        retried(str(url), lambda fs, path: fs.get_file(path, str(file)))
+        fetch(str(url), file)
     except FetchError as error:
         file.unlink(missing_ok=True)
         if not error.is_missing:

@@ -15,7 +15,8 @@ from urllib.parse import unquote
 from shards.audio import probe
 from shards.cache import cache_place, sweep, temporary
 from shards.container import AudioError, Probe, checked
-from shards.remote import WEB, FetchError, Url, filesystem, is_url, names_in, retried
+from shards.remote import WEB, FetchError, Url, filesystem, is_url, names_in
+from shards.transfer import fetch
 
 Root = Path | Url
 
@@ -64,7 +65,7 @@ def fetched(url: str) -> Path:
         release()
         file = temporary(Url(url).suffix)
         try:
-            retried(url, lambda fs, path: fs.get_file(path, file.name))
+            fetch(url, Path(file.name))
         except FetchError as error:
             file.close()
             raise Unfetched(f"could not be fetched: {error.reason}") from None

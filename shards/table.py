@@ -21,7 +21,7 @@ Table = dict[str, list[str]]
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 PROTOCOL_COLUMNS = "speaker,file,codec,attack,label"  # ASVspoof 2019 and 2021
-BY_NAME = ("label", "group", "fold", "split")
+BY_NAME = ("label", "group", "attack", "fold", "split")
 KNOWN = ("path", *BY_NAME, "start", "end")
 
 
@@ -160,7 +160,7 @@ def json_word(value: Any) -> str:
 
 
 def own_columns(table: Table, words: Mapping[str, Any]) -> dict[str, str]:
-    """The `*_from` flags that columns named label, group, fold and split stand for.
+    """The `*_from` flags that columns named label, group, attack, fold and split stand for.
 
     A flag that is given wins, and so do folds and parts that are asked for.
     """

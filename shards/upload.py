@@ -96,8 +96,7 @@ class Upload:
         info = parse_info(data, self.url)
         entries = {entry["name"]: entry for entry in info["shards"]} | info["files"]
         for name, entry in entries.items():
-            file, url = self.folder / name, str(self.url / name)
-            retried(url, lambda fs, path, file=file, entry=entry: get(fs, path, file, entry))  # type: ignore[misc]
+            get(str(self.url / name), self.folder / name, entry)
             self.note(name, entry["sha256"])
         write_atomic(self.folder / "dataset.json", data)
         self.note("dataset.json", hashlib.sha256(data).hexdigest())

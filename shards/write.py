@@ -10,13 +10,13 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from shards.index import ROW, SPLITS, sync_folder
 from shards.notes import Cell, Notes, save
-from shards.recipe import Features
+from shards.recipe import Features, Recipe
 from shards.recording import Recording, Reject
 
 BLOCK = 512  # bytes; everything in a tar is a whole number of them
@@ -35,6 +35,11 @@ def tar_header(name: str, size: int) -> bytes:
     header[124:135], header[148:156] = b"%011o" % size, b" " * 8
     header[148:155] = b"%06o\0" % sum(header)
     return bytes(header)
+
+
+def entry(name: str, content: bytes) -> bytes:
+    """A file in a tar."""
+    return b"".join([tar_header(name, len(content)), content, bytes(-len(content) % BLOCK)])
 
 
 def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
@@ -75,31 +80,6 @@ def sample_bytes(shape: tuple[int, int]) -> int:
     return BLOCK + -(-content // BLOCK) * BLOCK + 2 * BLOCK
 
 
-class Tar:
-    """A ustar archive that holds nothing but names and contents: no time, no owner."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.size, self.digest = file, 0, hashlib.sha256()
-
-    def put(self, data: bytes) -> None:
-        """Append bytes as they are."""
-        self.file.write(data)
-        self.digest.update(data)
-        self.size += len(data)
-
-    def add(self, name: str, *content: bytes) -> int:
-        """Append a file of these pieces; where the last of them begins in the archive."""
-        size = sum(map(len, content))
-        self.put(b"".join([tar_header(name, size), *content, bytes(-size % BLOCK)]))
-        return self.size - len(content[-1]) - (-size % BLOCK)
-
-    def finish(self) -> None:
-        """The end mark; the file is on the disk when this returns."""
-        self.put(bytes(2 * BLOCK))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-
 @dataclass(frozen=True)
 class Numbers:
     """The numbers that stand in the index for labels and folds, by their names as given."""
@@ -114,24 +94,80 @@ class Numbers:
         return SPLITS.index(recording.split or "train"), fold, self.classes[recording.label]
 
 
-def write_shard(
-    file: Path,
-    notes_file: Path,
-    shard: int,
-    first: int,
-    work: Iterable[tuple[Recording, Features | Reject]],
-    numbers: Numbers,
-) -> Notes:
-    """Write a tar beside its notes, then give it its name, so that only a whole shard has one.
+class Packed(NamedTuple):
+    """A recording as its shard takes it."""
 
-    `first` is the place of the first recording in the manifest. Keys carry places, not the numbers
-    of recordings.jsonl: a shard's bytes do not depend on what was rejected in another one.
+    block: bytes  # of the tar
+    rows: bytes  # (S,) of ROW; offsets from the block's start, shard and recording 0
+    line: str  # of recordings.jsonl
+    cell: Cell
+    sums: np.ndarray
+    grains: np.ndarray
+
+
+def pack(
+    recording: Recording,
+    place: int,
+    features: Features,
+    numbers: Numbers,
+    unknown: Mapping[str, Any] | None = None,
+) -> Packed:
+    """All that a shard holds and notes of a recording; `unknown` replaces what its line says.
+
+    Keys carry `place`, the recording's in the manifest, not the number in recordings.jsonl: a
+    shard's bytes do not depend on what was rejected in another one.
     """
+    split, fold, _ = cell = numbers.cell(recording)
+    label = numbers.labels[recording.label]
+    header = npy_header(features.values.dtype, features.values.shape[1:])
+    rows, at = np.zeros(len(features.starts), ROW), BLOCK + len(header)
+    pieces: list[bytes] = []
+    for segment, (value, start) in enumerate(zip(features.values, features.starts, strict=True)):
+        key = sample_key(recording.path, place, segment)
+        array = entry(f"{key}.npy", header + value.tobytes())
+        about = entry(f"{key}.json", sample_json(recording, label, start))
+        rows[segment] = (at, features.xxh3[segment], start, 0, 0, label, fold, split)
+        pieces += array, about
+        at += len(array) + len(about)
+    line = json.dumps(recording_line(recording, features) | dict(unknown or {}))
+    return Packed(b"".join(pieces), rows.tobytes(), line, cell, features.sums, features.grains)
+
+
+def packed(recipe: Recipe, numbers: Numbers, item: tuple[int, Recording]) -> Packed | Reject:
+    """What becomes of a recording, with its place in the manifest; the work of a worker."""
+    place, recording = item
+    features = recipe.extract(recording.piece)
+    if isinstance(features, Reject):
+        return rejection(recording, features.reason)
+    return pack(recording, place, features, numbers)
+
+
+class Tar:
+    """A ustar archive that is being written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def put(self, data: bytes) -> None:
+        """Append bytes as they are."""
+        self.file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+
+    def finish(self) -> None:
+        """The end mark; the file is on the disk when this returns."""
+        self.put(bytes(2 * BLOCK))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+def write_shard(file: Path, notes_file: Path, shard: int, work: Iterable[Packed | Reject]) -> Notes:
+    """Write a tar beside its notes, then give it its name, so that only a whole shard has one."""
     aside = notes_file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
     try:
         with open(aside, "wb", buffering=BUFFER) as out:
             tar = Tar(out)
-            notes = fill(tar, shard, first, work, numbers)
+            notes = fill(tar, shard, work)
         file.unlink(missing_ok=True)  # an old one beside new notes would pass for theirs
         save(notes, notes_file)
         os.replace(aside, file)
@@ -141,46 +177,33 @@ def write_shard(
     return notes
 
 
-def fill(
-    tar: Tar,
-    shard: int,
-    first: int,
-    work: Iterable[tuple[Recording, Features | Reject]],
-    numbers: Numbers,
-) -> Notes:
+def fill(tar: Tar, shard: int, work: Iterable[Packed | Reject]) -> Notes:
     """Write every sample of a shard, and note what the final files will need."""
-    rows: list[tuple[Any, ...]] = []
-    lines: list[dict[str, Any]] = []
+    offsets: list[int] = []
+    some: list[Packed] = []
     rejected: list[Reject] = []
     sums: dict[Cell, np.ndarray] = {}
-    grains: list[np.ndarray] = []
-    for place, (recording, features) in enumerate(work, first):
-        if isinstance(features, Reject):
-            rejected.append(rejection(recording, features.reason))
+    for one in work:
+        if isinstance(one, Reject):
+            rejected.append(one)
             continue
-        split, fold, _ = cell = numbers.cell(recording)
-        label = numbers.labels[recording.label]
-        header = npy_header(features.values.dtype, features.values.shape[1:])
-        for segment, (value, start) in enumerate(
-            zip(features.values, features.starts, strict=True)
-        ):
-            key = sample_key(recording.path, place, segment)
-            offset = tar.add(f"{key}.npy", header, value.tobytes())
-            tar.add(f"{key}.json", sample_json(recording, label, start))
-            xxh3 = features.xxh3[segment]
-            rows.append((offset, xxh3, start, shard, len(lines), label, fold, split))
-        lines.append(recording_line(recording, features))
-        sums[cell] = sums.get(cell, 0) + features.sums
-        grains.append(features.grains)
+        offsets.append(tar.size)
+        tar.put(one.block)
+        sums[one.cell] = sums.get(one.cell, 0) + one.sums
+        some.append(one._replace(block=b""))
     tar.finish()
+    rows = np.frombuffer(bytearray().join(one.rows for one in some), ROW)
+    counts = [len(one.rows) // ROW.itemsize for one in some]
+    rows["shard"], rows["recording"] = shard, np.repeat(np.arange(len(some)), counts)
+    rows["offset"] += np.repeat(np.array(offsets, np.uint64), counts)
     return Notes(
-        rows=np.array(rows, ROW),
-        recordings=lines,
+        rows=rows,
+        lines=[one.line for one in some],
         rejected=rejected,
         sums=sums,
         size=tar.size,
         sha256=tar.digest.hexdigest(),
-        grains=np.concatenate(grains) if grains else None,
+        grains=np.concatenate([one.grains for one in some]) if some else None,
     )
 
 
@@ -201,6 +224,7 @@ def recording_line(recording: Recording, features: Features) -> dict[str, Any]:
         "group": recording.group,
         "fold": recording.fold,
         "split": recording.split,
+        **({"attack": recording.attack} if recording.attack else {}),
         "seconds": features.seconds,
         "sample_rate": recording.sample_rate,
         "channels": recording.channels,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from surroundings import changes, surroundings
 
 from shards.build import build
 
@@ -58,6 +59,20 @@ def write_tones(
             seconds = 1.0 + n % PER_GROUP
             write_tone(folder / label / name, hertz, seconds=seconds, seed=1000 * place + n)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fails a test after which environment, log levels, threads and the like are others."""
+    before = surroundings()
+    yield
+    assert not changes(before), "a test leaves behind what it changed"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training ends with five of them, which take longer than one of a few steps."""
+    monkeypatch.setattr("toolkit.figures.rendered", lambda *words, **more: b"<svg></svg>")
 
 
 @pytest.fixture(scope="session")

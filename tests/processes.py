@@ -1,5 +1,6 @@
 """Real processes for tests: a launch as users make it, and forked gloo ranks for sweeps."""
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -17,6 +18,9 @@ from shards.command import guard
 from train import main
 
 ROOT = Path(__file__).parent.parent
+#: What a training imports on its way: once in the parent, or else for 0.9 s in each fork.
+ON_THE_WAY = ("torch._dynamo", "sklearn.metrics", "matplotlib.backends.backend_svg", "jinja2")
+ON_THE_WAY += ("toolkit.attention", "toolkit.curves", "toolkit.detection_figures")
 
 
 def train_command(world_size: int, *words: str) -> list[str]:
@@ -42,6 +46,8 @@ def on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
     state = sys.modules.get("accelerate.state")
     begun = state is not None and state.PartialState._shared_state
     assert not begun, "an earlier test began a world in this process; ranks would inherit it"
+    for module in ON_THE_WAY:
+        importlib.import_module(module)
     context = multiprocessing.get_context("fork")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

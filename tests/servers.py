@@ -1,5 +1,7 @@
-"""Servers of the tests' own on the loopback: files with byte ranges, cuts and made-up pages."""
+"""Servers of the tests on the loopback: files with byte ranges, cuts, sounds, made-up pages."""
 
+import csv
+import io
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -9,18 +11,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+import numpy as np
+import soundfile
+
 Page = tuple[int, dict[str, str], bytes]  # status, headers, body
 
 
 @dataclass
 class Site:
-    """What a server serves. `cut` says for a path which GET of it breaks off half-way."""
+    """What a server serves. `cut` says for a path which GET of it breaks off half-way; `deaf` is
+    one that passes If-Range by."""
 
     pages: Callable[[str], Page | None]  # by path and query
     cut: dict[str, int] = field(default_factory=dict)
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
+    deaf: bool = False
 
 
 def folder_pages(root: Path) -> Callable[[str], Page | None]:
@@ -56,6 +63,8 @@ def serving(site: Site) -> Iterator[Site]:
             site.asked.append((self.command, self.path, wanted))
             site.headers.append(dict(self.headers))
             status, headers, body = site.pages(self.path) or (404, {}, b"not here")
+            if not site.deaf and self.headers.get("If-Range") not in (None, headers.get("ETag")):
+                wanted = None
             if status == 200 and wanted and "bytes" in headers.get("Accept-Ranges", ""):
                 first, *last = map(int, re.findall(r"\d+", wanted))
                 stop = min(len(body), last[0] + 1) if last else len(body)
@@ -82,3 +91,29 @@ def serving(site: Site) -> Iterator[Site]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def wav(seed: int, n: int = 40000) -> bytes:
+    """A file of noise."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(seed).standard_normal(n)
+    soundfile.write(buffer, 0.1 * noise, 8000, format="WAV")
+    return buffer.getvalue()
+
+
+#: Half of b is more than gdown's first chunk of 512 KiB.
+SOUNDS = {"/a.wav": wav(0), "/b.wav": wav(1, 700_000), "/c.wav": wav(2)}
+
+
+def sound(path: str) -> Page | None:
+    """A page of SOUNDS."""
+    if path not in SOUNDS:
+        return None
+    headers = {"Content-Type": "audio/x-wav", "Accept-Ranges": "bytes", "ETag": f'"{path[1:]}"'}
+    return 200, headers, SOUNDS[path]
+
+
+def outcomes(out: Path) -> list[dict[str, str]]:
+    """What a download says of each link."""
+    with open(out / "outcomes.csv", newline="") as text:
+        return list(csv.DictReader(text))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_collect import make_set, train
+from folds import make_set, train
 
 from toolkit.__main__ import main
 from toolkit.compare import compare, mcnemar

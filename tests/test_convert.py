@@ -2,15 +2,14 @@
 
 import csv
 import json
-import os
 import pickle
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from conftest import hashes, lines, read_plainly
+from legacy import CLASSES, M, T, clip, names, npy_set, npz_set, pickle_set
 from processes import forked
 
 from shards.__main__ import main
@@ -18,72 +17,11 @@ from shards.errors import UserError
 from shards.index import open_set
 from shards.merge import merge
 from shards.sources.legacy import convert
-from shards.sources.unpickle import load
 from shards.verify import verify
 from toolkit.protocol import check_fits, part_masks, select
 from toolkit.schema import DataConfig
 
-M, T = 16, 20
 KNOWN = {"sample_rate": 8000, "n_fft": 512, "hop_length": 128, "fmin": 0.0, "fmax": 4000.0}
-CLASSES = ("dog", "rain")
-
-
-def clip(label: int, seed: int, frames: int = T) -> np.ndarray:
-    """(M, T) float32 dB, not below -80, its maximum 0; a class is a band."""
-    noise = -60 + 5 * np.random.default_rng(seed).standard_normal((M, frames))
-    noise[4 * label + 2] += 50
-    return np.maximum(noise - noise.max(), -80).astype(np.float32)
-
-
-def names(n: int = 12) -> list[tuple[str, int, str]]:
-    """(name, label, part); each part has both classes."""
-    parts = ("train", "train", "val", "test")
-    return [(f"s{i // 8}-{i:02d}", i % 2, parts[i // 2 % 4]) for i in range(n)]
-
-
-def table(file: Path, rows: list[dict[str, str]]) -> None:
-    with open(file, "w", newline="") as out:
-        writer = csv.DictWriter(out, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def npy_set(folder: Path, scale: str = "db") -> Path:
-    """metadata.csv and a folder of .npy; every other array is (1, M, T)."""
-    rows = []
-    for i, (name, label, part) in enumerate(names(16)):
-        values = clip(label, i) if scale == "db" else 10 ** (clip(label, i) / 10)
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        np.save(folder / part / f"{name}.npy", values[None] if i % 2 else values)
-        rows.append({"filename": f"{name}.wav", "label": CLASSES[label], "split": part})
-    table(folder / "metadata.csv", rows)
-    return folder
-
-
-def npz_set(folder: Path) -> Path:
-    """train.csv, val.csv, test.csv and a folder of .npz."""
-    rows: dict[str, list[dict[str, str]]] = {"train": [], "val": [], "test": []}
-    (folder / "specs").mkdir(parents=True)
-    for i, (name, label, part) in enumerate(names(16)):
-        np.savez_compressed(folder / f"specs/{name}.npz", mel=clip(label, i), label=label)
-        rows[part].append({"path": f"specs/{name}.npz", "class": CLASSES[label]})
-    for part, part_rows in rows.items():
-        table(folder / f"{part}.csv", part_rows)
-    return folder
-
-
-def pickle_set(folder: Path, protocol: int = 4) -> Path:
-    """features.pkl, labels.pkl, folds.pkl, class_mapping.pkl."""
-    folder.mkdir()
-    content = {
-        "features": [clip(i % 2, i) for i in range(16)],
-        "labels": np.arange(16) % 2,
-        "folds": [i // 2 % 4 + 1 for i in range(16)],
-        "class_mapping": {"dog": 0, "rain": np.int64(1)},
-    }
-    for name, value in content.items():
-        (folder / f"{name}.pkl").write_bytes(pickle.dumps(value, protocol))
-    return folder
 
 
 def stored(out: Path) -> dict[str, np.ndarray]:
@@ -235,102 +173,6 @@ def test_the_same_words_give_the_same_bytes_and_others_are_refused(tmp_path, mon
         merge(str(again))
     convert(str(old), str(again), shard_size="3KB")
     assert hashes(out) == hashes(again)
-
-
-# --- pickles -----------------------------------------------------------------------------------
-
-
-class Evil:
-    """Would run a command when it is read."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.file}",)
-
-
-class Sly(Evil):
-    """Would do so by the builtins."""
-
-    def __reduce__(self):
-        return eval, (f"open({str(self.file)!r}, 'w')",)
-
-
-@pytest.mark.parametrize(("kind", "named"), [(Evil, "posix.system"), (Sly, "builtins.eval")])
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_malicious_pickle_is_named_and_does_not_run(tmp_path, capsys, kind, named, protocol):
-    old, mark = pickle_set(tmp_path / "old"), tmp_path / "ran"
-    hostile = pickle.dumps([1, {"a": kind(mark)}], protocol)
-    (old / "labels.pkl").write_bytes(hostile)
-    assert main(["convert", str(old), str(tmp_path / "set")]) == 2
-    error = capsys.readouterr().err
-    told = named if protocol > 2 else named.replace("builtins", "__builtin__")
-    assert named in error or told in error
-    assert "labels.pkl" in error and error.count("\n") == 1
-    assert not mark.exists() and not (tmp_path / "set").exists()
-    pickle.loads(hostile)  # in earnest it runs
-    assert mark.exists()
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        [1, 2.5, "a", True, None, (b"x", {"k": [np.float32(3)]})],
-        OrderedDict(a=np.arange(6, dtype=np.int16).reshape(2, 3)),
-        np.array([np.zeros((2, 3)), np.ones((3, 4))], dtype=object),
-        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
-        np.array(["dog", "rain"]),
-    ],
-)
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_plain_values_come_back(tmp_path, value, protocol):
-    file = tmp_path / "x.pkl"
-    file.write_bytes(pickle.dumps(value, protocol))
-    assert repr(load(file)).replace("Array(", "array(") == repr(value)
-
-
-class Forged:
-    """An array with a state of one's own."""
-
-    def __init__(self, *state):
-        self.state = state
-
-    def __reduce__(self):
-        return np.array(0).__reduce__()[0], (np.ndarray, (0,), b"b"), self.state
-
-
-class ForgedDtype:
-    """Objects whose flags say that they may be read from bytes: pointers at will."""
-
-    def __reduce__(self):
-        return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0)
-
-
-@pytest.mark.parametrize(
-    "forged",
-    [
-        Forged(1, (2,), ForgedDtype(), False, b"A" * 16),
-        Forged(1, (9,), np.dtype("O"), False, [1]),
-        Forged(1, (9,), np.dtype("f8"), False, b"A" * 8),
-        Forged(1, (-1, -1), np.dtype("f8"), False, b"A" * 8),
-        Forged(1, (1,), np.dtype([("a", "f8")]), False, b"A" * 8),
-    ],
-)
-def test_forged_arrays_are_refused(tmp_path, forged):
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps(forged, 4))
-    with pytest.raises(UserError, match=r"x\.pkl"):
-        load(tmp_path / "x.pkl")
-
-
-@pytest.mark.parametrize("content", [b"", b"\x80\x04garbage", b"cnumpy\nndarray\n."[:-1]])
-def test_a_damaged_pickle_is_one_line(tmp_path, content):
-    (tmp_path / "x.pkl").write_bytes(content)
-    with pytest.raises(UserError, match="no pickle that can be read"):
-        load(tmp_path / "x.pkl")
-
-
-# --- refusals ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -129,20 +129,21 @@ def test_a_threshold_where_both_errors_are_alike():
 
 
 def test_attacks_by_group_and_by_path():
-    paths = np.array(["x/A01_1.wav", "y/A02_2.wav", "z.wav"], object)
-    groups = np.array(["tts", "", "vc"], object)
-    assert attack_names("group", paths, groups).tolist() == ["tts", "other", "vc"]
-    assert attack_names(r"(A\d+)_", paths, groups).tolist() == ["A01", "A02", "other"]
-    assert attack_names(r"A\d+", paths, groups).tolist() == ["A01", "A02", "other"]
+    rows = {"path": ["x/A01_1.wav", "y/A02_2.wav", "z.wav"], "group": ["tts", "", "vc"]}
+    rows["attack"] = ["", "world", "griffin"]
+    assert attack_names("group", rows).tolist() == ["tts", "other", "vc"]
+    assert attack_names("attack", rows).tolist() == ["other", "world", "griffin"]
+    assert attack_names(r"(A\d+)_", rows).tolist() == ["A01", "A02", "other"]
+    assert attack_names(r"A\d+", rows).tolist() == ["A01", "A02", "other"]
     with pytest.raises(UserError, match=r"report.by=\(: no regular expression"):
-        attack_names("(", paths, groups)
+        attack_names("(", rows)
 
 
 @pytest.fixture(scope="module")
 def fakes(tmp_path_factory):
     """Tones are real, with a hum (A1) or a hiss (A2) they are fake; A2 is only in the test part."""
     folder, rng = tmp_path_factory.mktemp("fakes"), np.random.default_rng(0)
-    time, rows = np.arange(RATE) / RATE, ["path,label,split"]
+    time, rows = np.arange(RATE) / RATE, ["path,label,attack,split"]
     (folder / "audio").mkdir()
     hum = 0.2 * np.sin(2 * np.pi * 180 * time)
     hiss = 0.02 * rng.normal(size=RATE)
@@ -153,7 +154,8 @@ def fakes(tmp_path_factory):
                 wave = wave + 1e-3 * rng.normal(size=RATE)
                 name = f"audio/{part}-{kind}-{n}.wav"
                 soundfile.write(folder / name, wave.astype(np.float32), RATE)
-                rows.append(f"{name},{'real' if kind == 'real' else 'fake'},{part}")
+                told = "real," if kind == "real" else f"fake,{kind}"
+                rows.append(f"{name},{told},{part}")
     (folder / "t.csv").write_text("\n".join(rows) + "\n")
     words = {name: value for name, value in SETTINGS.items() if name != "group_from"}
     build(str(folder / "t.csv"), str(folder / "set"), workers=1, **words)
@@ -168,7 +170,7 @@ def config(fakes, tmp_path):
         "model": {"name": "cnn_tiny", "norm_batch": 4},
         "optim": {"lr": 1e-2, "warmup_epochs": 0},
         "train": {"epochs": 12, "batch_size": 8, "threads": 1, "best_metric": "eer"},
-        "report": {"by": r"-(A\d)-"},
+        "report": {"by": "attack"},
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
     return str(tmp_path / "r.yaml")

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(
     path for package in ("shards", "toolkit", "launch") for path in (ROOT / package).rglob("*.py")
 )
+TESTS = sorted({*(ROOT / "tests").glob("*.py")} - {ROOT / "tests/test_slurm.py"})
 HEAVY = ("torch", "librosa", "soundfile", "av", "pyloudnorm", "webdataset", "sklearn", "matplotlib")
 AUDIO_SIDE = ("librosa", "soundfile", "av", "soxr", "pyloudnorm", "webdataset")
 
@@ -86,7 +87,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=name_of)
 def test_a_file_is_a_noun_of_readable_length(path: Path) -> None:
     assert path.stem not in ("utils", "util", "helpers", "misc", "common")
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 280

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from processes import forked
+from processes import ROOT, forked
 from safetensors.numpy import load_file, save_file
 
 from shards.errors import UserError
+from shards.index import open_set
+from toolkit.__main__ import main
 from toolkit.hub import HubConfig, Pusher, check_hub, epoch_file
 
 TOKEN = "hf_secretsecretsecret"
@@ -108,6 +111,51 @@ def test_each_epoch_of_a_fold_is_pushed(hub, tone_set, tmp_path):
     kinds = (".json", ".yaml", ".jsonl", ".html")
     texts = [file for file in run.rglob("*") if file.suffix in kinds]
     assert not any(TOKEN in file.read_text() for file in texts)
+
+
+@pytest.mark.slow
+def test_the_kfold_recipe_goes_on_at_fold_and_epoch_and_tells_all_histories(
+    hub, tone_set, tmp_path
+):
+    asked = ("sample_rate", "n_mels", "n_fft", "hop_length", "segment_seconds")
+    words = [
+        str(ROOT / "configs/kfold_cnn_conv1d.yaml"), f"--data.shards={tone_set}",
+        f"--run.dir={tmp_path}", "--train.epochs=2", "--train.batch_size=8", "--train.threads=1",
+        "--model.norm_batch=8", *(f"--data.{name}=null" for name in asked),
+        "--train.keep_epochs=true", f"--hub.repo={REPO}",
+    ]  # fmt: skip
+    run = tmp_path / "kfold_cnn_conv1d"
+    code, said = forked(*words, "--data.fold=0")
+    assert code == 0, said
+    lines = [json.loads(line) for line in (run / "fold-0/metrics.jsonl").read_text().splitlines()]
+    per_epoch = max(line["step"] for line in lines) // 2
+    code, said = forked(*words, "--data.fold=1", f"--train.max_steps={per_epoch}")
+    assert code == 0 and {name for name in hub.files if "fold_1" in name} == {
+        "fold_1/epoch_1.safetensors"
+    }, said
+    first = (run / "fold-1/epochs/epoch_1.safetensors").read_bytes()
+    for fold in range(4):
+        code, said = forked(*words, f"--data.fold={fold}")
+        assert code == 0 and ("is finished" in said) == (fold == 0), said
+    names = {f"fold_{fold}/epoch_{epoch}.safetensors" for fold in range(4) for epoch in (1, 2)}
+    assert set(hub.files) == names and hub.files["fold_1/epoch_1.safetensors"] == first
+
+    assert main(["collect", str(run)]) == 0
+    histories = json.loads((run / "histories.json").read_text())
+    assert list(histories) == open_set(tone_set).folds
+    for fold, epochs in enumerate(histories.values()):
+        assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+        lines = (run / f"fold-{fold}/metrics.jsonl").read_text().splitlines()
+        evaluated = [line for line in map(json.loads, lines) if line["kind"] == "eval"]
+        told = [(epoch["val_loss"], epoch["val_macro_f1"]) for epoch in epochs]
+        assert told == [(line["loss"], line["macro_f1"]) for line in evaluated]
+        assert all(epoch["train_loss"] > 0 and epoch["step"] for epoch in epochs)
+        chosen = json.loads((run / f"fold-{fold}/scores.json").read_text())["epoch"]
+        assert chosen == 1 + int(np.argmin([loss for loss, _ in told]))
+    summary = json.loads((run / "folds.json").read_text())
+    scores = [fold["recording"]["accuracy"] for fold in summary["folds"]]
+    assert summary["recording"]["mean"]["accuracy"] == pytest.approx(statistics.mean(scores))
+    assert summary["recording"]["std"]["accuracy"] == pytest.approx(statistics.stdev(scores))
 
 
 def test_a_hub_that_refuses_costs_a_warning_without_the_token(hub, tone_set, tmp_path):

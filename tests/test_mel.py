@@ -7,6 +7,7 @@ import librosa
 import numba
 import numpy as np
 import pytest
+import torch
 from conftest import build_tones, hashes, read_plainly
 from threadpoolctl import threadpool_limits
 
@@ -115,9 +116,11 @@ def test_nothing_lies_below_minus_100_db():
     assert each(white(16000) * np.float32(1e-6), MelSettings()).min() >= -100
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the second one by way of shards.mel_device
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", "cuda"])  # but "cpu" by shards.mel_device
 @pytest.mark.parametrize(("settings", "n"), [({}, 80000), (CD_HALF, 110250), (ODD, 12345)])
 def test_down_to_60_db_below_the_loudest_band_it_is_the_definition(settings, n, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
     settings = MelSettings(**settings)
     segments = music(n, settings.sample_rate)
     power = exactly(segments, settings)

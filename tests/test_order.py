@@ -1,14 +1,30 @@
 """Order as arithmetic, swept over sizes, ranks, microbatches and resumes."""
 
+import hashlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from shards.draws import Grouped, Stored, Weighted, Window
+import shards.draws
+from shards import randomness
+from shards.draws import Full, Grouped, Stored, Weighted, Window
 from shards.errors import UserError
 from shards.order import Order, plan_batch, share
 from shards.randomness import key, permute, uniform
+
+compiled = pytest.mark.skipif(randomness.compiled is None, reason="no compiled kernel here")
+
+
+@pytest.fixture(params=[pytest.param("compiled", marks=compiled), "numpy"])
+def how(request, monkeypatch):
+    """Both ways to the same numbers."""
+    if request.param == "numpy":
+        monkeypatch.setattr(randomness, "compiled", None)
+        monkeypatch.setattr(shards.draws, "count", None)
+        monkeypatch.setattr(shards.draws, "locate", None)
+
 
 SIZES = [1, 2, 3, 7, 64, 101, 1000]
 
@@ -33,6 +49,56 @@ def test_permute_of_more_than_a_word_and_of_a_size_and_key_each():
     images = permute(sizes // 2, sizes, keys)
     for size, one, image in zip(sizes.tolist(), keys, images, strict=True):
         assert permute(np.array([size // 2]), size, one)[0] == image
+
+
+def one_by_one(position, n, key):
+    """The network over a x b >= n that adds modulo a and b in turn, in Python's own integers."""
+    a = math.isqrt(n - 1) + 1
+    b = (n - 1) // a + 1
+    turns = [key * odd % 2**64 >> 32 for odd in randomness._MULTIPLIERS.tolist()]
+    while True:
+        left, right, parts = position // b, position % b, (a, b)
+        for number, (added, factor) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
+            h = (right + added) * (factor | 1) % 2**32
+            h = (h ^ h >> 15) * 0x7F4A7C15 % 2**32 >> 16
+            part = parts[number % 2]
+            left, right = right, (left + (h * part >> 16)) % part
+        position = left * b + right
+        if position < n:
+            return position
+
+
+def test_permute_is_the_network_that_it_says_it_is(how):
+    random = np.random.default_rng(0)
+    sizes = np.append([1, 2, 3, 2**32 - 1], 2 ** random.uniform(0, 32, 300)).astype(np.int64)
+    positions = (random.random(304) * sizes).astype(np.int64)
+    keys = key(5, np.arange(304) // 3)
+    expected = [
+        one_by_one(*x) for x in zip(*(v.tolist() for v in (positions, sizes, keys)), strict=True)
+    ]
+    assert permute(positions, sizes, keys).tolist() == expected
+    assert permute(positions[:1], sizes[:1], keys[:1]).tolist() == expected[:1]
+    same = [one_by_one(position, 1000, int(keys[0])) for position in range(0, 1000, 7)]
+    assert permute(np.arange(0, 1000, 7), 1000, keys[:1]).tolist() == same
+
+
+def test_orders_are_those_of_all_versions(how):
+    """Whoever trains again gets the batches of before: a digest of what the first version drew."""
+    digest = hashlib.sha256()
+    for n in (31, 1009, 100_003):
+        random = uniform((9,), np.arange(n), 1)[:, 0]
+        bounds = np.concatenate([[0], np.sort((random[:30] * n).astype(int)), [n]])
+        sizes, weights = np.diff(bounds), np.where(random > 0.2, random**3, 0)
+        for draw in (
+            Full(n, 11),
+            Window(bounds, 3, 11),
+            Grouped(sizes, np.arange(1.0, len(bounds)), 11),
+            Weighted([weights], n, n // 3 + 1, 11),
+        ):
+            for first in (0, n - 3, 10**12):
+                positions = first + np.arange(2000)
+                digest.update(draw(positions).astype("<i8").tobytes())
+    assert digest.hexdigest()[:16] == "62c6f0e7c17e067c"
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 7, 16])

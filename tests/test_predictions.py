@@ -1,6 +1,7 @@
 """predictions.csv: what is written comes back, and damage is told with its line."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ def made_up(recordings: list[str], classes: tuple[str, ...] = ("x", "y", "z")) -
         level=texts(["segment"] * (n - 1) + ["recording"]),
         recording=texts(recordings),
         group=texts(["g"] * n),
+        attack=texts([""] * n),
         start=np.array([2.5] * (n - 1) + [np.nan]),
         fold=texts(["1"] * n),
         labels=rng.integers(len(classes), size=n),
@@ -35,7 +37,7 @@ def made_up(recordings: list[str], classes: tuple[str, ...] = ("x", "y", "z")) -
 
 def assert_same(found: Predictions, expected: Predictions) -> None:
     assert found.classes == expected.classes
-    for name in ("level", "recording", "group", "fold", "labels", "predicted"):
+    for name in ("level", "recording", "group", "attack", "fold", "labels", "predicted"):
         assert getattr(found, name).tolist() == getattr(expected, name).tolist()
     np.testing.assert_array_equal(found.start, expected.start)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-8)
@@ -68,6 +70,17 @@ def test_the_file_is_plain_csv(tmp_path: Path) -> None:
     assert [row["start"] for row in rows] == ["2.5", ""]
     assert float(rows[0]["p_y"]) == pytest.approx(expected.probabilities[0, 1], rel=1e-8)
     assert b"\r" not in (tmp_path / "p.csv").read_bytes()
+
+
+def test_attacks_have_a_column_where_there_are_any(tmp_path: Path) -> None:
+    expected = replace(made_up(["a.wav", "b.wav"]), attack=texts(["A07", ""]))
+    write_predictions(tmp_path / "p.csv", expected)
+    assert_same(read_predictions(tmp_path / "p.csv"), expected)
+    assert (tmp_path / "p.csv").read_text().startswith("level,recording,group,attack,start,")
+    damaged = (tmp_path / "p.csv").read_text().replace("A07,", "", 1)
+    (tmp_path / "p.csv").write_text(damaged)
+    with pytest.raises(UserError, match="line 2: 10 values, expected 11"):
+        read_predictions(tmp_path / "p.csv")
 
 
 def test_levels_are_kept_apart() -> None:

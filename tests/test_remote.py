@@ -15,6 +15,7 @@ from shards.cache import temporary
 from shards.errors import UserError
 from shards.remote import FetchError, Url, is_url, list_files, read_bytes
 from shards.root import local, read_header, release
+from shards.transfer import fetch
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +171,30 @@ def test_a_stall_and_a_cut_are_tries(tmp_path, monkeypatch) -> None:
     with serving(Site(slow, cut={"/data": 2})) as site, local(Url(site.url), "data") as file:
         assert file.read_bytes() == (tmp_path / "data").read_bytes()
     assert len(site.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("marks", "told", "ranges"),
+    [
+        (["a", "a"], {}, [None, "bytes=5000-"]),  # taken up where it was cut
+        (["a", "b"], {}, [None, "bytes=5000-"]),  # If-Range: all of the new one comes
+        (["a", "b"], {"deaf": True}, [None, "bytes=5000-", None]),  # a server that ignores it
+        (["W/a", "W/a"], {}, [None, None]),  # says itself that the bytes may differ
+        ([None, None], {}, [None, None]),
+    ],
+)
+def test_a_cut_transfer_goes_on_if_the_file_is_the_same(tmp_path, marks, told, ranges) -> None:
+    contents = {mark: bytes([n + 1]) * 10**4 for n, mark in enumerate(marks)}
+    left = list(marks)
+
+    def page(path: str) -> Page:
+        mark = left.pop(0) if len(left) > 1 else left[0]
+        return 200, {"Accept-Ranges": "bytes"} | ({"ETag": mark} if mark else {}), contents[mark]
+
+    with serving(Site(page, cut={"/x": 1}, **told)) as site:
+        fetch(f"{site.url}/x", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == contents[marks[-1]]
+    assert [asked for _, _, asked in site.asked] == ranges
 
 
 def test_temporaries_of_the_dead_are_swept(own_cache) -> None:

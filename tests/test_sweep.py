@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folds import change, make_set, train
 from sklearn.metrics import accuracy_score, f1_score
-from test_collect import change, make_set, train
 
 from toolkit import curves, figures, report
 from toolkit.__main__ import main

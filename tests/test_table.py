@@ -63,11 +63,13 @@ def test_a_protocol_needs_no_suffixes(audio: Path, tmp_path: Path) -> None:
     text = "LA_7 high/0 - - spoof\nLA_7 high/1 alaw A01 spoof\nLA_8 low/0 - - bonafide\n"
     (tmp_path / "train.trn.txt").write_text(text)
     table = read_table(tmp_path / "train.trn.txt")
-    found = scan(audio, table, label_from="label", group_from="speaker").recordings
-    assert {(r.path, r.label, r.group) for r in found} == {
-        ("high/0.wav", "spoof", "LA_7"),
-        ("high/1.wav", "spoof", "LA_7"),
-        ("low/0.wav", "bonafide", "LA_8"),
+    flags = {"label_from": "label", "group_from": "speaker", "attack_from": "attack"}
+    assert own_columns(table, NO_WORDS | {"attack_from": None})["attack_from"] == "attack"
+    found = scan(audio, table, **flags).recordings
+    assert {(r.path, r.label, r.group, r.attack) for r in found} == {
+        ("high/0.wav", "spoof", "LA_7", None),
+        ("high/1.wav", "spoof", "LA_7", "A01"),
+        ("low/0.wav", "bonafide", "LA_8", None),
     }
     (tmp_path / "other.txt").write_text("spoof high/0\nbonafide low/0\n")
     table = read_table(tmp_path / "other.txt", "wav", "key wav")

@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from processes import on_ranks
 
 from shards.durable import sha256
 from shards.errors import UserError
-from toolkit import environment, tracker
+from toolkit import tracker
 from toolkit.config import parse
 from toolkit.loop import fit
 from toolkit.schema import Config, TrackConfig
@@ -278,48 +277,3 @@ def test_what_is_missing_is_said_before_the_run(
         with pytest.raises(UserError, match=f"track.{name}={value}: {name} is not installed; pip"):
             open_run(config(**{name: value}), HERE)
     assert not (working_folder / "runs").exists()
-
-
-def git(folder: Path, *words: str) -> None:
-    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
-
-
-def test_the_environment_has_the_changes_and_no_secret(
-    working_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tree = working_folder / "tree"
-    (tree / "inner").mkdir(parents=True)
-    (tree / "a.py").write_text("a = 1\n")
-    (tree / "wandb_api_key.txt").write_text("an older key that was committed\n")
-    git(tree, "init", "-q")
-    git(tree, "add", ".")
-    git(tree, "commit", "-q", "-m", "a")
-    monkeypatch.setattr(environment, "TREE", tree / "inner")
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("SLURM_JWT", "ey-secret-jwt")
-    monkeypatch.setenv("OTHER_TOKEN", "other-secret-token")
-    monkeypatch.setattr(sys, "argv", ["train.py", "a b.yaml", "--x=other-secret-token"])
-
-    def write() -> dict[str, Any]:
-        environment.write_environment(working_folder, HERE)
-        return json.loads((working_folder / "environment.json").read_text())
-
-    assert not write()["git"].endswith("+") and not (working_folder / "changes.diff").exists()
-    changed = "a = 2\nb = 'caf\N{LATIN SMALL LETTER E WITH ACUTE}'\n"
-    (tree / "a.py").write_text(changed)
-    (tree / "new.py").write_text("")
-    (tree / "wandb_api_key.txt").write_text("other-secret-token")
-    found = write()
-    assert found["git"].endswith("+") and found["slurm"] == {"SLURM_JOB_ID": "17"}
-    assert found["command"] == "train.py 'a b.yaml' --x=***"
-    assert found["torch"] == torch.__version__ and found["device"] == "cpu"
-    diff = (working_folder / "changes.diff").read_text()
-    assert "?? new.py" in diff and "secret" not in diff + str(found) and "older" not in diff
-    git(tree, "checkout", "a.py")
-    git(tree, "apply", str(working_folder / "changes.diff"))
-    assert (tree / "a.py").read_text() == changed
-    git(tree, "checkout", ".")
-    (tree / "new.py").unlink()
-    write()
-    assert not (working_folder / "changes.diff").exists()

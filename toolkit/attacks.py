@@ -14,22 +14,29 @@ from toolkit.predictions import Predictions
 RESAMPLES = 2000
 
 
-def attack_names(by: str, paths: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """What each recording was made by: its group (`by` is group), or what the regular expression
-    `by` finds in its path, the first parenthesis if there is one; "other" where it finds nothing.
+def attack_names(by: str, rows: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """What each recording was made by: its `attack` or `group` (`by` is that word), or what the
+    regular expression `by` finds in its path, the first parenthesis if there is one; "other" where
+    that says nothing. `rows` has path, attack and group of each, (N,).
 
     Raises:
         UserError: no regular expression.
     """
-    if by == "group":
-        return np.array([group or "other" for group in groups], object)
+    if by in ("attack", "group"):
+        return np.array([name or "other" for name in rows[by]], object)
     try:
         pattern = re.compile(by)
     except re.error as error:
-        raise UserError(f"report.by={by}: no regular expression ({error}); or group") from None
-    found = [pattern.search(path) for path in paths]
+        raise UserError(f"report.by={by}: no regular expression ({error}); or say attack") from None
+    found = [pattern.search(path) for path in rows["path"]]
     names = [(m[1] if pattern.groups else m[0]) or "other" if m else "other" for m in found]
     return np.array(names, object)
+
+
+def told(rows: Predictions) -> dict[str, Sequence[str]]:
+    """What `attack_names` asks."""
+    found = {"path": rows.recording, "attack": rows.attack, "group": rows.group}
+    return {name: values.tolist() for name, values in found.items()}
 
 
 def summary(
@@ -48,7 +55,7 @@ def summary(
     target = rows.labels == rows.classes.index(noted["target"])
     found = [row("all", rows, target, ~target, costs, unit)]
     if noted["by"]:
-        names = attack_names(noted["by"], rows.recording, rows.group)
+        names = attack_names(noted["by"], told(rows))
         known = np.array([n in notes[f]["seen"] for n, f in zip(names, rows.fold, strict=True)])
         for name, here in (("seen attacks", known), ("unseen attacks", ~known)):
             if (here & ~target).any():
@@ -102,7 +109,7 @@ def curves(
             title in scored
             and len({row.get("seen") for row in scored.values()} & {True, False}) == 2
         ):
-            names = attack_names(found["by"], rows.recording, rows.group)
+            names = attack_names(found["by"], told(rows))
             some = [name for name, row in scored.items() if row.get("seen") is flag]
             kept[title] = target | np.isin(names, some)
     return [

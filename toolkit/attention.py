@@ -13,14 +13,17 @@ from safetensors.torch import load_file
 from shards.index import ShardSet, write_atomic
 from shards.loader import evaluation_batches
 from toolkit.augment import Transform
+from toolkit.detection_figures import marked
 from toolkit.figures import ORANGE, STYLE, short, to_png
 from toolkit.models import REGISTRY, build
 from toolkit.schema import ModelConfig
 
 
-def draw_fold(folder: Path, shard_set: ShardSet, numbers: np.ndarray, most: int = 4) -> None:
+def draw_fold(
+    folder: Path, shard_set: ShardSet, numbers: np.ndarray, caution: str | None, most: int = 4
+) -> None:
     """Write attention.png of the fold in `folder`, if its model has attention: of `numbers` a
-    sample of each class, `most` of them."""
+    sample of each class, `most` of them; `caution` is the mark of all its figures."""
     file = folder / "model.json"
     info = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     if not info or not hasattr(REGISTRY.get(info["model"]["name"]), "attention"):
@@ -29,7 +32,8 @@ def draw_fold(folder: Path, shard_set: ShardSet, numbers: np.ndarray, most: int 
     shown = np.unique(labels, return_index=True)[1][:most]
     spectrograms, attention = attend(folder, info, shard_set, numbers[shown])
     titles = [shard_set.label_names[labels[i]] for i in shown]
-    write_atomic(folder / "attention.png", to_png(draw(spectrograms, attention, titles)))
+    figure = marked(draw(spectrograms, attention, titles), caution)
+    write_atomic(folder / "attention.png", to_png(figure))
 
 
 @torch.no_grad()

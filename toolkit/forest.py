@@ -25,6 +25,7 @@ from toolkit.band_statistics import feature_names, pooled
 from toolkit.claim import take
 from toolkit.config import chosen
 from toolkit.data import open_parts
+from toolkit.folds import CAUTION
 from toolkit.history import check as check_metrics
 from toolkit.predictions import truth
 from toolkit.report import write_fold
@@ -79,7 +80,7 @@ def fit(config: Config) -> dict[str, Any]:
     write_atomic(folder / "best.safetensors", as_safetensors({**arrays, "importance": importance}))
     plain = replace(config, data=replace(config.data, normalize="none"))
     track.write_model(folder, plain, shard_set, data.mean[:0], data.std[:0])
-    draw_importance(folder, importance, shard_set)
+    draw_importance(folder, importance, shard_set, CAUTION.get(config.data.protocol))
     state = {"step": trees, "seconds": round(time.perf_counter() - begun, 3)}
     header = track.header(config, shard_set, world, {"step": trees, "epoch": 1}, state, None)
     found = {"test": log_shares(votes(arrays, x["test"]), trees, several)}
@@ -219,10 +220,13 @@ def log_shares(total: np.ndarray, trees: int, several: bool = False) -> np.ndarr
     return np.log((total + (0.5 if several else 1 / total.shape[1])) / (trees + 1))
 
 
-def draw_importance(folder: Path, importance: np.ndarray, shard_set: ShardSet) -> None:
+def draw_importance(
+    folder: Path, importance: np.ndarray, shard_set: ShardSet, caution: str | None
+) -> None:
     """importance.png: which bands, and which of their statistics, the forest asks for."""
+    from toolkit.detection_figures import marked
     from toolkit.figures import to_png
     from toolkit.importance import draw
 
-    figure = draw(importance, shard_set.shape[0])
+    figure = marked(draw(importance, shard_set.shape[0]), caution)
     write_atomic(folder / "importance.png", to_png(figure))

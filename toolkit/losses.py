@@ -36,11 +36,11 @@ class Loss:
         logits = two_sided(logits.float())
         weights = None if self.weights is None else logits.new_tensor(self.weights)
         if not (self.binary or self.gamma):
+            how = "mean" if weights is None else "none"
             each = F.cross_entropy(
-                logits, y, weight=weights, label_smoothing=self.smoothing,
-                reduction="mean" if weights is None else "none",
-            )  # fmt: skip
-            return each.mean()
+                logits, y, weight=weights, reduction=how, label_smoothing=self.smoothing
+            )
+            return each if weights is None else each.mean()
         classes = logits.shape[1]
         y = y.float() if y.ndim == 2 else F.one_hot(y, classes).float()
         y = y * (1 - self.smoothing) + self.smoothing / (2 if self.binary else classes)

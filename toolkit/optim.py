@@ -60,12 +60,13 @@ def learning_rate(
     warmup = round(config.warmup_epochs * steps_per_epoch)
     ramp = min(1.0, (step + 1) / (warmup + 1))
     progress = max(0.0, (step - warmup) / max(1, total - warmup))
-    factor = {
-        "constant": 1.0,
-        "cosine": cosine(1.0, config.end_factor, progress),
-        "linear": 1.0 + (config.end_factor - 1.0) * progress,
-        "plateau": max(config.plateau_factor**drops, config.end_factor),
-    }[config.schedule]
+    factor = 1.0  # constant
+    if config.schedule == "cosine":
+        factor = cosine(1.0, config.end_factor, progress)
+    elif config.schedule == "linear":
+        factor = 1.0 + (config.end_factor - 1.0) * progress
+    elif config.schedule == "plateau":
+        factor = max(config.plateau_factor**drops, config.end_factor)
     return config.lr * ramp * factor
 
 

@@ -23,6 +23,7 @@ from toolkit.metrics import FLOOR, pool
 LEVELS = ("segment", "recording")
 COLUMNS = ("level", "recording", "group", "start", "fold", "label", "predicted")
 SEVERAL = (*COLUMNS[:5], "labels", "predicted")  # the same, where samples have several classes
+ATTACK = "attack"  # a column behind the group, where the shard set knows of attacks
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Predictions:
     level: np.ndarray  # (N,) "segment" or "recording"
     recording: np.ndarray  # (N,) path as given to `shards build`
     group: np.ndarray  # (N,)
+    attack: np.ndarray  # (N,) "" where there is none
     start: np.ndarray  # (N,) float64, seconds; NaN at level recording
     fold: np.ndarray  # (N,) name of the fold, or ""
     labels: np.ndarray  # (N,) int64, or (N, K) bool where samples have several classes
@@ -92,6 +94,7 @@ def of_samples(
         level=texts(["segment"] * len(rows) + ["recording"] * len(recordings)),
         recording=texts([known[i]["path"] for i in place]),
         group=texts([str(known[i].get("group") or "") for i in place]),
+        attack=texts([str(known[i].get("attack") or "") for i in place]),
         start=np.concatenate([rows["start"], np.full(len(recordings), np.nan)]),
         fold=texts([fold or ""] * len(place)),
         labels=np.concatenate([labels, labels[first]]).astype(bool if labels.ndim == 2 else int),
@@ -119,9 +122,11 @@ def write_predictions(file: Path, predictions: Predictions) -> None:
     text = io.StringIO()
     # Only with the terminator \r\n does csv quote both a \r and a \n inside a name; \n is written.
     writer = csv.writer(SimpleNamespace(write=lambda row: text.write(row[:-2] + "\n")))
-    columns = SEVERAL if predictions.is_multi_label else COLUMNS
+    columns = list(SEVERAL if predictions.is_multi_label else COLUMNS)
+    attacks = bool((predictions.attack != "").any())
+    columns[3:3] = [ATTACK] * attacks
     writer.writerow([*columns, *(f"p_{name}" for name in predictions.classes)])
-    writer.writerows(rows_of(predictions))
+    writer.writerows(row[:3] + row[4 - attacks :] for row in rows_of(predictions))
     # A file name that is not UTF-8 keeps its bytes.
     write_atomic(file, text.getvalue().encode("utf-8", "surrogateescape"))
 
@@ -132,7 +137,8 @@ def rows_of(p: Predictions) -> Iterator[list[str]]:
         start = "" if np.isnan(p.start[i]) else f"{p.start[i]:.9g}"
         names = [names_of(found[i], p.classes) for found in (p.labels, p.predicted)]
         probabilities = [f"{value:.9g}" for value in p.probabilities[i].tolist()]
-        yield [p.level[i], p.recording[i], p.group[i], start, p.fold[i], *names, *probabilities]
+        about = [p.level[i], p.recording[i], p.group[i], p.attack[i], start, p.fold[i]]
+        yield [*about, *names, *probabilities]
 
 
 def names_of(label: np.ndarray, classes: Sequence[str]) -> str:
@@ -153,12 +159,14 @@ def read_predictions(file: Path) -> Predictions:
             reader = csv.reader(lines, strict=True)
             try:
                 header = next(reader, [])
+                attacks = header[3:4] == [ATTACK]
+                header[3:4] = [] if attacks else header[3:4]
                 classes = tuple(name.removeprefix("p_") for name in header[len(COLUMNS) :])
                 several = tuple(header[: len(COLUMNS)]) == SEVERAL
                 if not (several or tuple(header[: len(COLUMNS)]) == COLUMNS) or not classes:
                     raise ValueError(f"columns are not {','.join(COLUMNS)},p_CLASS...")
                 number_of = {name: number for number, name in enumerate(classes)}
-                rows = [parse(row, number_of, several) for row in reader]
+                rows = [parse(row, number_of, several, attacks) for row in reader]
             except (ValueError, csv.Error) as error:
                 raise UserError(
                     f"{file}: line {max(1, reader.line_num)}: {error}; "
@@ -173,14 +181,15 @@ def from_rows(
     classes: tuple[str, ...], rows: Sequence[Sequence[Any]], several: bool
 ) -> Predictions:
     """Parsed rows as arrays; a row has the fields of Predictions, in their order."""
-    columns = list(zip(*rows, strict=True)) or [()] * (len(COLUMNS) + 1)
-    level, recording, group, start, fold, labels, predicted, probabilities = columns
+    columns = list(zip(*rows, strict=True)) or [()] * (len(COLUMNS) + 2)
+    level, recording, group, attack, start, fold, labels, predicted, probabilities = columns
     kind: Any = bool if several else np.int64
     return Predictions(
         classes=classes,
         level=texts(level),
         recording=texts(recording),
         group=texts(group),
+        attack=texts(attack),
         start=np.array(start, np.float64),
         fold=texts(fold),
         labels=np.array(labels, kind),
@@ -189,11 +198,15 @@ def from_rows(
     )
 
 
-def parse(row: Sequence[str], number_of: dict[str, int], several: bool) -> tuple[object, ...]:
+def parse(
+    row: list[str], number_of: dict[str, int], several: bool, attacks: bool
+) -> tuple[object, ...]:
     """One row, its texts as numbers, `several` classes as one bool a class; a ValueError tells what
     is wrong with it."""
-    if len(row) != len(COLUMNS) + len(number_of):
-        raise ValueError(f"{len(row)} values, expected {len(COLUMNS) + len(number_of)}")
+    expected = len(COLUMNS) + attacks + len(number_of)
+    if len(row) != expected:
+        raise ValueError(f"{len(row)} values, expected {expected}")
+    attack = row.pop(3) if attacks else ""
     level, recording, group, start, fold, label, predicted = row[: len(COLUMNS)]
     if level not in LEVELS:
         raise ValueError(f"level {level!r} is neither segment nor recording")
@@ -213,4 +226,4 @@ def parse(row: Sequence[str], number_of: dict[str, int], several: bool) -> tuple
     numbers: list[Any] = [number_of[names[0]] if names else -1 for names in split]
     if several:
         numbers = [[name in names for name in number_of] for names in split]
-    return level, recording, group, seconds, fold, *numbers, probabilities
+    return level, recording, group, attack, seconds, fold, *numbers, probabilities

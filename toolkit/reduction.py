@@ -44,6 +44,9 @@ class Reduction:
         self._free: list[Buffer] = []
         self._sums: list[tuple[int, Buffer]] = []  # height in the tree, sum: highest first
         self._sent = self._new()  # before anything else can take the memory
+        self.alone = world.size == 1 and not exact  # then nothing has to travel, nor to be copied
+        self._spare = [torch.zeros_like(s) for s in self._seen if self.alone]
+        self._extras: list[float] = []
 
     def hold(self) -> None:
         """Take up what batch norm's layers have seen in a micro-step."""
@@ -57,6 +60,11 @@ class Reduction:
 
         Where memory ran out they are `given_up`: zeros, so that the other ranks do not wait.
         """
+        if self.alone:
+            self._extras = [float(loss), *others]
+            self._held, self._spare = self._spare, self._held
+            self._clear()
+            return
         height, begun = 0, bool(self._sums) and not self._sums[-1][0]
         if begun:  # by the leaf before this one: added there, a copy is saved
             height, buffer = 1, self._sums.pop()[1]
@@ -73,8 +81,7 @@ class Reduction:
         last[0] += loss.float()
         if any(others):
             last[1:] += torch.tensor(others, device=last.device)
-        if self._seen:
-            torch._foreach_zero_([*self._held, *self._seen])
+        self._clear()
         for p in self.parameters:
             p.grad = None
         while self._sums and self._sums[-1][0] == height:
@@ -84,8 +91,11 @@ class Reduction:
             buffer, height = lower, height + 1
         self._sums.append((height, buffer))
 
-    def total(self) -> torch.Tensor:
-        """Sum over ranks; the extras' sums (E,). All else is given out by `give` and `settle`."""
+    def total(self) -> list[float]:
+        """Sum over ranks; the extras' sums. All else is given out by `give` and `fold_in`."""
+        self._summands, self._forwards = self._forwards * self.world.size, 0
+        if self.alone:
+            return self._extras
         (_, self._sent), *rest = self._sums
         assert not rest, "the summands of a rank are a power of two"
         if self.world.size > 1 and self.exact:
@@ -93,8 +103,8 @@ class Reduction:
         elif self.world.size > 1:
             dist.all_reduce(self._sent.flat)
         self._free.append(self._sent)
-        self._sums, self._summands, self._forwards = [], self._forwards * self.world.size, 0
-        return self._sent.parts[-1]
+        self._sums = []
+        return self._sent.parts[-1].tolist()
 
     def give(self) -> None:
         """Give the parameters their gradients."""
@@ -103,7 +113,7 @@ class Reduction:
 
     def fold_in(self) -> None:
         """Give batch norm's layers the means over all forwards."""
-        means = self._sent.parts[len(self.parameters) : -1]
+        means = self._spare if self.alone else self._sent.parts[len(self.parameters) : -1]
         if means:
             torch._foreach_div_(means, self._summands)
             fold_in(self.norms, means)
@@ -111,6 +121,9 @@ class Reduction:
     def forget(self) -> None:
         """Forget what batch norm's layers have seen since the last `add`."""
         self._forwards = 0
+        self._clear()
+
+    def _clear(self) -> None:
         if self._seen:
             torch._foreach_zero_([*self._held, *self._seen])
 

@@ -61,7 +61,7 @@ def write_fold(
     write_predictions(folder / "predictions.csv", predictions)
     fold = make_fold(folder, result, predictions)
     summary, _ = summarise(folder, [fold])
-    write_atomic(folder / "report.txt", classification_report(predictions).encode())
+    write_atomic(folder / "report.txt", classification_report(summary, predictions).encode())
     write_figures(folder, summary, predictions)
     if fold.records:  # a forest without a validation part has none
         drawn = marked(curves.draw_curves(fold.records), summary["caution"])
@@ -69,14 +69,14 @@ def write_fold(
     if "torch" in sys.modules:  # a forest needs none, and attends to nothing
         from toolkit import attention
 
-        attention.draw_fold(folder, shard_set, numbers)
+        attention.draw_fold(folder, shard_set, numbers, summary["caution"])
     write_page(folder / "report.html", summary, [fold], predictions)
     write_atomic(folder / "scores.json", json.dumps(result, indent=1).encode())
     return result
 
 
-def classification_report(predictions: Predictions) -> str:
-    """scikit-learn's classification_report, for segments and for recordings."""
+def classification_report(summary: Mapping[str, Any], predictions: Predictions) -> str:
+    """scikit-learn's classification_report, for segments and for recordings, and the protocol."""
     from sklearn.metrics import classification_report as sklearn_report
 
     parts = []
@@ -90,7 +90,7 @@ def classification_report(predictions: Predictions) -> str:
             digits=4,
             zero_division=0,
         )
-        parts.append(f"per {level}\n\n{text}")
+        parts.append(f"per {level}, {tables.caption(summary)}\n\n{text}")
     return "\n".join(parts)
 
 

@@ -166,7 +166,7 @@ class TrackConfig:
 class ReportConfig:
     target: str | None = None  #: of two classes the genuine one: EER, DET, min-DCF; null: the last
     threshold: str = "macro_f1"  #: by what the validation part chooses it; none: one half
-    by: str | None = None  #: attacks: group, or a regex on the path; seen and unseen are told apart
+    by: str | None = None  #: tells attacks apart: attack, group, or a regex on the path
     dcf_prior: float = 0.05  #: min-DCF as in ASVspoof 5: the prior of what is no target
     dcf_miss: float = 1.0  #: cost of a target that is missed
     dcf_false_alarm: float = 10.0  #: cost of another that is accepted

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,14 +12,14 @@ from torch import nn
 from shards.errors import UserError
 from shards.loader import Batch
 from shards.order import BatchPlan
-from shards.randomness import key
+from shards.randomness import key_one
 from toolkit.augment import Augment
 from toolkit.losses import Loss
 from toolkit.optim import set_rate
 from toolkit.precision import LossScale, compiled
 from toolkit.reduction import Reduction
 from toolkit.schema import Config
-from toolkit.strategy import Strategy, micro_step
+from toolkit.strategy import Strategy
 from toolkit.watch import at
 from toolkit.world import World, sharding
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 #: torch.manual_seed for one kind of device: it seeds all kinds there could be, half a millisecond.
 SEED = {"cpu": torch.default_generator.manual_seed, "cuda": torch.cuda.manual_seed}
+NOTHING = nullcontext()
 WISHES = ("stop", "save")  #: what any rank may ask for, and all ranks then do
 
 
@@ -87,7 +89,7 @@ class Stepper:
         skipped = self.scale.decide(norm)
         finite = math.isfinite(loss) and (skipped or math.isfinite(norm))
         if finite and not skipped:
-            strategy.optimizer.step()
+            strategy.step()
             self.reduction.fold_in()
             if strategy.average:
                 strategy.average.update(strategy.module, step - self.scale.skipped)
@@ -100,14 +102,16 @@ class Stepper:
         """Forward, backward, and one collective: loss, ranks out of memory, those that wish."""
         asked = [float(wish in wishes) for wish in WISHES]
         exact, device, given_up = self.config.train.exact, self.world.device, False
-        batches = [part for batch in batches for part in cut(batch, self.pieces)]
-        loss = torch.zeros((), dtype=torch.float64, device=device)
+        if self.pieces > 1:
+            batches = [part for batch in batches for part in cut(batch, self.pieces)]
+        loss: torch.Tensor | None = None
         try:
             for batch in batches:
-                loss = loss + self.micro_step(batch, step, last=batch is batches[-1])
-                if exact and batch is not batches[-1]:
+                if exact and loss is not None:
                     self.reduction.add(loss)
-                    loss = torch.zeros_like(loss)
+                    loss = None
+                share = self.micro_step(batch, step, last=batch is batches[-1])
+                loss = share if loss is None else loss + share
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -116,14 +120,15 @@ class Stepper:
             given_up = True
         if given_up and device.type == "cuda":  # outside `except`, which holds the tensors' frames
             torch.cuda.empty_cache()
-        self.reduction.add(loss, [given_up, *asked], given_up)
+        loss = torch.zeros((), device=device) if loss is None else loss
+        self.reduction.add(loss, [float(given_up), *asked], given_up)
         at("collective of step", step)
-        return self.reduction.total().tolist()
+        return self.reduction.total()
 
     def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits (B, K) of one microbatch, and its targets (B,) or (B, K)."""
         # Dropout is a function of the place in the global batch, whoever computes it.
-        drop = int(key(self.config.train.seed, step, int(batch.places[0]))[0] >> 1)
+        drop = key_one(self.config.train.seed, step, int(batch.places[0])) >> 1
         SEED.get(self.world.device.type, torch.manual_seed)(drop)
         x, y = self.augment(batch, step)
         return self.model(x), y
@@ -134,16 +139,19 @@ class Stepper:
         Microbatches are of one size, so the mean of their means is the mean over the global batch.
         """
         strategy, plan = self.strategy, self.plan
-        with micro_step(strategy.accelerator, strategy.model, last):
+        parts = plan.accumulation * self.pieces
+        everywhere = parts * plan.world_size
+        count = everywhere if strategy.whole else parts  # else: the mean over ranks is taken
+        with NOTHING if strategy.whole else strategy.micro_step(last):
             logits, y = self.forward(batch, step)
             loss = self.loss(logits, y)
-            parts = plan.accumulation * self.pieces
-            share = loss / (parts * plan.world_size if strategy.whole else parts)  # else: the mean
-            strategy.accelerator.backward(self.scale.scaler.scale(share))
+            share = loss if count == 1 else loss / count
+            strategy.backward(self.scale.scaler.scale(share))
             self.reduction.hold()
             if self.config.train.compile == "reduce-overhead" and not last:
                 own_gradients(strategy.model)
-        return loss.detach().double() / (parts * plan.world_size)
+        loss = loss.detach()
+        return loss if everywhere == 1 else loss.double() / everywhere
 
     def _halve(self) -> None:
         """Cut microbatches further, into whole groups of batch norm; the config's numbers stay."""

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shards.errors import UserError
 from shards.order import BatchPlan
+from toolkit.fused import FusedStep
 from toolkit.optim import Average
 from toolkit.precision import autocast
 from toolkit.schema import OptimConfig
@@ -69,9 +70,26 @@ class Strategy:
                     torch.distributed.broadcast(tensor, 0)
         self.module = bare(self.model)
         self.whole = [] if sharding() else list(self.module.parameters())  #: not spread
+        self._kernel = FusedStep(optimizer)
+        self._before: Callable[[], None] = lambda: None
         if self.zero:
             backward = self.model.backward  # the loop has divided by the micro-steps already
             self.model.backward = lambda loss: backward(loss, scale_wrt_gas=False)
+
+    @contextmanager
+    def micro_step(self, last: bool) -> Iterator[None]:
+        """Around forward and backward of a spread model: gradients travel, and DeepSpeed steps, in
+        the last one only."""
+        self.accelerator.sync_gradients = last
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss` to those of the parameters."""
+        if self.whole:
+            loss.backward()
+        else:
+            self.accelerator.backward(loss)
 
     def clip(self, limit: float) -> float:
         """Scale the gradient down to `limit`, where it is longer; its norm before."""
@@ -81,8 +99,16 @@ class Strategy:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         found = float(norm)
         if not found < limit:  # else all would be scaled by 1
-            nn.utils.clip_grads_with_norm_(self.whole, limit, norm)
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))  # as nn.utils.clip_grad_norm_
         return found
+
+    def step(self) -> None:
+        """The optimiser's step."""
+        if self.whole:
+            self._before()
+            self._kernel()
+        else:
+            self.optimizer.step()
 
     def forget_gradients(self) -> None:
         """Before the first forward of a step."""
@@ -113,6 +139,7 @@ class Strategy:
 
     def before_step(self, action: Callable[[], None]) -> None:
         """Have every step of the optimiser begin with `action`."""
+        self._before = action
         self._raw.register_step_pre_hook(lambda *_: action())
 
     def load_weights(self, tensors: Tensors) -> None:
@@ -166,14 +193,6 @@ class Strategy:
 def bare(model: nn.Module) -> nn.Module:
     """The model out of DeepSpeed's wrapper; `unwrap_model` imports DeepSpeed to look."""
     return getattr(model, "module", model)
-
-
-@contextmanager
-def micro_step(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
-    """Around forward and backward: gradients travel, and DeepSpeed steps, in the last one only."""
-    accelerator.sync_gradients = last
-    with nullcontext() if last else accelerator.no_sync(model):
-        yield
 
 
 def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -1,5 +1,6 @@
 """What the training and validation parts leave for the scores of the test part."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from toolkit.metrics import Scores, scores
 from toolkit.predictions import of_samples, truth
 from toolkit.schema import Config, ReportConfig
 
+log = logging.getLogger(__name__)
+
 
 def score(
     config: Config, shard_set: ShardSet, numbers: np.ndarray, log_probs: np.ndarray
@@ -31,7 +34,7 @@ def check_report(report: ReportConfig, shard_set: ShardSet) -> None:
     """Raise a UserError before the training where its scores could not be told as asked."""
     target_of(report, shard_set)
     if report.by is not None:
-        attack_names(report.by, np.zeros(0, object), np.zeros(0, object))
+        attack_names(report.by, {"path": (), "attack": (), "group": ()})
         if len(shard_set.class_names) != 2 or shard_set.is_multi_label:
             raise UserError(f"report.by={report.by}: attacks are told where there are two classes")
 
@@ -83,8 +86,13 @@ def notes(
     if len(shard_set.class_names) == 2 and not several:
         costs = costs_of(report)._asdict()
         name = shard_set.class_names[target]
-        noted["detection"] = {"target": name, "costs": costs, "by": report.by}
-        noted["detection"]["seen"] = seen(report.by, shard_set, parts["train"], target)
+        by = report.by
+        if by == "attack" and not any(line.get("attack") for line in shard_set.recordings()):
+            log.warning("report.by=attack: the shard set knows of none; give its table a column "
+                        "attack, or build it with --attack_from=REGEX")  # fmt: skip
+            by = None
+        noted["detection"] = {"target": name, "costs": costs, "by": by}
+        noted["detection"]["seen"] = seen(by, shard_set, parts["train"], target)
     return noted
 
 
@@ -97,6 +105,5 @@ def seen(by: str | None, shard_set: ShardSet, train: Selection, target: int) -> 
         rows = shard_set.rows(numbers)
         wanted |= set(np.unique(rows["recording"][rows["label"] != target]).tolist())
     lines = [line for n, line in enumerate(shard_set.recordings()) if n in wanted]
-    paths = np.array([line["path"] for line in lines], object)
-    groups = np.array([str(line.get("group") or "") for line in lines], object)
-    return sorted(set(attack_names(by, paths, groups).tolist()))
+    told = {key: [line.get(key) or "" for line in lines] for key in ("path", "attack", "group")}
+    return sorted(set(attack_names(by, told).tolist()))

@@ -14,9 +14,10 @@ from shards.sources.vocoder import ATTACKS, UNSEEN
 
 PER_CLASS = 60
 SECONDS = (3.0, 9.0)
-#: Parts take turns; each has speakers of its own, as many as here, numbered from the second on.
+#: Parts take turns; each has speakers of its own, as many as here or, of a larger set, more.
 PARTS = ("train", "train", "val", "test")
-SPEAKERS = {"train": (10, 0), "val": (5, 10), "test": (5, 15)}
+SPEAKERS = {"train": 10, "val": 5, "test": 5}
+PER_SPEAKER = 3  # recordings of each class
 BUILD = "--sample_rate=16000 --segment_seconds=4 --overlap=0.5 --loudness=-23"
 ABOUT = f"""\
 Every sound is synthetic: no recording, no voice of anybody. Real is speech by source and filter,
@@ -48,16 +49,20 @@ def plan(seed: int, per_class: int, seconds: Span) -> list[Take]:
     """Every recording of the set; in each part both classes are dealt the same."""
     rng, takes = np.random.default_rng([seed]), []
     for label in ("Real", "Fake"):
-        for part, (count, first) in SPEAKERS.items():
+        first = 0
+        for part, least in SPEAKERS.items():
             numbers = [n for n in range(per_class) if PARTS[n % len(PARTS)] == part]
-            attacks = sorted(ATTACKS, key=lambda name: name != UNSEEN)[part != "test" :]
+            count = max(least, len(numbers) // PER_SPEAKER)
+            known = sorted(ATTACKS, key=lambda name: name != UNSEEN)[part != "test" :]
+            attacks = deal(rng, known, len(numbers))
             sites = deal(rng, range(len(ROOMS)), len(numbers))
             lengths = spread(rng, seconds, len(numbers))
             for place, number in enumerate(numbers):
                 group = f"speaker{first + place % count:02d}"
-                attack = attacks[place % len(attacks)] if label == "Fake" else ""
+                attack = attacks[place] if label == "Fake" else ""
                 folder = f"{label}/attack-{attack}" if attack else label
                 name = f"{folder}/{group}_{number:04d}.wav"
                 take = Take(name, label, number, lengths[place], RATE, 1, sites[place])
                 takes.append(replace(take, group=group, split=part, attack=attack))
+            first += count
     return takes

@@ -49,8 +49,8 @@ def manifest(takes: Sequence[Take]) -> bytes:
     """The table of a kind whose recordings have given parts."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "label", "group", "split"))
-    rows.writerows((take.name, take.label, take.group, take.split) for take in takes)
+    rows.writerow(("path", "label", "group", "attack", "split"))
+    rows.writerows((take.name, take.label, take.group, take.attack, take.split) for take in takes)
     return text.getvalue().encode()
 
 

@@ -18,7 +18,6 @@ from shards.labels import classes_of, label_sets
 from shards.manifest import compiled, values
 from shards.mel import CONSTANTS, FLOOR, FLOOR_DB, MelSettings
 from shards.merge import finish
-from shards.notes import save
 from shards.output import check_places, errors_named, locked
 from shards.plan import DEFAULT_FOLDS, Plan, parse_size
 from shards.progress import Progress
@@ -29,7 +28,7 @@ from shards.sources.survey import Survey, look, read_array, read_clips, told
 from shards.split import dealt
 from shards.summary import summary
 from shards.workshop import begin, is_finished, notes_file, reopen
-from shards.write import sample_bytes, write_shard
+from shards.write import pack, sample_bytes, write_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +207,12 @@ def write_shards(plan: Plan, clips: Sequence[Clip], survey: Survey) -> None:
     with Progress("convert", len(plan.recordings)) as progress:
         for shard, run in plan.shards.items():
             part = plan.recordings[run.start : run.stop]
-            work = ((r, features(by_path[r.path], r, plan, floor)) for r in part)
+            work = (
+                pack(r, place, features(by_path[r.path], r, plan, floor), plan.numbers, unknown)
+                for place, r in enumerate(part, run.start)
+            )
             file, aside = plan.out / shard_name(shard), notes_file(plan.out, shard)
-            notes = write_shard(file, aside, shard, run.start, work, plan.numbers)
-            for line in notes.recordings:
-                line |= unknown
-                progress.update()
-            save(notes, aside)
+            progress.update(len(write_shard(file, aside, shard, work).lines))
 
 
 def features(clip: Clip, recording: Recording, plan: Plan, floor: float) -> Features:
@@ -235,7 +233,7 @@ def features(clip: Clip, recording: Recording, plan: Plan, floor: float) -> Feat
         xxh3=[xxhash.xxh3_64_intdigest(stored.tobytes())],
         sums=band_sums(exact),
         grains=np.empty((0, 0, 0), np.int8),
-        acoustics=acoustics(exact, stored),
+        acoustics=acoustics(exact),
         xxh128=xxhash.xxh3_128_hexdigest(clip.load().tobytes()),
         seconds=recording.seconds,
         clipped=0.0,

@@ -90,9 +90,8 @@ def fetch(yt_dlp: Any, out: Path, row: Outcome) -> str:
         "cachedir": False,
         "noprogress": True,
         "color": "never",
-        "logger": logging.getLogger("shards.yt_dlp"),
+        "logger": logging.Logger("yt_dlp", logging.CRITICAL),  # fetch_all tells it
     }
-    logging.getLogger("shards.yt_dlp").setLevel(logging.CRITICAL)  # fetch_all tells it
     try:
         with yt_dlp.YoutubeDL(options) as session:
             found = session.extract_info(row.link)

@@ -1,0 +1,58 @@
+"""Command lines on a shard set at an address."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import hashes
+from servers import Site, folder_pages, serving
+
+from shards import remote
+from shards.__main__ import main
+from shards.errors import UserError
+from shards.index import open_set, seal
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache of the test's own, and little patience."""
+    monkeypatch.setenv("WAVEFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    return tmp_path / "cache"
+
+
+def test_commands_take_an_address(tone_set, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serving(Site(folder_pages(tone_set))) as site:
+        for words in (["verify", site.url], ["info", site.url], ["show", site.url]):
+            assert main(words) == 0
+        said = capsys.readouterr().out
+    assert f"verified: 54 samples in {len(open_set(tone_set).info['shards'])} shards" in said
+    assert f"shard set   {site.url}" in said
+    assert (tmp_path / "show.png").exists()
+
+
+@pytest.mark.parametrize("name", ["samples-000001.tar", "index.npy", "dataset.json"])
+def test_verify_tells_a_wrong_byte_behind_an_address(tone_set, tmp_path, capsys, name) -> None:
+    bad = shutil.copytree(tone_set, tmp_path / "bad")
+    data = bytearray((bad / name).read_bytes())
+    data[-2000 if name == "samples-000001.tar" else len(data) // 2] ^= 1
+    (bad / name).write_bytes(data)
+    with serving(Site(folder_pages(bad))) as site, pytest.raises(SystemExit, match="1"):
+        main(["verify", site.url])
+    assert name in capsys.readouterr().out
+    assert hashes(tone_set) != hashes(bad)
+
+
+def test_a_damaged_dataset_json_is_not_opened(tone_set) -> None:
+    data = (tone_set / "dataset.json").read_bytes()
+    info = json.loads(data)
+    for bad, told in (
+        (data.replace(b'"seed": 0', b'"seed": 1', 1), "its own SHA-256 differs"),
+        (data[:100], "not valid JSON"),
+        (seal(info | {"format": 99}), "format 99"),
+    ):
+        site = Site(lambda path, bad=bad: (200, {}, bad) if "dataset" in path else None)
+        with serving(site), pytest.raises(UserError, match=told):
+            open_set(site.url)
