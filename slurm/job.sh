@@ -59,6 +59,7 @@ begin_life() {
     if ! find "$run/lock.json" -mmin -5 2>/dev/null | grep -q .; then # else another has the folder
         if [ -f "$run/train.log" ] && ! [ -L "$run/train.log" ]; then mv "$run"/train{,-before}.log; fi
         ln -srfn "$(readlink "/proc/$$/fd/1")" "$run/train.log"
+        rm -f "$run/requeue" # of an earlier life
     fi
     step=$(newest_checkpoint)
     if [ "$restarts" -gt "$max_restarts" ]; then give_up; fi

@@ -39,8 +39,8 @@ def task(runs: Runs, number: int) -> Path:
 
 
 def limited(runs: Runs) -> dict[str, str]:
-    """A limit of two minutes strikes."""
-    ids = runs.submit("limited", "--folds=0,", time=2, signal=60)
+    """A limit of three minutes strikes."""
+    ids = runs.submit("limited", "--folds=0,", time=3, signal=60)
     trainer = runs.begun(runs.fold("limited"))
     status = Path(f"/proc/{trainer.pid}/status")
 
@@ -48,7 +48,7 @@ def limited(runs: Runs) -> dict[str, str]:
         pending = re.findall(r"(?:Sig|Shd)Pnd:\s+(\w+)", status.read_text())
         return any(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1 for mask in pending)
 
-    until(waiting, 120, "USR1 before the limit")
+    until(waiting, 180, "USR1 before the limit")
     trainer.resume()
     assert runs.cluster.wait(ids["train"], 600) == {"COMPLETED"}
     return ids
@@ -57,7 +57,7 @@ def limited(runs: Runs) -> dict[str, str]:
 def preempted(runs: Runs) -> dict[str, str]:
     """In a container, as it were, from which no scontrol can be reached."""
     own = ["--container=env PATH=/nowhere MARK=inside", f"--python={sys.executable}"]
-    own += ["--env=OUTER=set", "--activate=unset SLURM_JOB_NAME"]
+    own += ["--env=OUTER=set", "--activate=unset SLURM_JOB_NAME", "--track.wandb=offline"]
     ids = runs.submit("preempted", "--folds=0,", "--sbatch=--nodelist=n3", *own)
     trainer = runs.begun(runs.fold("preempted"))
     assert trainer in runs.cluster.processes(MARK="inside", OUTER="set")
@@ -70,8 +70,7 @@ def preempted(runs: Runs) -> dict[str, str]:
 
 def died(runs: Runs) -> dict[str, str]:
     """A node dies, its daemon first, that nobody tell of it."""
-    words = ["--folds=0,", "--track.wandb=offline", "--sbatch=--exclude=n1,n2,n3"]
-    ids = runs.submit("died", *words)
+    ids = runs.submit("died", "--folds=0,", "--sbatch=--exclude=n1,n2,n3")
     runs.begun(runs.fold("died"))
     (node,) = {life[2] for life in lives(runs.fold("died"))}
     runs.cluster.daemons[f"slurmd-{node}"].kill()
@@ -170,8 +169,8 @@ def test_what_ends_a_task_changes_nothing(
 
 
 def test_wandb_goes_on_with_its_run_after_a_requeue(runs: Runs, told: Told) -> None:
-    told(died)
-    folder = runs.fold("died")
+    told(preempted)
+    folder = runs.fold("preempted")
     parts = [path.name.rpartition("-") for path in folder.glob("wandb/offline-run-*")]
     assert len({part[0] for part in parts}) >= 2  # lives
     assert {part[2] for part in parts} == {(folder / "wandb_id.txt").read_text()}
