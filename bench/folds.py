@@ -17,7 +17,7 @@ from trainer import noise, table
 
 ROOT = Path(__file__).parent.parent
 RUNS = count()
-SAMPLES, BATCH = 320, 32
+SAMPLES, BATCH = 256, 32
 
 
 def train(config: Path, folds: int, *words: str) -> float:
