@@ -84,6 +84,14 @@ def test_a_run_leaves_what_every_run_does_and_predicts_as_it_did(config, tone_se
     assert "is finished" in forked(config)[1]
 
 
+def test_it_grows_without_torch(config, monkeypatch):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    done = train(1, config, "--model.trees=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "sklearn.ensemble" in loaded and not loaded & {"torch", "accelerate"}
+
+
 def test_the_same_seed_grows_the_same_trees_on_any_number_of_threads(config, tmp_path):
     found = []
     for threads in (1, 2):
