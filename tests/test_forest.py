@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from processes import forked, forked_ranks, on_ranks
+from processes import forked, forked_ranks, on_ranks, train
 from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
 
