@@ -2,11 +2,13 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 
 from shards.command import guard
 from toolkit.config import load
 from toolkit.debug import at_the_desk
+from toolkit.schema import Config
 from toolkit.signals import noted
 from toolkit.watch import ending_together
 from toolkit.world import speaks, yield_cores
@@ -21,12 +23,16 @@ def main() -> None:
         config = at_the_desk(config)
     overfits = config.train.overfit_batch and config.model.name != "forest"
     with nullcontext() if overfits else noted():  # there nothing is saved
-        # Now, so that a typo is told before torch has loaded.
-        from toolkit import forest, loop, overfit
-
-        fit = forest.fit if config.model.name == "forest" else loop.fit
+        fit: Callable[[Config], object]
+        # Now, so that a typo is told before torch has loaded, which a forest needs not at all.
+        if config.model.name == "forest":
+            from toolkit.forest import fit
+        elif overfits:
+            from toolkit.overfit import overfit_batch as fit
+        else:
+            from toolkit.loop import fit
         with ending_together(config.train.timeout):
-            (overfit.overfit_batch if overfits else fit)(config)
+            fit(config)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from contestants import noise, wavefold
 from pace import Paced
 from side_by_side import MARKS, arguments, conditions, mark, publish, ratio
-from trainer import noise, raced, table, wavefold
+from trainer import raced, table
 
 MICROBATCHES = (32, 16)  # of whole groups of model.norm_batch
 

@@ -12,11 +12,13 @@ from itertools import count
 from pathlib import Path
 
 import yaml
+from contestants import noise
 from side_by_side import MARKS, arguments, conditions, mark, publish, ratio, take_turns
-from trainer import noise, table
+from trainer import table
 
 ROOT = Path(__file__).parent.parent
 RUNS = count()
+SAMPLES, BATCH = 256, 32
 
 
 def train(config: Path, folds: int, *words: str) -> float:
@@ -31,17 +33,17 @@ def train(config: Path, folds: int, *words: str) -> float:
 
 def main() -> None:
     """Measure, print, and put into RESULTS.md what was asked."""
-    words = arguments(__doc__ or "", rounds=5, epochs=4, per_gpu=0)
+    words = arguments(__doc__ or "", rounds=3, epochs=2, per_gpu=0)
     folds = words.per_gpu or 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shards = noise(folder, 640, 5.0, folds=folds, n_mels=128, n_fft=2048, hop_length=512)
+        shards = noise(folder, SAMPLES, 5.0, folds=folds, n_mels=128, n_fft=2048, hop_length=512)
         config = folder / "folds.yaml"
         values = {
             "run": {"name": "folds", "dir": str(folder / "runs")},
             "data": {"shards": shards, "protocol": "kfold"},
             "model": {"name": "cnn_small"},
-            "train": {"epochs": words.epochs, "batch_size": 32, "save_minutes": 0},
+            "train": {"epochs": words.epochs, "batch_size": BATCH, "save_minutes": 0},
         }
         config.write_text(yaml.safe_dump(values))
         place = ["--gpus=0"] if words.per_gpu else []
@@ -51,12 +53,13 @@ def main() -> None:
             "side by side": partial(train, config, folds, *place, *many),
         }
         turns = take_turns(contestants, words.rounds)
-    steps = words.epochs * -(-640 * (folds - 1) // folds // 32) * folds
+    of_a_fold = SAMPLES * (folds - 1) // folds
+    steps = words.epochs * -(-of_a_fold // BATCH) * folds
     one, beside = turns.values()
     lines = [
         conditions(words.rounds, ["torch"]).replace(", one thread a process", ""),
-        f"{folds} folds, {words.epochs} epochs of {640 * (folds - 1) // folds} samples each, batch "
-        "32, from the start of the processes to the report; ms of a step of one fold.",
+        f"{folds} folds, {words.epochs} epochs of {of_a_fold} samples each, batch {BATCH}, from "
+        "the start of the processes to the report; ms of a step of one fold.",
         "",
         *table(turns, steps),
         *MARKS,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from loader import BATCH, MELS, write_set
+from batches import BATCH, random_samples, write_set
 from side_by_side import arguments, conditions, one_thread, publish, take_turns, times
 
 from shards import maps as kernel
@@ -24,8 +24,7 @@ def main() -> None:
     words = arguments(__doc__ or "", rounds=5, samples=8192, frames=157)
     one_thread()
     random = np.random.default_rng(0)
-    samples = random.standard_normal((words.samples, MELS, words.frames), np.float32)
-    samples = samples.astype(np.float16)
+    samples = random_samples(words.samples, words.frames)
     size, n = samples[0].nbytes, words.samples // BATCH * BATCH
     order = random.permutation(words.samples)[:n].reshape(-1, BATCH)
     aligned = torch.zeros((4, BATCH, size), dtype=torch.uint8).numpy()

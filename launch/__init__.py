@@ -1,1 +1,1 @@
-"""accelerate configurations, one a hardware shape."""
+"""Trainings on one machine or on Slurm, and accelerate configurations, one a hardware shape."""

@@ -12,6 +12,7 @@ from launch.job import tail
 from launch.submission import Submission, submissions
 from shards.command import main as run_command
 from toolkit.results import last_words
+from toolkit.signals import MARKER
 
 HEAD = ("task", "state", "node", "step", "epoch", "samples/s", "left", "limit", "restarts", "log")
 TAIL = 1 << 16  #: bytes of metrics.jsonl that are read: the last lines
@@ -91,6 +92,8 @@ def after(folder: Path, lives: Sequence[Sequence[str]], ended: str | None) -> st
         return ended.lower()
     if not lives:
         return "not begun"
+    if (folder / MARKER).exists():
+        return "stopped"
     return f"failed ({lives[-1][4]})" if lives[-1][3] == "end" else "killed"
 
 

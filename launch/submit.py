@@ -112,34 +112,35 @@ def send(
     """Write the scripts, keep code and config if `config` is given, submit; the jobs' ids.
 
     Raises:
-        TrainingError: sbatch refused one, and those before it were taken back.
+        UserError: the disk is full, or sbatch refused one; those before it were taken back.
     """
     slurm.run("sbatch", "--version")
-    folder.mkdir(parents=True)
-    (folder.parent.parent / "logs").mkdir(exist_ok=True)
-    if config:
-        submission.keep_code(folder)
-        shutil.copy2(config, folder / "config.yaml")
     ids: dict[str, str] = {}
     try:
+        folder.mkdir(parents=True)
+        (folder.parent.parent / "logs").mkdir(exist_ok=True)
+        if config:
+            submission.keep_code(folder)
+            shutil.copy2(config, folder / "config.yaml")
         for script in chain:
             file = folder / f"{script.name}.sbatch"
             file.write_text(script.text, encoding="utf-8")
             ids[script.name] = slurm.submit(str(file), script.dependency(ids))
-    except TrainingError as error:
+        submission.write(folder, ids, names)
+    except (OSError, TrainingError) as error:
         if ids:
             with suppress(TrainingError):
                 slurm.run("scancel", *reversed(ids.values()))
-        shutil.rmtree(folder)
-        raise UserError(f"{error}; nothing stays submitted") from None
-    submission.write(folder, ids, names)
+        shutil.rmtree(folder, ignore_errors=True)
+        each = error.args[0] if isinstance(error, shutil.Error) else [[str(error)]]
+        raise UserError(f"{each[0][-1]}; nothing stays submitted") from None
     return ids
 
 
 def farewell(run: Path, ids: dict[str, str], tasks: int) -> list[str]:
     """What to type next."""
     quoted = shlex.quote(str(run))
-    lines = [f"{name:<8} {job:>8}  {run}/logs/{name}-{job}*.log" for name, job in ids.items()]
+    lines = [f"{name:<8} {job:>8}  {quoted}/logs/{name}-{job}*.log" for name, job in ids.items()]
     return [
         *lines,
         f"{tasks} training{'s' * (tasks > 1)}; follow them: python -m launch.status {quoted}",
@@ -151,13 +152,8 @@ def signature() -> inspect.Signature:
     """That of `submit`, with the fields of Site as flags."""
     own = [p for p in inspect.signature(submit).parameters.values() if p.kind is not p.VAR_KEYWORD]
     flags = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=field.type,
-        )
-        for field in fields(Site)
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f.type)
+        for f in fields(Site)
     ]
     return inspect.Signature([*own, *flags])
 

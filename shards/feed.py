@@ -51,7 +51,7 @@ class Slot:
         self.x = torch.empty((size, *shape), dtype=torch.float16, pin_memory=pin)
         self.y = torch.empty(size, dtype=torch.int64, pin_memory=pin)
         self.numbers = np.empty(size, np.int64)
-        self.places = np.empty(size, np.int64)  #: of a resident set
+        self.places = torch.empty(size, dtype=torch.int64, pin_memory=pin).numpy()  #: if resident
         self.fresh = np.empty(size, bool)  #: not yet on the device
 
 
@@ -145,6 +145,8 @@ class Feed:
     def _work(self, worker: Worker, slots: list[Slot], start: int, stop: int) -> None:
         try:
             with worker.reader:
+                if worker is self._workers[0]:
+                    self._ask(worker.part, range(start, min(start + 1, stop)))
                 for step in range(start, stop):
                     self._wait_for_room(worker)
                     if self._closed.is_set():
@@ -182,16 +184,18 @@ class Feed:
         self.store.fill(step, worker.reader, rows, numbers, *mine)
 
     def _read_ahead(self, part: range, step: int, stop: int) -> None:
-        """Ask for the shards of the steps to come, in their turn, as long as a step's are few.
-
-        Twice as fast as they are read, so that what comes first is there first.
-        """
+        """Ask for the shards of the steps after this one, twice as fast as they are read."""
         bytes_a_step = 2 * self.size * int(np.prod(self.shard_set.shape))
-        first, shards = max(self._ahead, step + 1), dict[int, None]()
-        last = min(stop, step + 1 + max(1, READAHEAD // bytes_a_step), first + 2 * GLANCE)
-        for later in range(first, last):
-            self._ahead = later + 1
-            some = np.unique(self.shard_set.rows(self.numbers(later, part))["shard"]).tolist()
+        first = max(self._ahead, step + 1)
+        last = step + 1 + max(1, READAHEAD // bytes_a_step)
+        self._ask(part, range(first, min(stop, last, first + 2 * GLANCE)))
+
+    def _ask(self, part: range, steps: range) -> None:
+        """Have the shards of these steps on their way in their turn, while a step's are few."""
+        shards: dict[int, None] = {}
+        for step in steps:
+            self._ahead = step + 1
+            some = np.unique(self.shard_set.rows(self.numbers(step, part))["shard"]).tolist()
             if len(some) > FEW:
                 break
             shards |= dict.fromkeys(some)

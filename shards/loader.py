@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import cycle, islice
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -114,6 +115,10 @@ class Loader:
         return Store(where, numbers, shape, self.device)
 
 
+#: What stays of a part that was evaluated; None where that was once. It goes with its selection.
+_kept: WeakKeyDictionary[Selection, Store | None] = WeakKeyDictionary()
+
+
 def evaluation_batches(
     shard_set: ShardSet,
     selection: np.ndarray | Selection,
@@ -127,7 +132,8 @@ def evaluation_batches(
 
     `places` are places in `selection`. Which samples share a batch is the same on any number of
     ranks, so that no model can tell them apart; each takes as many of the batches, all of one size:
-    where `selection` has ended they are padded, by samples whose number and place are -1.
+    where `selection` has ended they are padded, by samples whose number and place are -1. What is
+    evaluated again and again stays in memory from the second time on, if `reading` lets it.
     """
     n = len(selection)
     if n == 0:
@@ -140,9 +146,32 @@ def evaluation_batches(
         places = first + step * batch_size + np.arange(part.start, part.stop)
         return selection[np.minimum(places, n - 1)]
 
-    store = Store("none", np.zeros(0, np.int64), shard_set.shape, device)
+    mine = np.arange(first, min(first + batches * batch_size, n))
+    store = _store_of(shard_set, selection, mine, device, reading)
     feed = Feed(shard_set, numbers, batch_size, store, reading, device)
     for step, (x, y, found) in enumerate(feed.steps(0, batches)):
         places = first + step * batch_size + np.arange(batch_size)
         inside = places < n
         yield Batch(x, y, np.where(inside, found, -1), np.where(inside, places, -1))
+
+
+def _store_of(
+    shard_set: ShardSet,
+    selection: np.ndarray | Selection,
+    places: np.ndarray,
+    device: torch.device,
+    reading: Reading,
+) -> Store:
+    nothing = Store("none", np.zeros(0, np.int64), shard_set.shape, device)
+    if not isinstance(selection, Selection) or reading.resident == "none":
+        return nothing
+    if selection not in _kept:
+        _kept[selection] = None
+        return nothing
+    numbers, kept = np.unique(selection[places]), _kept[selection]
+    if kept is None or kept.device != device or not np.array_equal(kept.numbers, numbers):
+        size = 2 * len(numbers) * int(np.prod(shard_set.shape))
+        where = choose(reading.resident, size, torch.device("cpu"), reading.processes)
+        where = "none" if where == "none" else "memory"  # the device's is the training's
+        _kept[selection] = kept = Store(where, numbers, shard_set.shape, device)
+    return kept

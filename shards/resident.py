@@ -30,8 +30,8 @@ class Store:
         self, where: str, numbers: np.ndarray, shape: tuple[int, int], device: torch.device
     ):
         self.where, self.device = where, device
-        self._numbers = np.unique(numbers)
-        n = 0 if where == "none" else len(self._numbers)
+        self.numbers = np.unique(numbers)
+        n = 0 if where == "none" else len(self.numbers)
         # numpy asks for huge pages, in which scattered samples are found faster.
         empty = torch.from_numpy(np.empty((n if where == "memory" else 0, *shape), np.float16))
         if where == "device":
@@ -58,7 +58,7 @@ class Store:
         if self.where == "none":
             reader.read_rows(rows, numbers, x)
             return
-        places[:] = np.searchsorted(self._numbers, numbers)
+        places[:] = np.searchsorted(self.numbers, numbers)
         # What a later step has read already, another thread's, is not on the device for this one.
         fresh[:] = self._since[places] > (step if self.where == "device" else _NEVER - 1)
         new = np.flatnonzero(fresh)
@@ -92,7 +92,7 @@ class Store:
     def _stay(self, x: torch.Tensor, places: np.ndarray, fresh: np.ndarray) -> torch.Tensor:
         if self.where != "device":
             return x.to(self.device, non_blocking=True)
-        at = torch.from_numpy(places).to(self.device)
+        at = torch.from_numpy(places).to(self.device, non_blocking=True)
         if fresh.any():
             new = torch.from_numpy(np.flatnonzero(fresh))
             self._data[at[new.to(self.device)]] = x[new].to(self.device)

@@ -8,7 +8,7 @@
 #                         of ours would undo a scancel
 #   anything else         finished, or failed: no second try
 : "${code:?}" "${python:?}" "${max_restarts:=20}"
-declare -a container
+declare -a container words
 
 # Never $SLURM_JOB_ID alone: that of an array's last task is the id of the whole array.
 task=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
@@ -59,6 +59,7 @@ begin_life() {
     if ! find "$run/lock.json" -mmin -5 2>/dev/null | grep -q .; then # else another has the folder
         if [ -f "$run/train.log" ] && ! [ -L "$run/train.log" ]; then mv "$run"/train{,-before}.log; fi
         ln -srfn "$(readlink "/proc/$$/fd/1")" "$run/train.log"
+        rm -f "$run/requeue" # of an earlier life
     fi
     step=$(newest_checkpoint)
     if [ "$restarts" -gt "$max_restarts" ]; then give_up; fi
@@ -97,4 +98,20 @@ give_up() {
     say "stopped: $restarts restarts, max_restarts=$max_restarts; submit it again to go on"
     if [ -n "$run" ]; then note end 1; fi
     exit 1
+}
+
+# A life of the training of $config with $words: one launcher a node. Its processes get the signals,
+# and have PET_SHUTDOWN_TIMEOUT seconds to save.
+train() {
+    run=${run:-$(wavefold launch.node folder "${config:?}" "${words[@]}")}
+    [ -n "$run" ] || exit 2
+    begin_life
+    export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=120
+    WAVEFOLD_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd ' ')
+    export WAVEFOLD_NODES
+    supervise srun --kill-on-bad-exit=1 --nodes="${nodes:?}" --ntasks-per-node=1 \
+        --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+        "${container[@]}" "$python" "$code/launch/module.py" launch.node start --nodes="$nodes" \
+        --gpus="${gpus:?}" --strategy="${strategy:?}" -- "$config" "${words[@]}"
+    end_life
 }

@@ -79,13 +79,13 @@ def free_port(among: Iterator[int]) -> int:
 OVER = threading.Event()  #: whoever waits need not any longer
 
 
-def until(true: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until something is so."""
+def until(true: Callable[[], bool], seconds: float, what: str, every: float = 0.05) -> None:
+    """Wait until something is so, with a look `every` so many seconds."""
     deadline = time.monotonic() + seconds
     while not true():
         assert not OVER.is_set(), f"stopped before {what}"
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 class Cluster:
@@ -183,7 +183,7 @@ class Cluster:
         def over() -> bool:
             return final >= set(self.states(job).values())
 
-        until(over, seconds, f"job {job}: {self.states(job)}")
+        until(over, seconds, f"job {job}: {self.states(job)}", every=0.5)  # squeue costs
         return set(self.states(job).values())
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import importlib
 import json
+import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,13 @@ import soundfile
 from surroundings import changes, surroundings
 
 from shards.build import build
+
+if shutil.which("nvidia-smi"):
+    # The tests are of the processor, and fork, which CUDA survives only where nobody has asked for
+    # it; test_cuda.py gives its children back what is hidden here.
+    os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+GPUS = os.environ.get("TEST_GPUS", "")  #: that test_cuda.py may use
 
 RATE = 8000
 TONES: Mapping[str, float | None] = {"high": 2000.0, "low": 440.0, "noise": None}  # Hz; None: noise

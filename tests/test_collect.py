@@ -115,6 +115,7 @@ def test_a_missing_fold_is_told_with_its_last_words(
 ) -> None:
     (run / "fold-1/scores.json").unlink()
     told = "epoch 1\n\nMemoryError: <no room>\napi_key=abc123\nsrun: launch/slurm: ending\n"
+    told += "srun: error: n1: Exited\n[2026-01-31T12:00Z job 3_1 on n1] ended with exit code 1"
     (run / "fold-1/train.log").write_text(told)
     assert main(["collect", str(run), "--expect=2"]) == 0
     assert main(["collect", str(run), "--expect=3"]) == 1

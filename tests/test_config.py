@@ -37,6 +37,10 @@ def test_values_arrive_as_their_types(file):
     assert load([file, "--train.channels_last=false"]).train.channels_last is False
 
 
+def test_a_folder_with_a_number_sign(file):
+    assert load([file, "--run.dir=runs of 100% #1"]).run.dir == "runs of 100% #1"
+
+
 def test_folders():
     base = {"run": {"name": "a"}, "data": {"shards": "s"}, "model": {"name": "m"}}
     assert parse(base).folder() == Path("runs/a")

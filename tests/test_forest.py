@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from processes import forked, forked_ranks, on_ranks
+from processes import forked, forked_ranks, on_ranks, train
 from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
 
@@ -82,6 +82,14 @@ def test_a_run_leaves_what_every_run_does_and_predicts_as_it_did(config, tone_se
     collected = json.loads((folder.parent / "folds.json").read_text())["recording"]["pooled"]
     assert collected["n"] == 36 and collected["accuracy"] > 0.9  # tones: a chance guess has 1/3
     assert "is finished" in forked(config)[1]
+
+
+def test_it_grows_without_torch(config, monkeypatch):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    done = train(1, config, "--model.trees=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "sklearn.ensemble" in loaded and not loaded & {"torch", "accelerate"}
 
 
 def test_the_same_seed_grows_the_same_trees_on_any_number_of_threads(config, tmp_path):

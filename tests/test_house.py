@@ -68,6 +68,21 @@ def test_training_needs_no_audio_library() -> None:
     assert done.returncode == 0, done.stderr.splitlines()[-1]
 
 
+def test_a_step_loads_neither_compiler_nor_fsdp() -> None:
+    step = """if True:
+        import sys, torch, toolkit.loop
+        from toolkit import fused, optim, schema
+        model = torch.nn.Linear(1, 1)
+        optimizer = optim.make_optimizer(model, schema.OptimConfig())
+        model(torch.ones(1, 1)).sum().backward()
+        fused.FusedStep(optimizer)()
+        heavy = {"torch._dynamo", "torch.distributed.fsdp", "sklearn", "matplotlib"}
+        sys.exit(f"loaded: {heavy & sys.modules.keys()}" if heavy & sys.modules.keys() else 0)
+    """
+    done = python("-c", step)
+    assert done.returncode == 0, done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_arrows_run_one_way(path: Path) -> None:
     above = {"shards": {"toolkit", "launch", "train"}, "toolkit": {"launch", "train"}}

@@ -24,6 +24,7 @@ from shards.index import ShardSet, open_set
 from shards.loader import Batch, Loader, evaluation_batches
 from shards.order import Order, plan_batch
 from shards.read import Reader
+from shards.selection import deal
 
 CPU = torch.device("cpu")
 
@@ -104,6 +105,28 @@ def test_evaluation_sees_every_sample_once_in_order(tone_set):
             assert np.array_equal(numbers[numbers >= 0], selection)
             assert np.array_equal(places[numbers >= 0], np.arange(len(selection)))
             assert np.all(places[numbers < 0] == -1)
+
+
+@pytest.mark.parametrize("where", ["memory", "device", "auto", "none"])
+def test_what_is_evaluated_again_is_read_twice(tone_set, monkeypatch, where):
+    shard_set, read, found = open_set(tone_set), [], []
+    selection = deal(len(shard_set), lambda first, stop: np.arange(first, stop) % 2, [1, 1])[1]
+    fetch = Reader.fetch
+    monkeypatch.setattr(
+        Reader,
+        "fetch",
+        lambda self, rows, *more: (read.append(len(rows)), fetch(self, rows, *more)),
+    )
+    for _ in range(4):
+        read.append("begins")
+        reading = Reading(resident=where)
+        batches = evaluation_batches(shard_set, selection, 5, 0, 1, CPU, reading)
+        found.append(torch.cat([batch.x.clone() for batch in batches]))
+        assert torch.equal(found[-1], found[0])
+    begins = [n for n, each in enumerate(read) if each == "begins"]
+    counts = [sum(read[a + 1 : b]) for a, b in zip(begins, [*begins[1:], None], strict=True)]
+    assert min(counts[:2]) >= len(selection)  # two threads may meet at one
+    assert counts[2:] == [0, 0] if where != "none" else min(counts[2:]) >= len(selection)
 
 
 def test_a_thousand_starts_leave_no_thread_and_no_descriptor(tone_set):

@@ -12,7 +12,7 @@ import yaml
 from processes import forked, on_ranks
 
 from shards.errors import TrainingError, UserError
-from toolkit import lock
+from toolkit import forest, lock
 from toolkit.config import parse
 from toolkit.lock import NAME, Lock
 from toolkit.loop import fit
@@ -160,6 +160,15 @@ def test_all_ranks_leave_alike_where_another_trains(values):
     elsewhere(config.folder())
     one, two = on_ranks(2, lambda: fit(config))
     assert one == two and "is being trained by process" in one and "n9" in one
+    assert [file.name for file in config.folder().iterdir()] == [NAME]
+
+
+def test_a_forest_is_left_alone_too(values):
+    config = parse(values | {"model": {"name": "forest"}})
+    config.folder().mkdir(parents=True)
+    elsewhere(config.folder())
+    with pytest.raises(UserError, match=r"is being trained by process .* on n9"):
+        forest.fit(config)
     assert [file.name for file in config.folder().iterdir()] == [NAME]
 
 

@@ -1,5 +1,6 @@
 """What `launch.submit` would submit: texts to the letter, site files, and what is refused."""
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from processes import ROOT
 from launch import scripts, slurm, submission
 from launch.scripts import Place
 from launch.site import Site, default_file, read_site
-from launch.status import clock, table
+from launch.status import after, clock, table
 from launch.submit import main
 from launch.tasks import Task, tasks
 from shards.errors import UserError
@@ -223,6 +224,23 @@ def test_what_is_submitted_is_kept(here: Path, pretended: list[tuple[str, ...]])
     assert json.loads((kept.folder / "jobs.json").read_text())["tasks"] == kept.tasks
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    here: Path, pretended: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "jobs.json")
+
+    for name, cancelled in (("write", True), ("keep_code", False)):
+        monkeypatch.setattr(submission, name, full)
+        pretended.clear()
+        assert main(["tones.yaml", "--folds=4"]) == 2
+        said = capsys.readouterr().err
+        assert "No space left" in said and said.count("\n") == 1
+        assert (("scancel", "101", "100") in pretended) is cancelled
+        assert not list((here / "runs/tones/jobs").iterdir())
+
+
 def test_the_copy_runs_and_not_the_working_folder(
     here: Path, pretended: list[tuple[str, ...]]
 ) -> None:
@@ -242,6 +260,18 @@ def test_the_copy_runs_and_not_the_working_folder(
     file, commit = done.stdout.splitlines()
     assert Path(file).is_relative_to(tree)
     assert commit == (tree / "commit.txt").read_text()
+
+
+def test_how_a_training_stands_that_slurm_has_forgotten(tmp_path: Path) -> None:
+    begun = ["2026-01-31T12:00:00Z", "7_1", "n1", "begin", "none"]
+    assert after(tmp_path, [], None) == "not begun"
+    assert after(tmp_path, [begun], None) == "killed"
+    assert after(tmp_path, [begun, [*begun[:3], "end", "137"]], None) == "failed (137)"
+    (tmp_path / "requeue").touch()
+    assert after(tmp_path, [begun, [*begun[:3], "end", "0"]], None) == "stopped"
+    assert after(tmp_path, [begun], "CANCELLED") == "cancelled"
+    (tmp_path / "scores.json").touch()
+    assert after(tmp_path, [begun], "CANCELLED") == "done"
 
 
 def test_paths_and_durations_as_slurm_writes_them() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate.utils import broadcast_object_list
 
 from shards.errors import UserError
 from toolkit import lock
@@ -27,25 +26,33 @@ KERNELS = {f"train.{key}" for key in ("microbatch", "threads", "compile", "chann
 
 
 def claim(config: Config, world: World) -> Path:
-    """The run's folder, for this training alone; before anything is read, or written there.
+    """`take` by rank 0; what it raises is raised on all ranks."""
+    from accelerate.utils import broadcast_object_list
 
-    Raises:
-        UserError, on all ranks: another training is at it, it or another fold of it was begun with
-            another configuration, or it has to be there and is not.
-    """
-    folder, refusal = config.folder(), None
+    refusal = None
     if world.is_main:
         try:
-            check_begun(config, folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.hold(folder)
-            check_begun(config, folder)  # by another start, just now
+            take(config)
         except UserError as error:
             refusal = str(error)
     refusal = broadcast_object_list([refusal])[0]
     if refusal:
         raise UserError(refusal)
-    return folder
+    return config.folder()
+
+
+def take(config: Config) -> None:
+    """The run's folder for this process alone; before anything is read, or written there.
+
+    Raises:
+        UserError: another training is at it, it or another fold of it was begun with another
+            configuration, or it has to be there and is not.
+    """
+    folder = config.folder()
+    check_begun(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock.hold(folder)
+    check_begun(config, folder)  # by another start, just now
 
 
 def check_begun(config: Config, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -11,7 +12,10 @@ import yaml
 from shards.command import nearest
 from shards.errors import UserError
 from toolkit.limits import CHOICES, check
-from toolkit.schema import Config
+from toolkit.schema import Config, ModelConfig
+
+#: Keys that are there for every model, whatever it makes of them.
+GENERAL = {"name", "norm_batch", "init_from", "freeze", "outputs"}
 
 
 def load(words: Sequence[str]) -> Config:
@@ -32,8 +36,14 @@ def load(words: Sequence[str]) -> Config:
             section, dot, key = name.partition(".")
             if not (equals and dot):
                 raise UserError(f"{word}: expected --section.key=value, as in --optim.lr=3e-4")
-            values.setdefault(section, {})[key] = yaml.safe_load(text) if text else None
+            values.setdefault(section, {})[key] = typed(text)
     return parse(values)
+
+
+def typed(text: str) -> Any:
+    """A word of the command line as YAML reads it, where ` #` begins no comment."""
+    plain = " #" in text and text[0] not in "'\"[{"
+    return text if plain else yaml.safe_load(text)
 
 
 def read_yaml(file: Path) -> dict[str, dict[str, Any]]:
@@ -142,3 +152,22 @@ def cast_inside(name: str, kind: Any, value: Any) -> Any:
     if isinstance(value, dict):
         return {cast(name, inner[0], k): cast(f"{name}.{k}", inner[1], v) for k, v in value.items()}
     return value
+
+
+def chosen(config: ModelConfig, make: Callable[..., Any]) -> dict[str, Any]:
+    """The settings in `config` that are not at their defaults, which `make` has to know."""
+    defaults = ModelConfig(name=config.name)
+    names = {f.name for f in dataclasses.fields(ModelConfig)} - GENERAL
+    known = sorted(names & signature(make).parameters.keys())
+    found = {}
+    for name in sorted(names):
+        value = getattr(config, name)
+        if value == getattr(defaults, name):
+            continue
+        if name not in known:
+            raise UserError(
+                f"model.{name}={value}: {config.name} has no such setting; "
+                f"it has {', '.join(known)}"
+            )
+        found[name] = value
+    return found

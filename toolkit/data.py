@@ -219,3 +219,11 @@ def checked(weights: np.ndarray, file: str) -> np.ndarray:
     if not (np.isfinite(weights) & (weights >= 0)).all():
         raise UserError(f"data.weights={file}: a weight is negative or not finite")
     return weights
+
+
+def link_of(config: Config, shard_set: ShardSet) -> str:
+    """How logits of a model that `config` trains are read."""
+    if shard_set.is_multi_label:
+        return "sigmoid"
+    bce = config.optim.loss == "bce" and config.model.outputs is None
+    return "shares" if bce else "softmax"

@@ -72,24 +72,23 @@ def installed(name: str) -> str | None:
 
 def environment(world: World) -> dict[str, Any]:
     """Versions, machine and command, without secrets."""
-    import torch  # launch.submit reads this file and needs no torch
-
+    torch = sys.modules.get("torch")  # a forest needs none
     versions = {name: installed(name) for name in PACKAGES}
-    cuda = world.device.type == "cuda"
     found: dict[str, Any] = {
         "wavefold": shards.__version__,
         "python": platform.python_version(),
         **{name: version for name, version in versions.items() if version},
-        "torch": torch.__version__,  # says which CUDA it is built for
-        "device": torch.cuda.get_device_name(world.device) if cuda else "cpu",
+        "device": "cpu",
     }
-    if cuda:
+    if torch:  # its version says which CUDA it is built for
+        found |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if torch and str(world.device).startswith("cuda"):
+        found["device"] = torch.cuda.get_device_name(world.device)
         found |= {"gpus": gpus(), "cuda": torch.version.cuda}
         found |= {"cudnn": torch.backends.cudnn.version()}
     found |= {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "world_size": world.size,
         "host": platform.node(),
         "system": platform.platform(),

@@ -153,7 +153,7 @@ def summarise(
     names = [fold.name for fold in folds]
     whole = folds[0].folder.resolve() == run.resolve()  # a page of one fold misses none
     missing = [] if whole else [name for name in fold_names(folds) if name not in names]
-    parts = ("fold", "epoch", "step", "stopped", "seconds", "world_size", *LEVELS)
+    parts = ("fold", "epoch", "step", "stopped", "world_size", *LEVELS)  # no times: they differ
     summary = {
         "run": str(folds[0].config.get("run", {}).get("name") or run.resolve().name),
         "protocol": first["protocol"],

@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file
 from safetensors.numpy import save as as_safetensors
 
@@ -21,12 +20,13 @@ from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from shards.read import Reader
 from shards.selection import Selection
-from toolkit import signals, track
+from toolkit import lock, signals, track
 from toolkit.band_statistics import feature_names, pooled
+from toolkit.claim import take
+from toolkit.config import chosen
 from toolkit.data import open_parts
 from toolkit.folds import CAUTION
 from toolkit.history import check as check_metrics
-from toolkit.models import chosen
 from toolkit.predictions import truth
 from toolkit.report import write_fold
 from toolkit.schema import Config, get
@@ -41,10 +41,12 @@ STAGES = 10  #: how often the validation part is scored while the forest grows
 SIZE = 256  #: segments whose statistics are taken at a time
 
 
+@lock.releasing
 def fit(config: Config) -> dict[str, Any]:
     """Grow the forest that `config` says, and score it; returns the content of scores.json."""
     wanted = settings(config)
-    data, world = open_parts(config), World(0, 1, torch.device("cpu"))
+    take(config)
+    data, world = open_parts(config), World(0, 1, cast(Any, "cpu"))  # torch takes seconds to load
     shard_set, parts, train = data.shard_set, data.parts, config.train
     check_metrics(config, shard_set, parts["val"])
     folder, begun = track.open_run(config, world), time.perf_counter()

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from functools import partial
+from inspect import unwrap
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +11,14 @@ from torch import nn
 
 Group = dict[str, Any]  #: one of an optimiser's param_groups
 Moments = list[list[torch.Tensor]]
+
+
+def spare_compiler() -> None:
+    """Have torch.optim do without torch.compile, which it would load to be left out of it: with all
+    that belongs to that, a second and a half of a start."""
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        plain = unwrap(getattr(torch.optim.Optimizer, name))
+        plain.__dict__.setdefault("__dynamo_disable", plain)
 
 
 class Part(NamedTuple):
@@ -24,8 +34,8 @@ class FusedStep:
 
     torch.optim finds parameters, moments and settings anew at each step, and asks about
     torch.compile on the way: 110 us on a processor, of which the kernels of a small model take 5.
-    The state stays the optimiser's own; where it has none yet, or no such kernel, or a parameter no
-    gradient, so does the step.
+    The state stays the optimiser's own; where it has no such kernel, or a parameter no gradient, so
+    does the step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
@@ -48,14 +58,17 @@ class FusedStep:
                 kernel(parameters, gradients, lr=group["lr"])
 
     def _collect(self) -> None:
-        """Look the tensors up, if all are there and of one kind."""
+        """Look the tensors up, if they are of one kind; state that is missing begins as zeros."""
         state, self._parts = self.optimizer.state, []
         groups = [group for group in self.optimizer.param_groups if group["params"]]
         every = [p for group in groups for p in group["params"]]
         bind, keys = kernel_of(self.optimizer)
-        there = all(state.get(p, {}).get(key) is not None for p in every for key in keys)
-        if bind is None or not there or len({(p.device, p.dtype) for p in every}) != 1:
+        if bind is None or len({(p.device, p.dtype) for p in every}) != 1:
             return
+        for p, key in product(every, keys):
+            if state[p].get(key) is None:
+                scalar = torch.zeros((), device=p.device)
+                state[p][key] = scalar if key == "step" else torch.zeros_like(p)
         if "step" in keys:  # of all parameters in one tensor, which one kernel counts up
             self._steps = torch.stack([state[p]["step"] for p in every])
             for p, step in zip(every, self._steps, strict=True):

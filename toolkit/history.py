@@ -4,12 +4,12 @@ All of it is a pure function of the history, which checkpoints hold: a training 
 decides as one that never stopped.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from accelerate.utils import broadcast
 
 from shards.errors import UserError
 from shards.index import ShardSet
@@ -18,6 +18,9 @@ from toolkit.metrics import SIGNS
 from toolkit.predictions import truth
 from toolkit.schema import Config, OptimConfig, TrainConfig
 from toolkit.validation import check_report
+
+if TYPE_CHECKING:  # a forest needs no torch
+    import torch
 
 Entries = list[dict[str, Any]]  #: one an epoch: step, epoch, and the metrics that decide
 
@@ -31,6 +34,9 @@ class History:
 
     def add(self, result: Mapping[str, Any], step: int, epoch: int, device: torch.device) -> None:
         """Add the scores of an evaluation: those of rank 0, whatever the other ranks found."""
+        import torch
+        from accelerate.utils import broadcast
+
         names = list(metrics_of(self.config))
         mine = torch.tensor([result[name] for name in names], dtype=torch.float64, device=device)
         values = dict(zip(names, broadcast(mine).tolist(), strict=True))

@@ -11,6 +11,7 @@ from shards.command import nearest
 from shards.errors import UserError
 from shards.index import ShardSet
 from shards.selection import Selection
+from toolkit.data import link_of
 from toolkit.schema import Config, OptimConfig
 
 
@@ -83,14 +84,6 @@ def make_loss(config: Config, shard_set: ShardSet, parts: Mapping[str, Selection
     gamma = optim.focal_gamma if optim.loss == "focal" else 0.0
     weights = class_weights(optim, shard_set, parts["train"], binary)
     return Loss(binary, gamma, optim.label_smoothing, weights, link_of(config, shard_set))
-
-
-def link_of(config: Config, shard_set: ShardSet) -> str:
-    """How logits of a model that `config` trains are read."""
-    if shard_set.is_multi_label:
-        return "sigmoid"
-    bce = config.optim.loss == "bce" and config.model.outputs is None
-    return "shares" if bce else "softmax"
 
 
 def class_weights(

@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from toolkit.fused import spare_compiler
 from toolkit.precision import autocast
 from toolkit.schema import OptimConfig
 from toolkit.world import World
@@ -26,6 +27,7 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov, Hutter, ICLR 2019), Adam (Kingma, Ba, ICLR 2015), or SGD with Nesterov's
     momentum (Sutskever et al., ICML 2013)."""
+    spare_compiler()
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if decays(name, p)]
     free = [p for name, p in named if not decays(name, p)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -44,7 +45,7 @@ def write_fold(
     Raises:
         UserError: nothing to score, or NaN.
     """
-    from toolkit import attention, curves, figures
+    from toolkit import curves, figures
     from toolkit.detection_figures import marked
 
     if (folder / "model.json").exists():
@@ -69,7 +70,10 @@ def write_fold(
     if fold.records:  # a forest without a validation part has none
         drawn = marked(curves.draw_curves(fold.records), summary["caution"])
         write_atomic(folder / "curves.png", figures.to_png(drawn))
-    attention.draw_fold(folder, shard_set, numbers, summary["caution"])
+    if "torch" in sys.modules:  # a forest needs none, and attends to nothing
+        from toolkit import attention
+
+        attention.draw_fold(folder, shard_set, numbers, summary["caution"])
     write_page(folder / "report.html", summary, [fold], predictions)
     write_atomic(folder / "scores.json", json.dumps(result, indent=1).encode())
     return result
@@ -215,6 +219,7 @@ def write_page(
             for name, figure in detection_drawn(summary, predictions).items()
         },
         said=tables.caption(summary),
+        seconds=sum(fold.result.get("seconds") or 0 for fold in folds),
         confusion=Markup(figures.to_svg(confusion_figure(summary))),
         calibration=Markup(
             figures.to_svg(figures.draw_reliability(*reliability(*decisions(rows))))

@@ -20,6 +20,8 @@ SECRET_TEXT = re.compile(
     r"|\b(?:hf_|ghp_|gho_|github_pat_|glpat-|sk-|AKIA)\w{12,}",
     re.I,
 )
+#: What Slurm and slurm/job.sh say of a training that has ended: after its own last words.
+AFTERWARDS = re.compile(r"srun: |\[\S+ job \S+ on \S+\] ended with exit code")
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ def last_words(folder: Path, count: int = 4) -> list[str]:
     except OSError:
         return []
     lines = [redact(line) for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith("srun: launch/")]
-    return told[-count:]
+    return [line for line in lines if not AFTERWARDS.match(line)][-count:]
 
 
 def redact(value: Any, name: str = "") -> Any:

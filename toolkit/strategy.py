@@ -14,20 +14,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shards.errors import UserError
 from shards.order import BatchPlan
+from toolkit import zero
 from toolkit.fused import FusedStep
 from toolkit.optim import Average
 from toolkit.precision import autocast
 from toolkit.schema import OptimConfig
 from toolkit.world import World, sharding
+from toolkit.zero import Tensors
 
 log = logging.getLogger(__name__)
-
-Tensors = dict[str, Any]  #: tensors by name
 
 
 class Strategy:
@@ -60,7 +58,7 @@ class Strategy:
             # DeepSpeed calls what torch has renamed, and torch says so at every step.
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
             accelerator.gradient_accumulation_steps = plan.accumulation
-            fill(accelerator.deepspeed_plugin.deepspeed_config, plan, config.grad_clip)
+            zero.fill(accelerator.deepspeed_plugin.deepspeed_config, plan, config.grad_clip)
         if sharding():
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         else:  # no DDP: toolkit.reduction sums the gradients, with all else that ranks share
@@ -164,9 +162,9 @@ class Strategy:
     def moments(self) -> Tensors:
         """The optimiser's whole state, as `features.0.weight.exp_avg`; its step may change it."""
         if self.zero:
-            return zero_moments(self.module, self.model.optimizer)
+            return zero.moments(sharded_parameters(self.module), self.model.optimizer)
         return {
-            f"{name}.{key}": value.full_tensor().cpu() if isinstance(value, DTensor) else value
+            f"{name}.{key}": value.full_tensor().cpu() if spread(value) else value
             for name, p in sharded_parameters(self.module)
             for key, value in self.optimizer.state.get(p, {}).items()
         }
@@ -178,10 +176,10 @@ class Strategy:
             name, _, key = title.rpartition(".")
             state.setdefault(name, {})[key] = value
         parameters = dict(sharded_parameters(self.module))
-        if state.keys() != parameters.keys() or (self.zero and offloads(self.model.optimizer)):
+        if state.keys() != parameters.keys() or (self.zero and zero.offloads(self.model.optimizer)):
             log.warning("the optimiser's state of this checkpoint does not fit; it starts anew")
         elif self.zero:
-            load_zero_moments(self.module, self.model.optimizer, state)
+            zero.load_moments(parameters.items(), self.model.optimizer, state)
         else:
             names = {p: name for name, p in parameters.items()}
             order = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -197,95 +195,32 @@ def bare(model: nn.Module) -> nn.Module:
 
 def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """What is trained, by name, as the optimiser holds it: FSDP shows it whole after a forward."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
+    part: Any
+    for part in module.modules() if sharding() == "FSDP" else ():
+        if hasattr(part, "reshard"):
             part.reshard()
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
-def place(entry: Tensors, p: nn.Parameter) -> Tensors:
+def spread(tensor: object) -> bool:
+    """Whether it is a DTensor of FSDP's; to ask for the class by name takes a second to import."""
+    return hasattr(tensor, "full_tensor")
+
+
+def place(entry: Tensors, p: Any) -> Tensors:
     """One parameter's state, in parts where the parameter is."""
-    if not isinstance(p, DTensor):  # in the parameter's own layout, such as channels_last
+    if not spread(p):  # in the parameter's own layout, such as channels_last
         return {
             key: torch.empty_like(p, dtype=value.dtype).copy_(value)
             if value.shape == p.shape
             else value
             for key, value in entry.items()
         }
+    from torch.distributed.tensor import distribute_tensor
+
     return {
         key: distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
         if value.shape == p.shape
         else value
         for key, value in entry.items()
     }
-
-
-def fill(config: dict[str, Any], plan: BatchPlan, grad_clip: float) -> None:
-    """Tell DeepSpeed's configuration what the run's says."""
-    config |= {
-        "train_batch_size": plan.batch_size,
-        "train_micro_batch_size_per_gpu": plan.microbatch,
-        "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": grad_clip,
-    }
-    config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
-
-
-def offloads(zero: Any) -> bool:
-    """Whether DeepSpeed's own optimiser on the processor has replaced ours."""
-    return bool(getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False))
-
-
-def zero_moments(module: nn.Module, zero: Any) -> Tensors:
-    """The whole state of an optimiser that ZeRO has flattened and split."""
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    entry: Tensors = next(iter(zero.optimizer.state.values()), {})
-    if offloads(zero):
-        return {}
-    link(zero)
-    return {
-        f"{name}.{key}": (
-            safe_get_full_optimizer_state(p, key) if value.ndim else value.clone()
-        ).cpu()
-        for name, p in sharded_parameters(module)
-        for key, value in entry.items()
-    }
-
-
-def link(zero: Any) -> None:
-    """Let ZeRO 1 and 2 find their state: they look once, when only the first group has one."""
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
-
-
-def load_zero_moments(module: nn.Module, zero: Any, state: dict[str, Tensors]) -> None:
-    """The inverse of `zero_moments`, also before the first step, when ZeRO has no state yet."""
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-    third = hasattr(zero, "fp32_partitioned_groups_flat")
-    flat = zero.fp32_partitioned_groups_flat if third else zero.single_partition_of_fp32_groups
-    for part in flat:
-        for key, value in next(iter(state.values())).items():
-            whole = value.ndim == 0  # the number of steps, alike for all
-            zero.optimizer.state[part][key] = (
-                value.to(part.device, copy=True) if whole else torch.zeros_like(part)
-            )
-    link(zero)
-    rank = torch.distributed.get_rank()
-    tensors = (
-        (p, key, value)
-        for name, p in sharded_parameters(module)
-        for key, value in state[name].items()
-        if value.ndim
-    )
-    p: Any
-    for p, key, value in tensors:
-        if third:  # split evenly over ranks, the last part padded
-            size = p.ds_tensor.numel()
-            mine = value.flatten()[rank * size : (rank + 1) * size]
-            mine = nn.functional.pad(mine, (0, size - len(mine)))
-            safe_set_local_optimizer_state(p, mine, key)
-        else:
-            safe_set_full_optimizer_state(p, value, key)

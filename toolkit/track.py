@@ -18,10 +18,10 @@ import shards
 from shards.index import ShardSet, write_atomic
 from shards.order import BatchPlan
 from shards.selection import Selection
+from toolkit.data import link_of
 from toolkit.environment import write_environment
 from toolkit.folds import CAUTION
 from toolkit.hub import EPOCHS, Pusher, check_hub
-from toolkit.losses import link_of
 from toolkit.predictions import LEVELS
 from toolkit.schema import Config, TrainConfig
 from toolkit.tracker import ID_FILE, Aside, check_trackers, close_all, open_trackers

@@ -23,12 +23,13 @@ Every sound is synthetic: no recording, no composer. One folder a style; pieces 
 `jazz-band3_07.wav`, share tempo and key: group by it, --group_from='[a-z]+-band[0-9]+'.
 """
 ROOMS = (
-    Site(snr=24, level=-18, noise_tilt=-2, response_tilt=0.0, colour=5),
-    Site(snr=18, level=-22, noise_tilt=-3, response_tilt=-1.2, colour=5),
-    Site(snr=21, level=-20, noise_tilt=-1, response_tilt=1.0, colour=5),
-    Site(snr=15, level=-25, noise_tilt=-2, response_tilt=0.5, colour=5),
+    Site(snr=12, level=-18, noise_tilt=-2, response_tilt=0.0, colour=8),
+    Site(snr=7, level=-22, noise_tilt=-3, response_tilt=-1.2, colour=8),
+    Site(snr=10, level=-20, noise_tilt=-1, response_tilt=1.0, colour=8),
+    Site(snr=5, level=-25, noise_tilt=-2, response_tilt=0.5, colour=8),
 )
 PER_BAND = 2
+NEXT_DOOR, FAR = 0.8, (2.0, 9.0)  # how often another style is heard, and by how many dB less
 
 Sound: TypeAlias = Callable[[np.ndarray, float, float], np.ndarray]  # t, Hz, duration
 
@@ -196,17 +197,26 @@ PROGRESSIONS = ((0, 5, 7, 0), (0, 9, 5, 7), (0, 7, 9, 5), (2, 7, 0, 0), (0, 0, 5
 
 
 def render(take: Take, seed: int) -> np.ndarray:
-    """(n, 1) float64: a stretch from the midst of a piece."""
+    """(n, 1) float64: a stretch from the midst of a piece, often with another one next door."""
     style, band = list(STYLES).index(take.label), take.number // PER_BAND
+    n = round(take.seconds * RATE)
     group = np.random.default_rng([seed, 1, style, band])
     rng = np.random.default_rng([seed, 2, style, take.number])
     beat = 60 / log_uniform(group, *TEMPOS[take.label]) * rng.uniform(0.97, 1.03)
-    key, skipped = int(group.integers(45, 57)), round(rng.uniform(0, 4) * RATE)
-    n = round(take.seconds * RATE)
-    song = Song(skipped + n, beat, key, PROGRESSIONS[rng.integers(len(PROGRESSIONS))])
-    first, *others = STYLES[take.label](rng, song)
-    wave = (unit(first) + sum(others))[skipped:]
+    wave = piece(rng, take.label, n, beat, int(group.integers(45, 57)))
+    if rng.uniform() < NEXT_DOOR:
+        other = str(rng.choice([name for name in STYLES if name != take.label]))
+        beat, key = 60 / log_uniform(rng, *TEMPOS[other]), int(rng.integers(45, 57))
+        wave += 10 ** (-rng.uniform(*FAR) / 20) * piece(rng, other, n, beat, key)
     return recorded(rng, wave, ROOMS[take.site], RATE)[:, None]
+
+
+def piece(rng: np.random.Generator, style: str, n: int, beat: float, key: int) -> np.ndarray:
+    """(n,) from the midst of something in a style, at a mean power of 1."""
+    skipped = round(rng.uniform(0, 4) * RATE)
+    song = Song(skipped + n, beat, key, PROGRESSIONS[rng.integers(len(PROGRESSIONS))])
+    first, *others = STYLES[style](rng, song)
+    return unit((unit(first) + sum(others))[skipped:])
 
 
 def plan(seed: int, per_class: int, seconds: Span) -> list[Take]:

@@ -1,8 +1,6 @@
 """The registry of models: a name in the config, (B, 1, M, T) in, (B, K) logits out."""
 
-import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -10,6 +8,7 @@ from torch import nn
 
 from shards.command import nearest
 from shards.errors import UserError
+from toolkit.config import chosen
 from toolkit.models.cnn import TinyCNN, cnn_large, cnn_medium, cnn_small
 from toolkit.models.conv1d import Conv1dCNN
 from toolkit.models.crnn import CRNN
@@ -32,8 +31,6 @@ REGISTRY: dict[str, Callable[..., Any]] = {
     "vit_medium": vit_medium,
     "vit_large": vit_large,
 }
-#: Keys that are there for every model, whatever it makes of them.
-GENERAL = {"name", "norm_batch", "init_from", "freeze", "outputs"}
 
 
 def build(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> nn.Module:
@@ -70,22 +67,3 @@ def find(name: str) -> Callable[..., Any]:
         known = [*REGISTRY, "forest", "timm:NAME"]
         raise UserError(f"model.name={name}: unknown; {nearest(name, known)}")
     return REGISTRY[name]
-
-
-def chosen(config: ModelConfig, make: Callable[..., Any]) -> dict[str, Any]:
-    """The settings in `config` that are not at their defaults, which `make` has to know."""
-    defaults = ModelConfig(name=config.name)
-    names = {f.name for f in fields(ModelConfig)} - GENERAL
-    known = sorted(names & inspect.signature(make).parameters.keys())
-    found = {}
-    for name in sorted(names):
-        value = getattr(config, name)
-        if value == getattr(defaults, name):
-            continue
-        if name not in known:
-            raise UserError(
-                f"model.{name}={value}: {config.name} has no such setting; "
-                f"it has {', '.join(known)}"
-            )
-        found[name] = value
-    return found
