@@ -18,7 +18,7 @@ from processes import ROOT
 from launch import scripts, slurm, submission
 from launch.scripts import Place
 from launch.site import Site, default_file, read_site
-from launch.status import after, clock, table
+from launch.status import clock, table
 from launch.submit import main
 from launch.tasks import Task, tasks
 from shards.errors import UserError
@@ -260,18 +260,6 @@ def test_the_copy_runs_and_not_the_working_folder(
     file, commit = done.stdout.splitlines()
     assert Path(file).is_relative_to(tree)
     assert commit == (tree / "commit.txt").read_text()
-
-
-def test_how_a_training_stands_that_slurm_has_forgotten(tmp_path: Path) -> None:
-    begun = ["2026-01-31T12:00:00Z", "7_1", "n1", "begin", "none"]
-    assert after(tmp_path, [], None) == "not begun"
-    assert after(tmp_path, [begun], None) == "killed"
-    assert after(tmp_path, [begun, [*begun[:3], "end", "137"]], None) == "failed (137)"
-    (tmp_path / "requeue").touch()
-    assert after(tmp_path, [begun, [*begun[:3], "end", "0"]], None) == "stopped"
-    assert after(tmp_path, [begun], "CANCELLED") == "cancelled"
-    (tmp_path / "scores.json").touch()
-    assert after(tmp_path, [begun], "CANCELLED") == "done"
 
 
 def test_paths_and_durations_as_slurm_writes_them() -> None:
