@@ -3,12 +3,14 @@
 import csv
 import io
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -42,6 +44,14 @@ def folder_pages(root: Path) -> Callable[[str], Page | None]:
         return (200, {"Accept-Ranges": "bytes"}, place.read_bytes()) if place.is_file() else None
 
     return pages
+
+
+class Server(ThreadingHTTPServer):
+    """Says nothing of a client that hangs up; a test may look at what is said."""
+
+    def handle_error(self, request: Any, address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, address)
 
 
 @contextmanager
@@ -82,7 +92,7 @@ def serving(site: Site) -> Iterator[Site]:
             if self.command == "GET":
                 self.wfile.write(body)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         site.url = f"http://127.0.0.1:{server.server_port}"

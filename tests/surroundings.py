@@ -10,7 +10,7 @@ from typing import Any
 OURS = ("shards", "toolkit", "launch")
 SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # SIGALRM is pytest-timeout's
 #: Variables that pytest sets from test to test, or scikit-learn, torch and DeepSpeed as they load.
-THEIRS = ("PYTEST_", "KMP_", "TORCH", "PYTORCH_")
+THEIRS = ("PYTEST_", "KMP_", "TORCH", "PYTORCH_", "KINETO_")
 
 
 def surroundings() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The compiled copy against preadv: the same bytes, and errors where a map gives a signal."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -85,7 +86,8 @@ def test_a_shard_truncated_under_its_map_is_an_error_that_names_it(tone_set, tmp
 
 
 def test_an_installation_needs_no_compiler(tmp_path):
-    pytest.importorskip("setuptools")
+    if not importlib.util.find_spec("setuptools"):  # importing it would change sys.path
+        pytest.skip("there is no setuptools")
     words = [sys.executable, "setup.py", "build_ext", "-b", str(tmp_path), "-t", str(tmp_path)]
     env = os.environ | {"CC": "false", "LDSHARED": "false"}
     run = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)

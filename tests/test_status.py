@@ -1,8 +1,8 @@
-"""What `launch.status` says of trainings, from what they left and what Slurm still knows."""
+"""What launch.status says of a task."""
 
 from pathlib import Path
 
-from launch.status import after, clock, table
+from launch.status import after
 
 
 def test_how_a_training_stands_that_slurm_has_forgotten(tmp_path: Path) -> None:
@@ -15,8 +15,3 @@ def test_how_a_training_stands_that_slurm_has_forgotten(tmp_path: Path) -> None:
     assert after(tmp_path, [begun], "CANCELLED") == "cancelled"
     (tmp_path / "scores.json").touch()
     assert after(tmp_path, [begun], "CANCELLED") == "done"
-
-
-def test_durations_as_slurm_writes_them() -> None:
-    assert (clock(59), clock(90061)) == ("00:00:59", "1-01:01:01")
-    assert table([("task", "state", "node"), ("fold-0", "", "")]) == ["task    state", "fold-0"]

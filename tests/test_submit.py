@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from processes import ROOT
 from launch import scripts, slurm, submission
 from launch.scripts import Place
 from launch.site import Site, default_file, read_site
+from launch.status import clock, table
 from launch.submit import main
 from launch.tasks import Task, tasks
 from shards.errors import UserError
@@ -260,11 +262,13 @@ def test_the_copy_runs_and_not_the_working_folder(
     assert commit == (tree / "commit.txt").read_text()
 
 
-def test_options_as_slurm_reads_them() -> None:
+def test_paths_and_durations_as_slurm_writes_them() -> None:
     assert scripts.option("output", "/a b/100%%/%j") == '#SBATCH --output="/a b/100%%/%j"'
     assert shlex.split(scripts.option("comment", 'say "x" \\').split(" ", 1)[1]) == [
         '--comment=say "x" \\'
     ]
+    assert (clock(59), clock(90061)) == ("00:00:59", "1-01:01:01")
+    assert table([("task", "state", "node"), ("fold-0", "", "")]) == ["task    state", "fold-0"]
 
 
 if __name__ == "__main__":
