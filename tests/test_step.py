@@ -33,11 +33,12 @@ def augment(batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return batch.x.float()[:, None], torch.nn.functional.one_hot(batch.y, 3).float()
 
 
-def make_stepper(microbatch=None, exact=False, precision="no", name="adamw"):
+def make_stepper(microbatch=None, exact=False, precision="no", name="adamw", model=None):
     config = Config(
         run=RunConfig(name="x"),
         data=DataConfig(shards="x"),
-        model=ModelConfig(name="cnn_tiny", norm_batch=GROUP, dropout=0.1 if exact else 0.0),
+        model=model
+        or ModelConfig(name="cnn_tiny", norm_batch=GROUP, dropout=0.1 if exact else 0.0),
         optim=OptimConfig(name=name, ema=0.5),
         train=TrainConfig(batch_size=BATCH, microbatch=microbatch, exact=exact),
     )
@@ -82,6 +83,25 @@ def test_ranks_and_microsteps_train_as_one_batch():
         first, second = on_ranks(2, lambda m=microbatch: train(make_stepper(m)))
         assert_alike(first, expected)
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_fifty_steps_of_a_vit_end_in_the_same_weights():
+    """With dropout, which goes by the microbatch: these are alike."""
+
+    def weights():
+        model = ModelConfig(name="vit_small", norm_batch=GROUP, dropout=0.1)
+        stepper = make_stepper(4, model=model)
+        for step in range(50):
+            stepper(batches(stepper.plan, stepper.world.rank, step), step, 1e-4)
+        tensors = stepper.strategy.weights()
+        return torch.cat([t.detach().flatten().double() for t in tensors.values()]).numpy()
+
+    (expected,) = on_ranks(1, weights)
+    for world_size in (2, 4):
+        found = on_ranks(world_size, weights)[0]
+        assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
 
 
 def test_a_step_is_one_collective():
