@@ -146,7 +146,7 @@ class Feed:
         try:
             with worker.reader:
                 if worker is self._workers[0]:
-                    self._ask(worker.part, range(start, min(start + 1, stop)))
+                    self._ask(worker, range(start, min(start + 1, stop)))
                 for step in range(start, stop):
                     self._wait_for_room(worker)
                     if self._closed.is_set():
@@ -154,7 +154,7 @@ class Feed:
                     self._fill(worker, slots[step % BUFFERS], step)
                     worker.done.put(None)
                     if worker is self._workers[0] and step % GLANCE == 0 and step + 1 < stop:
-                        self._read_ahead(worker.part, step, stop)
+                        self._read_ahead(worker, step, stop)
                 while not self._closed.is_set():  # the last steps are still in use
                     self._wait_for_room(worker)
         except BaseException as error:
@@ -183,25 +183,27 @@ class Feed:
         mine = slot.x.numpy()[part], slot.places[part], slot.fresh[part]
         self.store.fill(step, worker.reader, rows, numbers, *mine)
 
-    def _read_ahead(self, part: range, step: int, stop: int) -> None:
+    def _read_ahead(self, worker: Worker, step: int, stop: int) -> None:
         """Ask for the shards of the steps after this one, twice as fast as they are read."""
         bytes_a_step = 2 * self.size * int(np.prod(self.shard_set.shape))
         first = max(self._ahead, step + 1)
         last = step + 1 + max(1, READAHEAD // bytes_a_step)
-        self._ask(part, range(first, min(stop, last, first + 2 * GLANCE)))
+        self._ask(worker, range(first, min(stop, last, first + 2 * GLANCE)))
 
-    def _ask(self, part: range, steps: range) -> None:
+    def _ask(self, worker: Worker, steps: range) -> None:
         """Have the shards of these steps on their way in their turn, while a step's are few."""
         shards: dict[int, None] = {}
         for step in steps:
             self._ahead = step + 1
-            some = np.unique(self.shard_set.rows(self.numbers(step, part))["shard"]).tolist()
+            some = np.unique(self.shard_set.rows(self.numbers(step, worker.part))["shard"]).tolist()
             if len(some) > FEW:
                 break
             shards |= dict.fromkeys(some)
         new = [shard for shard in shards if shard not in self._asked]
-        if new:
-            self.shard_set.prefetch(new)
+        for shard in new:
+            worker.reader.doing = f"opening {self.shard_set.shard_place(shard)}"
+            self.shard_set.prefetch([shard])
+        worker.reader.doing = "at rest"
         self._asked = self._asked | shards.keys() if self._fits else set(shards)
 
     def _await(self, worker: Worker, step: int) -> None:

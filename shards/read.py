@@ -64,6 +64,10 @@ class Reader:
             map(self.shard_set.shard_place, np.unique(doing).tolist()[:4])
         )
 
+    @doing.setter
+    def doing(self, what: str) -> None:
+        self._doing = what
+
     def read(self, numbers: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The samples with these numbers, in this order, in dB.
 
