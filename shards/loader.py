@@ -146,7 +146,7 @@ def evaluation_batches(
         places = first + step * batch_size + np.arange(part.start, part.stop)
         return selection[np.minimum(places, n - 1)]
 
-    mine = np.arange(first, min(first + batches * batch_size, n))
+    mine = np.minimum(np.arange(first, first + batches * batch_size), n - 1)
     store = _store_of(shard_set, selection, mine, device, reading)
     feed = Feed(shard_set, numbers, batch_size, store, reading, device)
     for step, (x, y, found) in enumerate(feed.steps(0, batches)):

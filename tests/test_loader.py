@@ -107,6 +107,14 @@ def test_evaluation_sees_every_sample_once_in_order(tone_set):
             assert np.all(places[numbers < 0] == -1)
 
 
+def test_a_rank_that_evaluates_nothing_is_given_padding_every_time(tone_set):
+    shard_set = open_set(tone_set)
+    selection = deal(len(shard_set), lambda first, stop: np.arange(first, stop) % 2, [1, 1])[1]
+    for _ in range(3):
+        (batch,) = evaluation_batches(shard_set, selection, 5, 6, 7, CPU, Reading(resident="auto"))
+        assert len(selection) <= 6 * 5 and (batch.numbers == -1).all()
+
+
 @pytest.mark.parametrize("where", ["memory", "device", "auto", "none"])
 def test_what_is_evaluated_again_is_read_twice(tone_set, monkeypatch, where):
     shard_set, read, found = open_set(tone_set), [], []
