@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import runpy
 import sys
 from contextlib import redirect_stdout
@@ -24,6 +25,7 @@ from toolkit.metrics import scores
 from toolkit.models import build
 from toolkit.schema import AugmentConfig, ModelConfig
 from toolkit.world import start
+from train import main
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -108,6 +110,37 @@ def test_killed_at_random_instants_it_ends_in_the_same_weights(tone_set, monkeyp
 
     [(code, said)] = on_ranks(1, body, timeout=240)
     assert code == 0 and f"| {processes} | 4 | " in said, said
+
+
+@pytest.mark.parametrize("instant", ["checkpoint", "latest"])
+def test_killed_before_what_follows_its_last_checkpoint_it_catches_up(config, tmp_path, instant):
+    """Right after the rename of that file; no other checkpoint is to come."""
+    words = [config, "--train.epochs=2", "--train.keep_last=1", "--train.keep_epochs=true"]
+
+    def files(run: str) -> dict[str, str]:
+        folder = tmp_path / "runs" / run / "fold-0"
+        found = [f for f in folder.rglob("*") if f.suffix == ".safetensors" or f.name == "latest"]
+        return {str(file.relative_to(folder)): digest(file) for file in found}
+
+    assert forked(*words, "--run.name=whole")[0] == 0
+    last = (tmp_path / "runs/whole/fold-0/checkpoints/latest").read_text()
+
+    def dies() -> None:
+        replace, awaited = os.replace, last if instant == "checkpoint" else "latest"
+
+        def replace_and_die(source, target):
+            replace(source, target)
+            if Path(target).name == awaited and Path(target).with_name(last).exists():
+                os._exit(9)
+
+        os.replace = replace_and_die
+        sys.argv = ["train.py", *words, "--run.name=killed"]
+        main()
+
+    assert on_ranks(1, dies) == [None]
+    assert files("killed") != files("whole")
+    assert forked(*words, "--run.name=killed")[0] == 0
+    assert files("killed") == files("whole")
 
 
 def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):

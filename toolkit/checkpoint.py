@@ -44,7 +44,12 @@ def write(folder: Path, step: int, groups: Mapping[str, Tensors], text: str) -> 
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    write_atomic(folder / "latest", path.name.encode())
+    point_to(folder, step)
+
+
+def point_to(folder: Path, step: int) -> None:
+    """Have `latest` name the checkpoint of `step`."""
+    write_atomic(folder / "latest", name_of(step).encode())
 
 
 def write_tensors(file: Path, tensors: Tensors) -> None:

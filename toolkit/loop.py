@@ -92,7 +92,7 @@ def fit(config: Config) -> dict[str, Any]:
         (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config, shard_set, mean, std)
-    saver.keep_best(state)
+    saver.catch_up(state)
     loss_sum, losses = state["loss_sum"], state["losses"]
     begun = time.perf_counter() - state["seconds"]
     guard = Guard(config, stepper, shard_set, metrics)

@@ -56,6 +56,7 @@ class Saver:
         self.launch["threads"] = torch.get_num_threads()
         self.stopping = False  #: whether a signal is to end the training
         self.step = 0  #: of the last checkpoint that was restored or begun
+        self._epoch = 0  # that the restored one ends; 0: none
         self._since = time.monotonic()
         self._writer: threading.Thread | None = None
         self._snapshot: Snapshot | None = None
@@ -95,17 +96,25 @@ class Saver:
                 "give this one another --run.name, or start over with --train.resume=never"
             )
         self._load(path)
+        self._epoch = stored.get("epoch", 0)
         if self.world.is_main and stored["launch"] != self.launch:
             log.info("launched otherwise than before (%s): sums may round differently, samples and "
                      "their order stay", compare(stored["launch"], self.launch))  # fmt: skip
         return stored["state"]
 
-    def keep_best(self, state: dict[str, Any]) -> None:
-        """Write best.safetensors if that is where training goes on: a kill may have come between
-        the checkpoint and them."""
-        if self.world.is_main and self.step and self._is_best(state):
-            weights = load_file(self.folder / checkpoint.name_of(self.step) / self._judged)
-            checkpoint.write_tensors(self.run / "best.safetensors", weights)
+    def catch_up(self, state: dict[str, Any]) -> None:
+        """Do what follows the checkpoint that training goes on from: a kill may have come between.
+        What ends with it has no other that would do it."""
+        if not self.world.is_main or not self.step:
+            return
+        path, epoch = self.folder / checkpoint.name_of(self.step), self._epoch
+        files = [self.run / "best.safetensors"] * self._is_best(state)
+        if epoch and self.train.keep_epochs and not epoch_file(self.run, epoch).exists():
+            files.append(epoch_file(self.run, epoch))
+        for file in files:
+            checkpoint.write_tensors(file, load_file(path / self._judged))
+        checkpoint.point_to(self.folder, self.step)
+        checkpoint.prune(self.folder, self.step, self.train.keep_last, self._kept(state))
 
     def wishes(self) -> frozenset[str]:
         """What this rank asks the others to do after the next step."""
@@ -129,7 +138,7 @@ class Saver:
             return
         self._snapshot = Snapshot(groups, {} if self._owed else self._copies)
         contents = {"state": state, "identity": self.identity, "launch": self.launch}
-        text = json.dumps(contents)  # now: the loop goes on to change it
+        text = json.dumps(contents | {"epoch": epoch})  # now: the loop goes on to change it
         words = (self._snapshot, text, self._is_best(state), self._kept(state), epoch)
         self._writer = threading.Thread(target=self._write, args=words, name="checkpoint")
         self._writer.start()
