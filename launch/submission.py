@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from shards.durable import write_atomic
 from shards.errors import UserError
 from toolkit import environment
+from toolkit.config import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ("shards", "toolkit", "launch", "slurm", "train.py")
@@ -49,6 +52,12 @@ def keep_code(folder: Path) -> None:
         else:
             shutil.copy2(ROOT / name, folder / "code" / name)
     (folder / "code" / environment.COMMIT).write_text(environment.commit_and_state())
+
+
+def keep_config(folder: Path, config: Path) -> None:
+    """Write what a config says now, with what its base says: a copy has no base beside it."""
+    text = yaml.safe_dump(read_yaml(config), sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def write(folder: Path, jobs: dict[str, str], tasks: Sequence[str]) -> None:

@@ -121,7 +121,7 @@ def send(
         (folder.parent.parent / "logs").mkdir(exist_ok=True)
         if config:
             submission.keep_code(folder)
-            shutil.copy2(config, folder / "config.yaml")
+            submission.keep_config(folder, Path(config))
         for script in chain:
             file = folder / f"{script.name}.sbatch"
             file.write_text(script.text, encoding="utf-8")

