@@ -12,7 +12,7 @@ from conftest import build_tones, lines, write_tone
 from shards import progress as progress_module
 from shards.__main__ import main
 from shards.balance import MEASURES, Balance, table
-from shards.chart import balance_png
+from shards.chart import balance_png, drawn
 from shards.errors import UserError
 from shards.index import open_set
 from shards.progress import Progress
@@ -66,6 +66,7 @@ def test_the_picture_has_a_colour_a_class(classes: int) -> None:
     found = [line | {"label": f"c${n}", "fold": f} for n in range(classes) for f in folds]
     balance = Balance([f"c${n}" for n in range(classes)], folds, found)
     png = balance_png(balance)
+    drawn.cache_clear()
     assert png == balance_png(balance)
     pixels = (imread(io.BytesIO(png))[..., :3] * 255).astype(int).reshape(-1, 3)
     colours, counts = np.unique(pixels, axis=0, return_counts=True)
