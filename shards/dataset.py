@@ -13,7 +13,7 @@ import numpy as np
 
 from shards import __version__
 from shards.balance import Balance
-from shards.chart import balance_png
+from shards.chart import balance_png, drawn
 from shards.durable import write
 from shards.index import (
     FILES,
@@ -82,6 +82,7 @@ def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
     write(plan.out / "rejected.csv", rejected)
     write(plan.out / "balance.json", pretty(totals.balance.records()))
     write(plan.out / "balance.png", balance_png(totals.balance))
+    drawn.cache_clear()  # what was drawn ahead has served
     info = dataset(plan, totals, samples)
     info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info))
     write(plan.out / "dataset.json", seal(info))
