@@ -15,7 +15,7 @@ from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import attacks, tagging
 from toolkit.detection import asked
-from toolkit.intervals import has_groups, intervals, units_of
+from toolkit.intervals import chosen_unit, intervals, units_of
 from toolkit.metrics import confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
 from toolkit.results import Fold, last_words, read_fold
@@ -143,12 +143,9 @@ def summarise(
     Raises:
         UserError: the folds do not belong together, or a recording is in two of them.
     """
-    if unit not in ("auto", "recording", "group"):
-        raise UserError(f"--bootstrap_unit={unit}: expected recording or group, or auto")
     check(folds)
     joined = join([fold.predictions for fold in folds])
-    if unit == "auto":
-        unit = "group" if has_groups(joined.at("recording")) else "recording"
+    unit = chosen_unit(joined.at("recording"), unit)
     first = folds[0].result
     names = [fold.name for fold in folds]
     whole = folds[0].folder.resolve() == run.resolve()  # a page of one fold misses none

@@ -12,7 +12,8 @@ from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import folds, tables
 from toolkit.folds import LAUNCH, RESAMPLES, flat
-from toolkit.intervals import Interval, percentiles, resamples, sampled, units_of
+from toolkit.intervals import Interval, percentiles, scorer, units_of
+from toolkit.metrics import resampled
 from toolkit.predictions import LEVELS, Predictions, read_predictions
 from toolkit.results import read_config
 from toolkit.trainings import Training, unfinished
@@ -104,12 +105,15 @@ def intervals(
 ) -> dict[str, Interval]:
     """The 95 % interval of the mean over seeds, whose rows stand in one order: each draw takes the
     same units of all of them."""
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
-    for weights in resamples(units_of(rows[0], unit), RESAMPLES):
-        each = [sampled(one, weights) for one in rows]
-        for name, values in drawn.items():
-            values.append(np.mean([one[name] for one in each], axis=0))
-    return {name: percentiles(np.concatenate(values)) for name, values in drawn.items()}
+    units = units_of(rows[0], unit)
+    scorers = [scorer(one, units) for one in rows]
+
+    def means(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        each = [score(drawn) for score in scorers]
+        return {name: np.mean([one[name] for one in each], axis=0) for name in metrics}
+
+    found = resampled(means, units, RESAMPLES)
+    return {name: percentiles(values) for name, values in found.items()}
 
 
 def warnings(trainings: Sequence[Training]) -> list[str]:
