@@ -57,7 +57,6 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     ranked = protocol not in CAUTION and any(one["whole"] for one in settings)
     if ranked:
         settings.sort(key=lambda one: (not one["whole"], -SIGNS[metric] * (one["validation"] or 0)))
-    protocol = next((one["protocol"] for one in joined.values() if one), "kfold")
     effects = {key: effect(key, settings) for key in knobs} if ranked else {}
     sweep = {"run": run.name, "protocol": protocol, "metric": metric, "ranked": ranked,
              "knobs": knobs, "settings": settings, "effects": effects}  # fmt: skip
