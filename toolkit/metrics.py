@@ -210,7 +210,7 @@ def counted(labels: np.ndarray, predicted: np.ndarray, unit: np.ndarray) -> Scor
     shape = (int(unit.max()) + 1, int(max(labels.max(), predicted.max())) + 1)
     right = labels == predicted
     pairs = (unit[right], labels[right]), (unit, labels), (unit, predicted)
-    counts = [count_pairs(*pair, shape).astype(np.float64) for pair in pairs]
+    counts = [count_pairs(one, other, shape).astype(np.float64) for one, other in pairs]
 
     def score(drawn: np.ndarray) -> dict[str, np.ndarray]:
         sums = [drawn @ one for one in counts]
