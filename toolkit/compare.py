@@ -167,15 +167,12 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def write(found: Mapping[str, Any], out: Path) -> Sequence[Path]:
     """Write the comparison beside each other as OUT.md and OUT.png; returns both paths."""
-    from toolkit.detection_figures import marked
-    from toolkit.figures import to_png
-    from toolkit.rivals import draw
+    from toolkit import figures
 
     out.parent.mkdir(parents=True, exist_ok=True)
     files = [out.with_name(out.name + end) for end in (".md", ".png")]
     write_atomic(files[0], markdown(found).encode("utf-8", "replace"))
     optimistic = any(protocol in folds.CAUTION for protocol in found["protocols"])
-    write_atomic(
-        files[1], to_png(marked(draw(found, NAMES), caption(found) if optimistic else None))
-    )
+    caution = caption(found) if optimistic else None
+    figures.save(figures.draw_rivals(found, NAMES), files[1], caution)
     return files

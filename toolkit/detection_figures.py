@@ -1,4 +1,4 @@
-"""ROC and DET of two classes, and the mark of figures that need a caution."""
+"""ROC and DET of two classes."""
 
 from collections.abc import Sequence
 
@@ -66,11 +66,3 @@ def set_ticks(axes: Axes) -> None:
     labels = [f"{100 * tick:g}" for tick in TICKS]
     axes.set_xticks([float(deviate(tick)) for tick in TICKS], labels)
     axes.set_yticks([float(deviate(tick)) for tick in TICKS], labels)
-
-
-def marked(figure: Figure, caution: str | None) -> Figure:
-    """The figure with a caution above it, if there is one."""
-    if caution:
-        narrow = figure.get_size_inches()[0] < 5
-        figure.suptitle(caution.replace(": ", ":\n") if narrow else caution, color=ORANGE, size=9)
-    return figure

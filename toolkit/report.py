@@ -46,7 +46,6 @@ def write_fold(
         UserError: nothing to score, or NaN.
     """
     from toolkit import curves, figures
-    from toolkit.detection_figures import marked
 
     if (folder / "model.json").exists():
         info = read_json(folder / "model.json") | {"decision": header.get("decision")}
@@ -68,8 +67,7 @@ def write_fold(
     write_atomic(folder / "report.txt", classification_report(summary, predictions).encode())
     write_figures(folder, summary, predictions)
     if fold.records:  # a forest without a validation part has none
-        drawn = marked(curves.draw_curves(fold.records), summary["caution"])
-        write_atomic(folder / "curves.png", figures.to_png(drawn))
+        figures.save(curves.draw_curves(fold.records), folder / "curves.png", summary["caution"])
     if "torch" in sys.modules:  # a forest needs none, and attends to nothing
         from toolkit import attention
 
@@ -101,10 +99,9 @@ def classification_report(summary: Mapping[str, Any], predictions: Predictions) 
 def confusion_figure(summary: Mapping[str, Any]) -> Any:
     """The confusion matrix over recordings."""
     from toolkit import figures
-    from toolkit.detection_figures import marked
 
     counts = np.array(summary["recording"]["confusion"])
-    return marked(figures.draw_confusion(counts, summary["classes"]), summary["caution"])
+    return figures.marked(figures.draw_confusion(counts, summary["classes"]), summary["caution"])
 
 
 def write_figures(folder: Path, summary: Mapping[str, Any], predictions: Predictions) -> None:
@@ -113,13 +110,14 @@ def write_figures(folder: Path, summary: Mapping[str, Any], predictions: Predict
 
     drawn = {"confusion_matrix": confusion_figure(summary)}
     for name, figure in (drawn | detection_drawn(summary, predictions)).items():
-        write_atomic(folder / f"{name}.png", figures.to_png(figure))
+        figures.save(figure, folder / f"{name}.png")
 
 
 def detection_drawn(summary: Mapping[str, Any], predictions: Predictions) -> dict[str, Any]:
     """The figures `roc` and `det` over recordings; none unless there are two classes."""
     from toolkit import attacks
-    from toolkit.detection_figures import draw_det, draw_roc, marked
+    from toolkit.detection_figures import draw_det, draw_roc
+    from toolkit.figures import marked
 
     found = summary["detection"]
     if not found or found["rows"][0]["eer"] is None:

@@ -66,7 +66,7 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     if ranked:
         from toolkit import figures
 
-        write_atomic(run / "sweep.png", figures.to_png(figures.draw_effects(sweep)))
+        figures.save(figures.draw_effects(sweep), run / "sweep.png")
     return sweep
 
 
