@@ -15,6 +15,7 @@ from sklearn import metrics as sk
 from shards.build import build
 from toolkit import tagging
 from toolkit.__main__ import main
+from toolkit.decision import learn
 from toolkit.losses import Loss, log_probabilities
 from toolkit.metrics import scores
 from toolkit.predictions import read_predictions
@@ -102,7 +103,8 @@ def test_tags_pool_by_mean_log_odds_and_thresholds_by_f1():
     assert np.exp(pooled) == pytest.approx(np.array([[0.6, 0.7], [0.75, 0.2]]))  # odds 9, 1: 3
     p = np.array([[0.1, 0.2, 0.9], [0.2, 0.3, 0.8], [0.3, 0.6, 0.1], [0.4, 0.7, 0.2]])
     truth = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 0], [1, 1, 0]], bool)
-    assert tagging.thresholds(truth, np.log(p)) == pytest.approx([0.15, 0.5, 0.5])
+    decision = learn(truth, np.log(p), ["a", "b", "c"], 0, "macro_f1")
+    assert list(decision["thresholds"].values()) == pytest.approx([0.15, 0.5, 0.5])
 
 
 @pytest.fixture(scope="module")
