@@ -3,14 +3,13 @@
 Shapes: `S` segments, `G` steps, `B` bands, `P` pairs, `N` segments that are compared.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.durable import csv_bytes
 from shards.fingerprint import LENGTH, agreement, busy_seconds, grain, vectors
 from shards.index import ShardSet
 from shards.read import Reader
@@ -224,14 +223,13 @@ def name(line: Mapping[str, Any]) -> str:
 
 def as_csv(found: Iterable[Finding]) -> bytes:
     """The pairs as a table for other programs."""
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(["kind", "agreement", "leaks"] + [f"{c}_{n}" for n in (1, 2) for c in COLUMNS])
+    head = ["kind", "agreement", "leaks", *(f"{c}_{n}" for n in (1, 2) for c in COLUMNS)]
+    rows = []
     for x in found:
         kind = "exact" if x.pair.is_exact else "near"
         sides = [name(s) if c == "path" else s[c] for s in x[1:] for c in COLUMNS]
-        out.writerow([kind, f"{x.pair.agreement:.3f}", int(x.leaks), *sides])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+        rows.append([kind, f"{x.pair.agreement:.3f}", int(x.leaks), *sides])
+    return csv_bytes([head, *rows])
 
 
 COLUMNS = ("path", "label", "group", "fold", "split")

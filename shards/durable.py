@@ -1,6 +1,8 @@
 """Files written so that they are there whole or not at all, and their checksums."""
 
+import csv
 import hashlib
+import io
 import os
 import secrets
 from collections.abc import Iterable
@@ -22,6 +24,13 @@ def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(file.parent)
+
+
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """A CSV file of these rows, the header first; a name need not be valid text."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def sync_folder(folder: Path) -> None:
