@@ -8,10 +8,9 @@ from pathlib import Path
 import yaml
 
 from launch import slurm
-from launch.job import tail
 from launch.submission import Submission, submissions
 from shards.command import main as run_command
-from toolkit.results import last_words
+from toolkit.results import last_words, read_records
 from toolkit.signals import MARKER
 
 HEAD = ("task", "state", "node", "step", "epoch", "samples/s", "left", "limit", "restarts", "log")
@@ -99,7 +98,7 @@ def after(folder: Path, lives: Sequence[Sequence[str]], ended: str | None) -> st
 
 def progress(folder: Path) -> dict[str, str]:
     """Step, epoch, samples a second and time left, as metrics.jsonl has them."""
-    lines = tail(folder / "metrics.jsonl", TAIL)
+    lines = read_records(folder / "metrics.jsonl", TAIL)
     told = dict.fromkeys(("step", "epoch", "rate", "left"), "")
     if not lines:
         return told

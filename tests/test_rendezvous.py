@@ -138,7 +138,7 @@ def test_slurm_is_read_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
         job=12, restart=2, node=1, names=["n1", "n2"], tasks=2, gpus=2, address="10.0.0.1"
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert world.visible_gpus() == 0
+    assert world.visible_gpus() == []
 
 
 def driver(tmp_path: Any) -> Callable[[str], None]:
@@ -157,9 +157,9 @@ def test_gpus_without_slurms_word_are_the_drivers(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert world.visible_gpus() == 0
+    assert world.visible_gpus() == []
     driver(tmp_path)("GPU 0: H100 (UUID: x)\\nGPU 1: H100 (UUID: y)\\n")
-    assert world.visible_gpus() == 2
+    assert world.visible_gpus() == ["0", "1"]
 
 
 def test_a_later_life_does_not_start_over_again(tmp_path: Path) -> None:
