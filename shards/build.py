@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shards import workshop
 from shards.copies import without_leaks
 from shards.duplicates import WARNED_UP_TO, warn
 from shards.errors import UserError
@@ -29,14 +30,6 @@ from shards.summary import summary
 from shards.table import locate, own_columns, read_table
 from shards.upload import build_there
 from shards.workers import available, ordered, warm_up
-from shards.workshop import (
-    begin,
-    is_complete,
-    is_finished,
-    is_written,
-    notes_file,
-    reopen,
-)
 from shards.write import Packed, packed, rejection, write_shard
 
 logger = logging.getLogger(__name__)
@@ -154,7 +147,7 @@ def build(
     settings = settle(words | own_columns(table, words) if table else words)
     warm_up()
     recipe = make_recipe(root, settings)
-    reopen(folder, settings, overwrite)
+    workshop.reopen(folder, settings, overwrite)
     if append and not (folder / "dataset.json").exists():
         raise UserError(f"{out}: no finished shard set to append to; build it without --append")
     hear = partial(without_leaks, recipe=recipe, rule=on_duplicate, workers=workers or available())
@@ -169,12 +162,12 @@ def build(
         file_timeout,
     )
     plan = replace(plan, command=typed(audio, out, asked))
-    if not overwrite and is_finished(plan):
+    if not overwrite and workshop.is_finished(plan):
         return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
     with errors_named(folder), held(folder, share):
-        if not overwrite and is_complete(plan):
+        if not overwrite and workshop.is_complete(plan):
             raise UserError(f"{folder}: another build has just finished it; nothing to do")
-        begin(plan, share.folder(folder) if share else None, overwrite)
+        workshop.begin(plan, share.folder(folder) if share else None, overwrite)
         made, grains = write_shards(plan, share, workers or available(), file_timeout)
         if share:
             return part_done(plan, share)
@@ -192,7 +185,7 @@ def write_shards(
 ) -> tuple[int, dict[int, np.ndarray]]:
     """Write the shards (of a part) that are missing; how many samples that made, their grains."""
     mine = [shard for shard in plan.shards if share is None or share.has(shard)]
-    todo = [shard for shard in mine if not is_written(plan.out, shard)]
+    todo = [shard for shard in mine if not workshop.is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
     items = [(n, plan.recordings[n]) for shard in todo for n in plan.shards[shard]]
     done, made, grains, first = total - len(items), 0, {}, plan.first_place
@@ -206,7 +199,7 @@ def write_shards(
         for shard in todo:
             run = plan.shards[shard]
             some = counted(plan.recordings[run.start : run.stop], outcomes, progress)
-            file, notes = plan.out / shard_name(shard), notes_file(plan.out, shard)
+            file, notes = plan.out / shard_name(shard), workshop.notes_file(plan.out, shard)
             written = write_shard(file, notes, shard, some)
             made += len(written.rows)
             if made <= WARNED_UP_TO and written.grains is not None:

@@ -16,9 +16,7 @@ from shards.read import Reader
 
 BLOCK, TILE, CHUNK = 1024, 8192, 64  # rows and columns of the search; pairs compared at once
 READ = 64  # segments worked on at once: they stay in the processor's cache
-LIKENESS = (
-    0.22  # cosine of two vectors from where on the grains are compared; chance spreads by 0.044
-)
+LIKENESS = 0.22  # cosine of vectors from where on grains are compared; chance spreads by 0.044
 NEIGHBOURS = 32  # the likest that a segment is compared with
 #: Where two segments agree more they are copies. Unrelated recordings of ESC-10 stay below 0.52;
 #: short words said twice by one speaker reach 0.9 with 0.72 s of grain, where 0.97 is asked for.

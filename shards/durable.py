@@ -12,9 +12,8 @@ from typing import Any
 
 def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
-    aside = file.with_name(
-        f".{file.name}.{secrets.token_hex(4)}.tmp"
-    )  # pids repeat across machines
+    # Process numbers come twice on different machines.
+    aside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(aside, "wb") as out:
             out.writelines([data] if isinstance(data, bytes) else data)

@@ -16,7 +16,7 @@ from processes import ROOT
 
 from launch import scripts, slurm, submission
 from launch.scripts import Place
-from launch.site import Site, default_file, read_site
+from launch.site import Site, read_site
 from launch.status import clock, table
 from launch.submit import main
 from launch.tasks import Task, tasks
@@ -111,7 +111,7 @@ def test_a_dry_run_prints_and_leaves_nothing(
 def test_a_file_says_what_the_site_wants_and_flags_overrule_it(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = default_file()
+    file = here / "home/wavefold/slurm.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(
         "account: proj\ngpus: 8\ntime: '8:00:00'\nmodules: [cuda, gcc]\nsbatch: --x=1\n"

@@ -25,9 +25,7 @@ class Loss:
     """
 
     binary: bool = False  #: each class for itself, as where samples have several
-    gamma: float = (
-        0.0  #: Lin et al., ICCV 2017: what is right with probability p counts (1-p)^gamma
-    )
+    gamma: float = 0.0  #: right with probability p counts (1-p)^gamma: Lin et al., ICCV 2017
     smoothing: float = 0.0  #: share of the target that all classes have alike
     weights: tuple[float, ...] | None = None  #: (K,): of a class; if `binary` of its presence
     link: str = "softmax"  #: how `log_probabilities` reads the logits

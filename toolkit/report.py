@@ -127,12 +127,12 @@ def detection_drawn(summary: Mapping[str, Any], predictions: Predictions) -> dic
     return {name: marked(figure, summary["caution"]) for name, figure in both.items()}
 
 
-def hardest(predictions: Predictions, n: int = HARDEST) -> list[dict[str, Any]]:
+def hardest(predictions: Predictions) -> list[dict[str, Any]]:
     """The recordings that were wrong with the highest confidence, the most confident first."""
     rows = predictions.at("recording")
     wrong, sure, right = certainty(rows)
     wrong = np.flatnonzero(wrong)
-    chosen = wrong[np.argsort(-sure[wrong], kind="stable")[:n]]
+    chosen = wrong[np.argsort(-sure[wrong], kind="stable")[:HARDEST]]
     return [
         {
             "recording": rows.recording[i],
