@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import on_ranks
+from runs import records
 
 from shards.errors import UserError
 from toolkit import exact, figures, report
@@ -52,9 +53,8 @@ def left_by(run: Path) -> dict[str, str]:
     assert last.name == f"step-{STEPS:08d}"
     files = [*sorted(last.glob("*.safetensors")), run / "best.safetensors", run / "predictions.csv"]
     assert len(files) == 5
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     told = ("step", "loss", "grad_norm", "lr", "macro_f1", "accuracy")
-    measured = [[line.get(name) for name in told] for line in lines]
+    measured = [[line.get(name) for name in told] for line in records(run)]
     found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     return found | {"metrics": json.dumps(measured)}
 

@@ -15,6 +15,7 @@ import torch
 import xxhash
 import yaml
 from processes import ROOT, forked, forked_ranks, on_ranks, train
+from runs import config_file, records
 
 from shards.index import ROW, ShardSet
 from shards.loader import Loader
@@ -38,22 +39,14 @@ AUGMENT = [
 @pytest.fixture
 def config(tone_set, tmp_path):
     """A small training on the tones, as a config file; its run goes below tmp_path."""
-    values = {
-        "run": {"name": "tones", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(tone_set), "protocol": "kfold", "fold": 0},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "optim": {"lr": 3e-3},
-        "augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
-        "train": {"epochs": 8, "batch_size": 8, "log_every": 1, "threads": 1},
-    }
-    file = tmp_path / "tones.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return str(file)
+    return config_file(
+        tmp_path, tone_set, optim={"lr": 3e-3}, train={"epochs": 8, "log_every": 1},
+        augment={"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
+    )  # fmt: skip
 
 
 def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "train"]
+    steps = records(run, "train")
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))  # each step once
     return [line["loss"] for line in steps]
 

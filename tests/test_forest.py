@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 from processes import forked, forked_ranks, on_ranks, train
+from runs import config_file
 from safetensors.numpy import load_file
 from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
@@ -19,14 +19,7 @@ from toolkit.predictions import read_predictions
 
 @pytest.fixture
 def config(tone_set, tmp_path):
-    values = {
-        "run": {"name": "f", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {"name": "forest", "trees": 20},
-        "train": {"threads": 1},
-    }
-    (tmp_path / "f.yaml").write_text(yaml.safe_dump(values))
-    return str(tmp_path / "f.yaml")
+    return config_file(tmp_path, tone_set, run={"name": "f"}, model={"name": "forest", "trees": 20})
 
 
 def test_statistics_of_a_band_by_hand():

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from processes import ROOT, environment, on_ranks
+from runs import config_file, records
 from safetensors.torch import load_file
 from sharded import pretend
 
@@ -98,18 +98,14 @@ def train_forked(shape: str, *words: str) -> None:
 def config(tone_set, tmp_path_factory):
     """Batch norm, dropout, augmentation, clipping, and two or four micro-steps."""
     folder = tmp_path_factory.mktemp("launch")
-    values = {
-        "run": {"name": "one", "dir": str(folder / "runs")},
-        "data": {"shards": str(tone_set), "protocol": "kfold", "fold": 0},
-        "model": {"name": "cnn_small", "norm_batch": 4, "dropout": 0.2, **NARROW},
-        "optim": {"lr": 2e-4},
-        "augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
-        "train": {"epochs": 8, "batch_size": 16, "microbatch": 4, "log_every": 1, "threads": 1},
-    }
-    values["train"] |= {"max_steps": 20, "precision": "no"}
-    file = folder / "launch.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
+    file = config_file(
+        folder, tone_set, run={"name": "one"}, optim={"lr": 2e-4},
+        model={"name": "cnn_small", "dropout": 0.2, **NARROW},
+        augment={"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
+        train={"epochs": 8, "batch_size": 16, "microbatch": 4, "log_every": 1, "max_steps": 20,
+               "precision": "no"},
+    )  # fmt: skip
+    return Path(file)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +117,7 @@ def one(config):
 
 def losses(run: Path) -> np.ndarray:
     """Loss and gradient norm of each step."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "train"]
+    steps = records(run, "train")
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     return np.array([[line["loss"], line["grad_norm"]] for line in steps])
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from processes import on_ranks
+from runs import configured
 
 from shards.durable import sha256
 from shards.errors import UserError
@@ -43,16 +44,8 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(shards: Path | str = "", **track: Any) -> Config:
-    return parse(
-        {
-            "run": {"name": "tones"},
-            "data": {"shards": str(shards), "protocol": "kfold"},
-            "model": {"name": "cnn_tiny", "norm_batch": 4},
-            "train": {"batch_size": 8, "log_every": 1, "save_every": 1, "threads": 1,
-                      "keep_last": 9},
-            "track": track,
-        }
-    )  # fmt: skip
+    train = {"log_every": 1, "save_every": 1, "keep_last": 9}
+    return configured(shards, Path("runs"), train=train, track=track)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
