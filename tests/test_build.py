@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -134,9 +133,7 @@ def test_given_folds_and_no_folds(tmp_path: Path) -> None:
         ({"n_mels": 0}, "n_mels 0"),
     ],
 )
-def test_bad_words_write_nothing(
-    small: Path, tmp_path: Path, words: dict[str, Any], message: str
-) -> None:
+def test_bad_words_write_nothing(small, tmp_path, words, message):
     with pytest.raises(UserError) as error:
         build_tones(small, tmp_path / "set", **{"folds": None} | words)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -112,9 +112,7 @@ def test_trim_is_librosas(below: int, n: int) -> None:
         ({"file_timeout": -1.0}, "--file_timeout=-1"),
     ],
 )
-def test_bad_words_write_nothing(
-    small: Path, tmp_path: Path, words: dict[str, object], message: str
-) -> None:
+def test_bad_words_write_nothing(small, tmp_path, words, message):
     with pytest.raises(UserError) as error:
         build_tones(small, tmp_path / "set", folds=2, **words)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -106,9 +106,7 @@ def test_what_was_asked_for_is_what_is_there() -> None:
         (1, 2, "zero3", "deepspeed_zero3"),
     ],
 )  # fmt: skip
-def test_the_launch_file_follows_from_the_shape(
-    nodes: int, gpus: int, strategy: str, file: str
-) -> None:
+def test_the_launch_file_follows_from_the_shape(nodes, gpus, strategy, file):
     found = node.launch_file(nodes, gpus, strategy)
     assert found.is_file() and found.stem == file
 
@@ -152,9 +150,7 @@ def driver(tmp_path: Any) -> Callable[[str], None]:
     return say
 
 
-def test_gpus_without_slurms_word_are_the_drivers(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_without_slurms_word_are_the_drivers(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert world.visible_gpus() == []
