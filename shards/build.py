@@ -34,6 +34,12 @@ from shards.write import Packed, packed, rejection, write_shard
 
 logger = logging.getLogger(__name__)
 
+#: Flags that decide no byte, or only which recordings there are: the manifest says which.
+BESIDE_SETTINGS = (
+    "audio", "out", "workers", "part", "append", "file_timeout", "overwrite", "stage",
+    "path_from", "audio_root", "protocol_columns", "strict",
+)  # fmt: skip
+
 
 def build(
     audio: str,
@@ -122,11 +128,7 @@ def build(
         return build_there(build, asked)
     if stage is not None:
         raise UserError(f"--stage={stage}: for sets at an address, and {out} is a folder")
-    words = dict(asked)
-    for name in ("audio", "out", "workers", "part", "append", "file_timeout", "overwrite", "stage"):
-        del words[name]
-    for name in ("path_from", "audio_root", "protocol_columns", "strict"):
-        del words[name]  # they decide which recordings there are, and the manifest says which
+    words = {name: value for name, value in asked.items() if name not in BESIDE_SETTINGS}
     began = monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: has to be at least 1")

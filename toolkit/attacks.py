@@ -105,12 +105,10 @@ def curves(
     score = target_score(rows, target)
     scored = {row["name"]: row for row in found["rows"]}
     kept = {"all": np.ones(len(target), bool)}
-    for title, flag in (("seen attacks", True), ("unseen attacks", False)):
-        if (
-            title in scored
-            and len({row.get("seen") for row in scored.values()} & {True, False}) == 2
-        ):
-            names = attack_names(found["by"], told(rows))
+    heard = {row.get("seen") for row in scored.values()}
+    if {True, False} <= heard:
+        names = attack_names(found["by"], told(rows))
+        for title, flag in (("seen attacks", True), ("unseen attacks", False)):
             some = [name for name, row in scored.items() if row.get("seen") is flag]
             kept[title] = target | np.isin(names, some)
     return [

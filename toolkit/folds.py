@@ -76,14 +76,12 @@ def check(folds: Sequence[Fold]) -> None:
         pair = f"{first.folder} and {fold.folder}"
         if fold.predictions.classes != first.predictions.classes:
             raise UserError(f"{pair}: different classes; train both on one shard set")
-        for key, what in (
-            ("protocol", "protocols"),
-            ("part", "parts"),
-            ("shard_set", "shard sets"),
-        ):
+        for key in ("protocol", "part", "shard_set"):
             if fold.result.get(key) != first.result.get(key):
                 values = f"{first.result.get(key)} and {fold.result.get(key)}"
-                raise UserError(f"{pair}: different {what}, {values}; train both alike")
+                raise UserError(
+                    f"{pair}: different {key.replace('_', ' ')}s, {values}; train both alike"
+                )
     fold_of: dict[str, str] = {}
     for fold in folds:
         for recording in fold.predictions.at("recording").recording:

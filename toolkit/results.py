@@ -122,10 +122,8 @@ def read_fold(folder: Path) -> Fold:
     Raises:
         UserError: a file is missing or damaged, or predictions.csv is not what was scored.
     """
-    result, predictions = (
-        read_json(folder / "scores.json"),
-        read_predictions(folder / "predictions.csv"),
-    )
+    result = read_json(folder / "scores.json")
+    predictions = read_predictions(folder / "predictions.csv")
     for level in LEVELS:
         found, expected = int((predictions.level == level).sum()), result[level]["n"]
         if found != expected:

@@ -208,10 +208,5 @@ def start(precision: str, threads: int | None, timeout: float = 600.0) -> tuple[
         keep_memory()
         # The launcher sets OMP_NUM_THREADS=1 when it was not told otherwise: half a laptop idle.
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
-    return accelerator, World(
-        accelerator.process_index,
-        accelerator.num_processes,
-        accelerator.device,
-        precision,
-        local,
-    )
+    rank, device = accelerator.process_index, accelerator.device
+    return accelerator, World(rank, processes, device, precision, local)
