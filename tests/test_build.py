@@ -131,6 +131,17 @@ def test_given_folds_and_no_folds(tmp_path: Path) -> None:
         ({"fmax": 9000.0}, "fmax 9000"),
         ({"fmin": 5000.0}, "fmin 5000"),
         ({"n_mels": 0}, "n_mels 0"),
+        ({"highpass": RATE / 2}, "--highpass=4000"),
+        ({"highpass": 0.0}, "--highpass=0"),
+        ({"trim_silence": -40.0}, "--trim_silence=-40"),
+        ({"loudness": 23.0}, "--loudness=23"),
+        ({"loudness": float("nan")}, "--loudness=nan"),
+        ({"peak": 1.0}, "--peak=1"),
+        ({"peak": -1.0, "loudness": -23.0}, "exclude each other"),
+        ({"pad": "mirror"}, "--pad=mirror"),
+        ({"tail": "keep"}, "--tail=keep"),
+        ({"min_seconds": -1.0}, "--min_seconds=-1"),
+        ({"file_timeout": -1.0}, "--file_timeout=-1"),
     ],
 )
 def test_bad_words_write_nothing(small, tmp_path, words, message):
