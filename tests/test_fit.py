@@ -140,8 +140,7 @@ def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):
     code, said = forked(config, "--data.protocol=kfold_nested", "--train.epochs=4")
     assert code == 0, said
     run = tmp_path / "runs/tones/fold-0"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    values = [(line["macro_f1"], -line["epoch"]) for line in lines if line["kind"] == "eval"]
+    values = [(line["macro_f1"], -line["epoch"]) for line in records(run, "eval")]
     assert len(values) == 4
     assert json.loads((run / "scores.json").read_text())["epoch"] == -max(values)[1]
 

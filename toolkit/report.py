@@ -96,35 +96,25 @@ def classification_report(summary: Mapping[str, Any], predictions: Predictions) 
     return "\n".join(parts)
 
 
-def confusion_figure(summary: Mapping[str, Any]) -> Any:
-    """The confusion matrix over recordings."""
-    from toolkit import figures
-
-    counts = np.array(summary["recording"]["confusion"])
-    return figures.marked(figures.draw_confusion(counts, summary["classes"]), summary["caution"])
-
-
 def write_figures(folder: Path, summary: Mapping[str, Any], predictions: Predictions) -> None:
     """confusion_matrix.png, and of two classes roc.png and det.png."""
     from toolkit import figures
 
-    drawn = {"confusion_matrix": confusion_figure(summary)}
-    for name, figure in (drawn | detection_drawn(summary, predictions)).items():
+    for name, figure in drawings(summary, predictions).items():
         figures.save(figure, folder / f"{name}.png")
 
 
-def detection_drawn(summary: Mapping[str, Any], predictions: Predictions) -> dict[str, Any]:
-    """The figures `roc` and `det` over recordings; none unless there are two classes."""
-    from toolkit import attacks
+def drawings(summary: Mapping[str, Any], predictions: Predictions) -> dict[str, Any]:
+    """The figures `confusion_matrix` and, of two classes, `roc` and `det`, over recordings."""
+    from toolkit import attacks, figures
     from toolkit.detection_figures import draw_det, draw_roc
-    from toolkit.figures import marked
 
-    found = summary["detection"]
-    if not found or found["rows"][0]["eer"] is None:
-        return {}
-    curves, target = attacks.curves(predictions.at("recording"), found), found["target"]
-    both = {"roc": draw_roc(curves, target), "det": draw_det(curves, target)}
-    return {name: marked(figure, summary["caution"]) for name, figure in both.items()}
+    counts, found = np.array(summary["recording"]["confusion"]), summary["detection"]
+    drawn = {"confusion_matrix": figures.draw_confusion(counts, summary["classes"])}
+    if found and found["rows"][0]["eer"] is not None:
+        curves, target = attacks.curves(predictions.at("recording"), found), found["target"]
+        drawn |= {"roc": draw_roc(curves, target), "det": draw_det(curves, target)}
+    return {name: figures.marked(figure, summary["caution"]) for name, figure in drawn.items()}
 
 
 def hardest(predictions: Predictions) -> list[dict[str, Any]]:
@@ -201,6 +191,8 @@ def write_page(
     )
     environment.filters |= {"percent": tables.percent, "duration": duration}
     environment.filters["interval"] = tables.interval
+    drawn = drawings(summary, predictions)
+    drawn = {name: Markup(figures.to_svg(figure)) for name, figure in drawn.items()}
     template = resources.files("toolkit").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         s=summary,
@@ -212,13 +204,10 @@ def write_page(
         hardest=hardest(predictions),
         wrong=int(certainty(rows)[0].sum()),
         curves=Markup(figures.to_svg(progress)) if any(f.records for f in folds) else None,
-        detection={
-            name: Markup(figures.to_svg(figure))
-            for name, figure in detection_drawn(summary, predictions).items()
-        },
+        confusion=drawn.pop("confusion_matrix"),
+        detection=drawn,
         said=tables.caption(summary),
         seconds=sum(fold.result.get("seconds") or 0 for fold in folds),
-        confusion=Markup(figures.to_svg(confusion_figure(summary))),
         calibration=Markup(
             figures.to_svg(figures.draw_reliability(*reliability(*decisions(rows))))
         ),
