@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
-from batches import BATCH, InTurn, ours, random_samples, write_set
+from batches import BATCH, MELS, InTurn, ours, random_samples, write_set
 from peers import PACKAGES, installed, makers
 from side_by_side import (
     MARKS,
@@ -190,7 +190,10 @@ def main() -> None:
     one_thread()
     cores = sorted(os.sched_getaffinity(0))
     packages = ["numpy", "torch", "webdataset", "xxhash", *(PACKAGES[x] for x in installed())]
-    lines = []
+    about = (
+        "The number behind a name is that of worker processes; whom another number of them made "
+        f"{SLOW} times as fast and as cheap in a first round is left out. Marks take the best."
+    )
     for used in (int(number) for number in words.cores.split(",") if int(number) <= len(cores)):
         os.sched_setaffinity(0, cores[-used:])
         for frames in map(int, words.frames.split(",")):
@@ -199,14 +202,15 @@ def main() -> None:
                 found = contestants(Path(place), samples, words.steps)
                 steps = {name: each.steps for name, each in found.items()}
                 turns = take_turns(found, words.rounds)
-            lines += ["", f"### {used} core(s), samples of (128, {frames})", ""]
+            lines = [conditions(words.rounds, packages), about, ""]
             lines += table(turns, steps, samples[0].nbytes) + MARKS + marks(turns, steps)
-    about = (
-        "The number behind a name is that of worker processes; whom another number of them made "
-        f"{SLOW} times as fast and as cheap in a first round is left out. Marks take the best."
-    )
-    lines = [conditions(words.rounds, packages), about, *lines]
-    publish("loader", "Batches from the page cache", lines, words.write)
+            publish(
+                f"loader-{used}-{frames}",
+                f"Batches from the page cache: {used} core(s), samples of ({MELS}, {frames})",
+                lines,
+                words.write,
+                f"loader.py --cores={used} --frames={frames}",
+            )
 
 
 if __name__ == "__main__":
