@@ -80,7 +80,8 @@ def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
     rejected = sorted(totals.rejected, key=lambda one: place(one.path, plan.settings["seed"]))
     table = csv_bytes([("path", "reason"), *((one.path, one.reason) for one in rejected)])
     write_atomic(plan.out / "rejected.csv", table)
-    write_atomic(plan.out / "balance.json", pretty(totals.balance.records()))
+    balance = json.dumps(totals.balance.records(), indent=2).encode() + b"\n"
+    write_atomic(plan.out / "balance.json", balance)
     write_atomic(plan.out / "balance.png", balance_png(totals.balance))
     info = dataset(plan, totals, samples)
     info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info))
@@ -154,8 +155,3 @@ def dataset(plan: Plan, totals: Totals, samples: int) -> Line:
         "shards": totals.shards,
         "files": {name: file_entry(plan.out / name) for name in FILES},
     }
-
-
-def pretty(content: Any) -> bytes:
-    """JSON for people, in the order written."""
-    return json.dumps(content, indent=2).encode() + b"\n"

@@ -33,7 +33,10 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     joined = {
         grid: seeds.collect_seeds(run / grid, several, unit) for grid, several in grids.items()
     }
-    configs = {grid: read_first(several) for grid, several in grids.items()}
+    configs: dict[str, dict[str, Any]] = {}  # of a setting, by its first training that has one
+    for one in trainings:
+        found = flat(read_config(one.folder / "config.yaml"))
+        configs[one.grid] = configs.get(one.grid) or found
     metric = next(filter(None, (c.get("train.best_metric") for c in configs.values())), "macro_f1")
     knobs = differing(configs)
     settings: list[dict[str, Any]] = []
@@ -68,12 +71,6 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
 
         figures.save(figures.draw_effects(sweep), run / "sweep.png")
     return sweep
-
-
-def read_first(trainings: Sequence[Training]) -> dict[str, Any]:
-    """The settings of one of the trainings that has them, with dotted names."""
-    configs = (read_config(one.folder / "config.yaml") for one in trainings)
-    return next((flat(config) for config in configs if config), {})
 
 
 def differing(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
