@@ -168,8 +168,7 @@ def find(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> 
     pairs = find_copies(read_prints(shard_set, known))
     if not pairs:
         return []
-    wanted = {n for pair in pairs for n in pair[:2]}
-    lines = {n: line for n, line in enumerate(shard_set.recordings()) if n in wanted}
+    lines = shard_set.lines_of(n for pair in pairs for n in pair[:2])
     found = [Finding(pair, lines[pair.first], lines[pair.second]) for pair in pairs]
     return sorted(found, key=lambda finding: not finding.leaks)
 

@@ -75,13 +75,12 @@ def choose_panels(shard_set: ShardSet, per_class: int, seed: int = 0) -> list[Pa
     ]
     numbers = np.concatenate(chosen)
     rows = shard_set.index[numbers]
-    wanted = set(rows["recording"].tolist())
-    paths = {i: line["path"] for i, line in enumerate(shard_set.recordings()) if i in wanted}
+    lines = shard_set.lines_of(rows["recording"].tolist())
     with Reader(shard_set) as reader:
         values = reader.read(numbers)
     places = [(row, column) for row, some in enumerate(chosen) for column in range(len(some))]
     return [
-        Panel(*place, title(shard_set, paths[int(row["recording"])], row), image)
+        Panel(*place, title(shard_set, lines[int(row["recording"])]["path"], row), image)
         for place, row, image in zip(places, rows, values, strict=True)
     ]
 

@@ -34,9 +34,8 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
         grid: seeds.collect_seeds(run / grid, several, unit) for grid, several in grids.items()
     }
     configs: dict[str, dict[str, Any]] = {}  # of a setting, by its first training that has one
-    for one in trainings:
-        found = flat(read_config(one.folder / "config.yaml"))
-        configs[one.grid] = configs.get(one.grid) or found
+    for t in trainings:
+        configs[t.grid] = configs.get(t.grid) or flat(read_config(t.folder / "config.yaml"))
     metric = next(filter(None, (c.get("train.best_metric") for c in configs.values())), "macro_f1")
     knobs = differing(configs)
     settings: list[dict[str, Any]] = []
