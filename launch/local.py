@@ -13,7 +13,7 @@ from pathlib import Path
 from launch.job import PROGRAM, Job
 from launch.screen import Screen
 from launch.tasks import plan
-from shards.command import main as run_command
+from shards.command import alone
 from shards.errors import TrainingError, UserError
 from toolkit.data import open_data
 from toolkit.protocol import part_masks
@@ -152,9 +152,8 @@ def finish(jobs: Sequence[Job], run: Path, stopped: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    return run_command("python -m", {"launch.local": local}, ["launch.local", *words])
+    """`python -m launch.local`; returns the exit code."""
+    return alone("launch.local", local, argv)
 
 
 if __name__ == "__main__":

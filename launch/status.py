@@ -1,6 +1,5 @@
 """python -m launch.status RUN: where each training of a submitted run stands."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import yaml
 
 from launch import slurm
 from launch.submission import Submission, submissions
-from shards.command import main as run_command
+from shards.command import alone
 from toolkit.results import last_words, read_records
 from toolkit.signals import MARKER
 
@@ -136,9 +135,8 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Show; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    return run_command("python -m", {"launch.status": status}, ["launch.status", *words])
+    """`python -m launch.status`; returns the exit code."""
+    return alone("launch.status", status, argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from launch.local import check_data
 from launch.scripts import Place, Script
 from launch.site import Site, read_site
 from launch.tasks import plan
-from shards.command import main as run_command
+from shards.command import alone
 from shards.errors import TrainingError, UserError
 from shards.remote import is_url
 from toolkit.schema import Config
@@ -158,9 +158,8 @@ submit.__signature__ = signature()  # type: ignore[attr-defined]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Submit; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    return run_command("python -m", {"launch.submit": submit}, ["launch.submit", *words])
+    """`python -m launch.submit`; returns the exit code."""
+    return alone("launch.submit", submit, argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from toolkit import tables
 from toolkit.detection import asked
@@ -239,8 +238,6 @@ def rebuild(folder: Path) -> Path:
     Raises:
         UserError: no such folder, nothing finished in it, or folds that do not belong together.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such run; name a folder that training wrote, as runs/NAME")
     alone = (folder / "scores.json").exists()
     folds = [read_fold(folder)] if alone else find_folds(folder)
     summary, predictions = summarise(folder, folds)
