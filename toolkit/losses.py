@@ -7,11 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from shards.command import nearest
 from shards.errors import UserError
 from shards.index import ShardSet
 from shards.selection import Selection
-from toolkit.data import link_of
+from toolkit.data import by_class, link_of
 from toolkit.schema import Config, OptimConfig
 
 
@@ -91,13 +90,7 @@ def class_weights(
     each class by itself the samples without it over those with it."""
     asked, names = optim.class_weights, shard_set.class_names
     if isinstance(asked, Mapping):
-        for name in asked:
-            if name not in names:
-                raise UserError(f"optim.class_weights: no class {name!r}; {nearest(name, names)}")
-        found = tuple(float(asked.get(name, 1.0)) for name in names)
-        if min(found) < 0:
-            raise UserError(f"optim.class_weights={dict(asked)}: each at least 0")
-        return found
+        return tuple(by_class("optim.class_weights", asked, names).tolist())
     if asked is None:
         return None
     if asked != "balanced":
