@@ -1,6 +1,5 @@
 """train.exact: one SHA-256 of everything a training leaves, whatever processes it ran on."""
 
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import torch
 from processes import on_ranks
 from runs import records
 
+from shards.durable import sha256
 from shards.errors import UserError
 from toolkit import exact, figures, report
 from toolkit.checkpoint import checkpoints
@@ -55,7 +55,7 @@ def left_by(run: Path) -> dict[str, str]:
     assert len(files) == 5
     told = ("step", "loss", "grad_norm", "lr", "macro_f1", "accuracy")
     measured = [[line.get(name) for name in told] for line in records(run)]
-    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    found = {file.name: sha256(file) for file in files}
     return found | {"metrics": json.dumps(measured)}
 
 

@@ -1,6 +1,5 @@
 """Training from end to end: on one process and two, killed and resumed, refused in one line."""
 
-import hashlib
 import io
 import json
 import os
@@ -17,6 +16,7 @@ import yaml
 from processes import ROOT, forked, forked_ranks, on_ranks, train
 from runs import config_file, records
 
+from shards.durable import sha256
 from shards.index import ROW, ShardSet
 from shards.loader import Loader
 from shards.order import Order, plan_batch
@@ -49,10 +49,6 @@ def losses(run: Path) -> list[float]:
     steps = records(run, "train")
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))  # each step once
     return [line["loss"] for line in steps]
-
-
-def digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
@@ -113,7 +109,7 @@ def test_killed_before_what_follows_its_last_checkpoint_it_catches_up(config, tm
     def files(run: str) -> dict[str, str]:
         folder = tmp_path / "runs" / run / "fold-0"
         found = [f for f in folder.rglob("*") if f.suffix == ".safetensors" or f.name == "latest"]
-        return {str(file.relative_to(folder)): digest(file) for file in found}
+        return {str(file.relative_to(folder)): sha256(file) for file in found}
 
     assert forked(*words, "--run.name=whole")[0] == 0
     last = (tmp_path / "runs/whole/fold-0/checkpoints/latest").read_text()

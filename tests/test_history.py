@@ -1,6 +1,5 @@
 """What scores decide: the best epoch, the plateau, early stopping; on all ranks, after a kill."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import pytest
 from processes import on_ranks
 from runs import configured, records
 
+from shards.durable import sha256
 from shards.errors import UserError
 from shards.index import open_set
 from toolkit import checkpoint, history, loop
@@ -107,10 +107,6 @@ def test_rank_0_decides_for_all(tone_set, tmp_path):
     assert (chosen["epoch"], stop["epoch"], dropped) == (1, 3, 1)
 
 
-def digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def decided(tone_set, runs):
     """A training whose plateau drops the rate, with averaged weights, that stops early."""
     optim = {"name": "sgd", "lr": 0.1, "schedule": "plateau", "ema": 0.9}
@@ -194,7 +190,7 @@ def test_killed_four_times_it_decides_and_ends_as_if_it_never_was(tone_set, tmp_
     last = f"checkpoints/step-{result['steps']:08d}"
     for name in (f"{last}/model", f"{last}/ema", f"{last}/optimizer", "best"):
         file = f"{name}.safetensors"
-        assert digest(whole.folder() / file) == digest(killed.folder() / file), file
+        assert sha256(whole.folder() / file) == sha256(killed.folder() / file), file
 
 
 def test_averaged_weights_are_what_is_scored_and_kept(tone_set, tmp_path):
@@ -208,10 +204,10 @@ def test_averaged_weights_are_what_is_scored_and_kept(tone_set, tmp_path):
     assert one == two  # the average follows the training, it does not change it
     assert records(plain.folder(), "eval") != records(averaged.folder(), "eval")
     last = sorted((averaged.folder() / "checkpoints").glob("step-*"))[-1]
-    best_weights = digest(averaged.folder() / "best.safetensors")
-    assert digest(last / "model.safetensors") != best_weights
+    best_weights = sha256(averaged.folder() / "best.safetensors")
+    assert sha256(last / "model.safetensors") != best_weights
     if json.loads((averaged.folder() / "scores.json").read_text())["epoch"] == 2:
-        assert digest(last / "ema.safetensors") == best_weights
+        assert sha256(last / "ema.safetensors") == best_weights
 
 
 def test_a_dry_run_inside_an_epoch_decides_nothing(tone_set, tmp_path):
@@ -223,4 +219,4 @@ def test_a_dry_run_inside_an_epoch_decides_nothing(tone_set, tmp_path):
     assert dry["epoch"] == 1 and not dry["stopped"]
     assert on_ranks(1, lambda: loop.fit(tried))[0]["stopped"] == result["stopped"]
     files = [config.folder() / "best.safetensors" for config in (whole, tried)]
-    assert digest(files[0]) == digest(files[1])
+    assert sha256(files[0]) == sha256(files[1])

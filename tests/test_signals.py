@@ -1,6 +1,5 @@
 """A training that is asked to stop: checkpoint, marker, exit code 75, and nothing left running."""
 
-import hashlib
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ import yaml
 from processes import ROOT, environment, on_ranks, train_command
 from runs import configured, records
 
+from shards.durable import sha256
 from toolkit import loop, signals
 from toolkit.checkpoint import checkpoints, damage, step_of
 
@@ -48,7 +48,7 @@ def stopped(config, at, number, rank):
 def ended(run):
     """What a training ended in: its weights, and the losses of its steps."""
     steps = [(line["step"], line["loss"]) for line in records(run, "train")]
-    return hashlib.sha256((run / "best.safetensors").read_bytes()).hexdigest(), steps
+    return sha256(run / "best.safetensors"), steps
 
 
 def test_a_signal_is_noted_and_interrupts_nothing():
