@@ -33,7 +33,7 @@ from side_by_side import (
     publish,
 )
 
-from shards.feed import BUFFERS
+from shards.feed import buffers
 from shards.order import Order, share
 
 SLOW = 1.5  # times as long as with its best number of workers: a peer is not asked again
@@ -98,11 +98,12 @@ def elsewhere() -> float:
 
 def copies(samples: np.ndarray, threads: int) -> Iterator[int]:
     """Copy into buffers like a feed's, by as many threads."""
-    buffers = torch.zeros((BUFFERS, BATCH, *samples.shape[1:]), dtype=torch.float16).numpy()
+    size = buffers(samples[:BATCH].nbytes), BATCH, *samples.shape[1:]
+    ring = torch.zeros(size, dtype=torch.float16).numpy()
     parts = [share(BATCH, n, threads) for n in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         for step in count():
-            at, buffer = step * BATCH % (len(samples) - BATCH), buffers[step % BUFFERS]
+            at, buffer = step * BATCH % (len(samples) - BATCH), ring[step % len(ring)]
 
             def copy(part: range, at: int = at, buffer: np.ndarray = buffer) -> None:
                 np.copyto(buffer[part.start : part.stop], samples[at:][part.start : part.stop])

@@ -13,7 +13,7 @@ import torch
 
 from shards.draws import Stored
 from shards.errors import UserError
-from shards.feed import BUFFERS, Reading
+from shards.feed import Reading, buffers
 from shards.index import ShardSet
 from shards.loader import Loader
 from shards.order import Order, plan_batch
@@ -70,12 +70,12 @@ def copies(shard_set: ShardSet, size: int, threads: int) -> Iterator[int]:
     step = size * int(np.prod(shard_set.shape))
     room = max(2 * step, min(len(shard_set.index) * step // size, 1 << 28))
     source = torch.ones(room, dtype=torch.float16).numpy()
-    buffers = torch.zeros((BUFFERS, step), dtype=torch.float16).numpy()
+    ring = torch.zeros((buffers(2 * step), step), dtype=torch.float16).numpy()
     parts = [slice(step * n // threads, step * (n + 1) // threads) for n in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         for turn in count():
             at = turn % (room // step) * step
-            into, out_of = buffers[turn % BUFFERS], source[at : at + step]
+            into, out_of = ring[turn % len(ring)], source[at : at + step]
             list(pool.map(np.copyto, (into[p] for p in parts), (out_of[p] for p in parts)))
             yield size
 
