@@ -19,6 +19,7 @@ from shards.index import open_set
 from toolkit.data import open_parts
 from toolkit.debug import at_the_desk
 from toolkit.guards import suspects
+from toolkit.hub import HubConfig
 from toolkit.loop import fit
 from toolkit.models import build
 from toolkit.overfit import GOAL, STEPS, floor, overfit_batch
@@ -238,10 +239,12 @@ def test_what_is_profiled_comes_after_a_warm_up(tmp_path):
 
 def test_debug_is_a_short_run_of_its_own(tone_set, tmp_path, monkeypatch):
     config = make_config(tone_set, tmp_path, epochs=30, timeout=5.0)
+    config = dataclasses.replace(config, hub=HubConfig(repo="owner/name"))
 
     def run():
         debugged = at_the_desk(config)
         assert torch.is_anomaly_enabled() and debugged.train.timeout == 0
+        assert debugged.hub.repo is None
         return [fit(debugged)["steps"] for _ in range(2)]  # the second one starts over
 
     assert on_ranks(1, run) == [[4, 4]]

@@ -39,6 +39,7 @@ def at_the_desk(config: Config) -> Config:
             compile="off",
         ),
         track=replace(config.track, wandb="disabled", tensorboard=False),
+        hub=replace(config.hub, repo=None),  # where the real run's epochs have the same names
     )  # fmt: skip
     check(config)
     return config
