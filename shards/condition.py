@@ -93,6 +93,8 @@ def loud_part(wave: np.ndarray, below: float) -> tuple[int, int]:
     if n % HOP:
         sums[2 + len(whole)] = np.square(wave[n - n % HOP :]).sum()
     power = np.convolve(sums, np.ones(FRAME), "valid")
+    if not power.any():
+        return 0, n  # nothing to hold it against: whoever wants sound will see that there is none
     loud = np.flatnonzero(power > power.max() * 10 ** (-below / 10))
     return int(loud[0]) * HOP, min(n, (int(loud[-1]) + 1) * HOP)
 
