@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from shards.durable import write_atomic
+from shards.durable import write_output
 from toolkit.band_statistics import BAND, OVER_TIME, SHAPE
 
 INK, BLUE, ORANGE = "#1c2430", "#3566d6", "#d9730d"
@@ -58,7 +58,7 @@ def to_png(figure: Figure) -> bytes:
 
 def save(figure: Figure, file: Path, caution: str | None = None) -> None:
     """Write the figure as a PNG, with a caution above it if there is one."""
-    write_atomic(file, to_png(marked(figure, caution)))
+    write_output(file, to_png(marked(figure, caution)))
 
 
 def marked(figure: Figure, caution: str | None) -> Figure:
