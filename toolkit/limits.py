@@ -38,7 +38,7 @@ AT_LEAST = {
     "report.dcf_false_alarm": 0, "optim.focal_gamma": 0,
     "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
-    "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
+    "augment.time_masks": 0, "augment.time_width": 0,
     "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
     "augment.time_shift": 0, "augment.mix_share": 0, "augment.mix_alpha": 0.01,
     "augment.gain_db": 0, "augment.eq_db": 0, "augment.eq_bands": 2, "augment.eq_width": 1,
@@ -55,7 +55,7 @@ AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1}
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
-    "optim.ema",
+    "optim.ema", "optim.label_smoothing",
 )  # fmt: skip
 
 
