@@ -16,6 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "train": {"resume": "never", "timeout": 0.0, "log_every": 1, "compile": "off"},
     "data": {"threads": 1, "resident": "none"},
     "track": {"wandb": "disabled", "tensorboard": False},
+    "hub": {"repo": None},
 }
 
 
