@@ -243,7 +243,7 @@ def test_what_is_profiled_comes_after_a_warm_up(tmp_path):
 
 def test_debug_is_a_short_run_of_its_own(tone_set, tmp_path, monkeypatch):
     config = make_config(tone_set, tmp_path, epochs=30, timeout=5.0)
-    config = dataclasses.replace(config, hub=HubConfig(repo="my/run"))  # whose epochs are not to be replaced
+    config = dataclasses.replace(config, hub=HubConfig(repo="my/run"))  # not for such epochs
 
     def run():
         debugged = at_the_desk(config)
