@@ -19,6 +19,8 @@ from matplotlib.patches import Rectangle
 from shards.durable import write_output
 from toolkit.band_statistics import BAND, OVER_TIME, SHAPE
 
+from shards.labels import shorten
+
 INK, BLUE, ORANGE = "#1c2430", "#3566d6", "#d9730d"
 FOLD_COLOURS = (BLUE, ORANGE, "#2a9d6f", "#c2417c", "#7b5bd6", "#a88415", "#1b93b3", "#b4483a")
 STYLE: Any = {
@@ -89,9 +91,10 @@ def rendered(figure: Figure, kind: str, **options: Any) -> bytes:
 
 
 def short(name: str, width: int = 24) -> str:
-    """A name in at most `width` printable characters."""
-    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-    return name if len(name) <= width else name[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    """A name in at most `width` printable characters, its end among them: it often tells most."""
+    return shorten(
+        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name), width
+    )
 
 
 @rc_context(STYLE)
