@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from shards.durable import write_output
-from toolkit.band_statistics import BAND, OVER_TIME, SHAPE
-
 from shards.labels import shorten
+from toolkit.band_statistics import BAND, OVER_TIME, SHAPE
 
 INK, BLUE, ORANGE = "#1c2430", "#3566d6", "#d9730d"
 FOLD_COLOURS = (BLUE, ORANGE, "#2a9d6f", "#c2417c", "#7b5bd6", "#a88415", "#1b93b3", "#b4483a")
