@@ -122,12 +122,8 @@ def models(*config: str) -> None:
 
 
 COMMANDS: Commands = {
-    "collect": collect,
-    "compare": compare,
-    "report": report,
-    "show_augment": show_augment,
-    "lr_find": lr_find,
-    "models": models,
+    command.__name__: command
+    for command in (collect, compare, report, show_augment, lr_find, models)
 }
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from shards.errors import UserError
 from toolkit import detection
-from toolkit.intervals import Interval, percentiles, resamples, units_of
+from toolkit.intervals import percentiles, units_of
+from toolkit.metrics import resampled
 from toolkit.predictions import Predictions
 
 RESAMPLES = 2000
@@ -79,12 +80,12 @@ def row(
     """The scores of the target against `others` (N,) bool, in per-unit bootstrap intervals."""
     kept = target | others
     score, truth = target_score(rows, target)[kept], target[kept]
+    units = units_of(rows.take(kept), unit)
     once = detection.weighted(truth, score, np.ones((1, len(truth))), costs)
-    values: dict[str, list[np.ndarray]] = {name: [] for name in once}
-    for weights in resamples(units_of(rows, unit)[kept], RESAMPLES):
-        for key, value in detection.weighted(truth, score, weights, costs).items():
-            values[key].append(value)
-    between: dict[str, Interval] = {k: percentiles(np.concatenate(v)) for k, v in values.items()}
+    drawn = resampled(
+        lambda drawn: detection.weighted(truth, score, drawn[:, units], costs), units, RESAMPLES
+    )
+    between = {name: percentiles(values) for name, values in drawn.items()}
     single = {key: None if np.isnan(v[0]) else float(v[0]) for key, v in once.items()}
     return {"name": name, "n": int(others.sum()), **single, "interval": between}
 
@@ -104,12 +105,10 @@ def curves(
     score = target_score(rows, target)
     scored = {row["name"]: row for row in found["rows"]}
     kept = {"all": np.ones(len(target), bool)}
-    for title, flag in (("seen attacks", True), ("unseen attacks", False)):
-        if (
-            title in scored
-            and len({row.get("seen") for row in scored.values()} & {True, False}) == 2
-        ):
-            names = attack_names(found["by"], told(rows))
+    heard = {row.get("seen") for row in scored.values()}
+    if {True, False} <= heard:
+        names = attack_names(found["by"], told(rows))
+        for title, flag in (("seen attacks", True), ("unseen attacks", False)):
             some = [name for name, row in scored.items() if row.get("seen") is flag]
             kept[title] = target | np.isin(names, some)
     return [

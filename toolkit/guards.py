@@ -1,7 +1,6 @@
 """A loss or gradient that is not finite: who is to blame, and whether training goes on."""
 
 import logging
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -107,10 +106,8 @@ def finite_rows(values: torch.Tensor) -> np.ndarray:
 
 def recordings_of(shard_set: ShardSet, numbers: list[int]) -> list[str]:
     """The paths of the recordings that samples were cut from, as recordings.jsonl has them."""
-    wanted = sorted(set(shard_set.rows(np.array(numbers, np.int64))["recording"].tolist()))
-    lines = shard_set.recordings()
-    gaps = np.diff(wanted, prepend=-1) - 1
-    return [next(islice(lines, int(gap), None))["path"] for gap in gaps]
+    wanted = shard_set.rows(np.array(numbers, np.int64))["recording"].tolist()
+    return [line["path"] for line in shard_set.lines_of(wanted).values()]
 
 
 def told(level: int, numbers: list[int], paths: list[str], ranks: list[int]) -> str:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +80,16 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file}: not valid JSON ({error}); evaluate the run again") from None
 
 
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl; a line that a killed run left unfinished is passed over."""
+def read_records(file: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """metrics.jsonl, or what its last `most` bytes hold; a line that a killed run left unfinished,
+    or that is being written, is passed over."""
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
+    with suppress(OSError), open(file, "rb") as lines:
+        lines.seek(max(0, os.fstat(lines.fileno()).st_size - most) if most else 0)
+        for line in lines.read().splitlines():
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict) and "step" in record]
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -121,10 +122,8 @@ def read_fold(folder: Path) -> Fold:
     Raises:
         UserError: a file is missing or damaged, or predictions.csv is not what was scored.
     """
-    result, predictions = (
-        read_json(folder / "scores.json"),
-        read_predictions(folder / "predictions.csv"),
-    )
+    result = read_json(folder / "scores.json")
+    predictions = read_predictions(folder / "predictions.csv")
     for level in LEVELS:
         found, expected = int((predictions.level == level).sum()), result[level]["n"]
         if found != expected:

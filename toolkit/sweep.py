@@ -33,7 +33,9 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     joined = {
         grid: seeds.collect_seeds(run / grid, several, unit) for grid, several in grids.items()
     }
-    configs = {grid: read_first(several) for grid, several in grids.items()}
+    configs: dict[str, dict[str, Any]] = {}  # of a setting, by its first training that has one
+    for t in trainings:
+        configs[t.grid] = configs.get(t.grid) or flat(read_config(t.folder / "config.yaml"))
     metric = next(filter(None, (c.get("train.best_metric") for c in configs.values())), "macro_f1")
     knobs = differing(configs)
     settings: list[dict[str, Any]] = []
@@ -57,7 +59,6 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     ranked = protocol not in CAUTION and any(one["whole"] for one in settings)
     if ranked:
         settings.sort(key=lambda one: (not one["whole"], -SIGNS[metric] * (one["validation"] or 0)))
-    protocol = next((one["protocol"] for one in joined.values() if one), "kfold")
     effects = {key: effect(key, settings) for key in knobs} if ranked else {}
     sweep = {"run": run.name, "protocol": protocol, "metric": metric, "ranked": ranked,
              "knobs": knobs, "settings": settings, "effects": effects}  # fmt: skip
@@ -67,14 +68,8 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     if ranked:
         from toolkit import figures
 
-        write_atomic(run / "sweep.png", figures.to_png(figures.draw_effects(sweep)))
+        figures.save(figures.draw_effects(sweep), run / "sweep.png")
     return sweep
-
-
-def read_first(trainings: Sequence[Training]) -> dict[str, Any]:
-    """The settings of one of the trainings that has them, with dotted names."""
-    configs = (read_config(one.folder / "config.yaml") for one in trainings)
-    return next((flat(config) for config in configs if config), {})
 
 
 def differing(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
