@@ -115,7 +115,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
 
 
 def columns(several: bool, attacks: bool) -> list[str]:
-    """Those before the probabilities, of samples with `several` classes, of a set with `attacks`."""
+    """Those before the probabilities; `several` classes a sample, a set that knows of `attacks`."""
     attack, labels = ["attack"] * attacks, "labels" if several else "label"
     return ["level", "recording", "group", *attack, "start", "fold", labels, "predicted"]
 
@@ -154,11 +154,10 @@ def read_predictions(file: Path) -> Predictions:
             reader = csv.reader(lines, strict=True)
             try:
                 header = next(reader, [])
-                number_of = {
-                    name[2:]: n for n, name in enumerate(x for x in header if x[:2] == "p_")
-                }
-                head = header[: len(header) - len(number_of)]
-                if head != columns("labels" in head, "attack" in head) or not number_of:
+                classes = [name for name in header if name.startswith("p_")]
+                number_of = {name.removeprefix("p_"): n for n, name in enumerate(classes)}
+                head = header[: len(header) - len(classes)]
+                if head != columns("labels" in head, "attack" in head) or not classes:
                     names = ",".join(columns(several=False, attacks=False))
                     raise ValueError(f"columns are not {names},p_CLASS...")
                 rows = [parse(row, head, number_of) for row in reader]
