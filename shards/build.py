@@ -101,6 +101,9 @@ def build(
     most 30 dB up or down, the peak at most 1) or peak in dBFS. A file that takes over file_timeout
     seconds (0: no limit), or kills its decoder, is rejected.
 
+    --shard_size is about what a tar holds, --workers how many processes work at it, by default one
+    a core. --overwrite replaces a set that has other settings.
+
     AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, attack, fold,
     split, and start, end in seconds for pieces of long files; or a protocol, words between spaces
     named by --protocol_columns. Paths are relative to --audio_root (the file's folder). There the
@@ -126,6 +129,8 @@ def build(
     asked = dict(locals())
     if is_url(out):
         return build_there(build, asked)
+    if out.startswith(("s3:/", "hf:/")):
+        raise UserError(f"{out}: an address has two slashes behind its colon; a folder is ./{out}")
     if stage is not None:
         raise UserError(f"--stage={stage}: for sets at an address, and {out} is a folder")
     words = {name: value for name, value in asked.items() if name not in BESIDE_SETTINGS}
@@ -145,6 +150,9 @@ def build(
     folder = Path(out)
     root, file = locate(audio, audio_root)
     check_places(as_root(audio), folder)
+    for flag, value in (("path_from", path_from), ("protocol_columns", protocol_columns)):
+        if file is None and value is not None:
+            raise UserError(f"--{flag}={value}: for tables only, and {audio} is a folder")
     table = read_table(file, path_from, protocol_columns) if file else None
     settings = settle(words | own_columns(table, words) if table else words)
     warm_up()

@@ -5,6 +5,7 @@ Shapes: `S` segments, `G` steps, `B` bands, `P` pairs, `N` segments that are com
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -186,15 +187,16 @@ def warn(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> 
 
     `known` are the grains of shards that the build has just made.
     """
+    command = f"python -m shards duplicates {quote(str(shard_set))}"
     if len(shard_set.index) > WARNED_UP_TO:
-        return [f"duplicates  not looked for; python -m shards duplicates {shard_set} does"]
+        return [f"duplicates  not looked for; {command} does"]
     found = find(shard_set, known)
     if not found:
         return []
     leaks = [x for x in found if x.leaks]
     hint = "scores will flatter; --on_duplicate=group (or drop) mends it" if leaks else "harmless"
     shown = [f"  {line}" for line in table(leaks[:SHOWN])]
-    more = [f"  ... python -m shards duplicates {shard_set}"] * (len(leaks) > SHOWN)
+    more = [f"  ... {command}"] * (len(leaks) > SHOWN)
     return [f"{summary(found)}: {hint}", *shown, *more]
 
 

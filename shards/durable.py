@@ -32,6 +32,16 @@ def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
+def write_output(file: Path, data: bytes) -> None:
+    """Write what a user wants at a place of their choice: a file whole or not at all, its folder
+    made if need be; or into a pipe or device, which a rename would replace."""
+    if file.exists() and not file.is_file():
+        file.write_bytes(data)
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(os.path.realpath(file)), data)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shards.durable import write_output
 from shards.errors import UserError
-from shards.index import ShardSet, write_atomic
+from shards.index import ShardSet
 from shards.labels import shorten
 from shards.read import Reader
 
@@ -61,8 +62,7 @@ def save(figure: "Figure", output: Path) -> None:
     """Write a figure of panels as the PNG `output`, whole or not at all."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=min(110, MAX_PIXELS / max(figure.get_size_inches())))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, png.getvalue())
+    write_output(output, png.getvalue())
 
 
 def choose_panels(shard_set: ShardSet, per_class: int, seed: int = 0) -> list[Panel]:

@@ -149,6 +149,21 @@ def test_rejected_files_are_listed_once_and_not_tried_again(grown, tmp_path):
     assert open_set(out).info["recordings"] == 36 + 51 + 1 and verify(str(out)) == []
 
 
+def test_a_piece_that_is_rejected_costs_no_other_piece_of_its_file(tmp_path: Path) -> None:
+    table, out, words = tmp_path / "list.csv", tmp_path / "set", {"group_from": None, "folds": 2}
+    rows = ["path,label,start,end", "0.wav,low,9,10"]
+    for n, (label, hertz) in enumerate([("low", 440.0), ("high", 2000.0)] * 2):
+        write_tone(tmp_path / f"{n}.wav", hertz, seconds=4.0)
+        rows.append(f"{n}.wav,{label},0,1")
+    table.write_text("\n".join(rows))
+    build_tones(table, out, **words)
+    table.write_text("\n".join([*rows, "0.wav,low,2,3", "0.wav,low,20,21"]))
+    build_tones(table, out, append=True, **words)
+    assert [(x["path"], x["start"]) for x in lines(out)[4:]] == [("0.wav", 2.0)]
+    told = (out / "rejected.csv").read_text().splitlines()[1:]
+    assert sorted(x.partition("(from ")[2][:5] for x in told) == ["20 s,", "9 s, "]
+
+
 def test_what_is_refused(grown: tuple[Path, Path], tones: Path, tmp_path: Path) -> None:
     audio, out = grown
     before = hashes(out)

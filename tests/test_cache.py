@@ -241,20 +241,22 @@ def test_a_byte_that_stays_wrong_is_an_error(tone_set, tmp_path) -> None:
         assert word in said
 
 
-def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(tmp_path) -> None:
+def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(tmp_path, monkeypatch) -> None:
     """A shard that has come keeps its inode under its new name, and with it the readers' lock."""
     part, file, found = tmp_path / "part.1.x", tmp_path / "x", []
+    opened, flock = threading.Event(), fcntl.flock
 
     def wait() -> None:
         with locked(part) as is_mine:
             found.append(is_mine)
 
     reader = os.open(part, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(reader, fcntl.LOCK_SH)
+    flock(reader, fcntl.LOCK_SH)
+    monkeypatch.setattr(fcntl, "flock", lambda *words: opened.set() or flock(*words))
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
-    time.sleep(0.2)  # it has opened the file
+    assert opened.wait(60)
     part.rename(file)
-    waiting.join(5)
+    waiting.join(60)
     os.close(reader)
     assert found == [False] and file.exists()

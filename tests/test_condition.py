@@ -118,11 +118,13 @@ def test_rules_of_a_build(uneven: Path, tmp_path: Path) -> None:
     assert info["segment"]["pad"] == "repeat" and info["segment"]["tail"] == "drop"
     assert info["settings"]["loudness"] is None and info["settings"]["min_seconds"] == 0
 
+    soundfile.write(uneven / "b" / "silent.wav", np.zeros(RATE), RATE)
     build_tones(uneven, tmp_path / "more", **words, trim_silence=40, min_seconds=0.3, peak=-6.0)
     samples = read_plainly(tmp_path / "more")
     first = min(s["json"]["start"] for s in samples)
     assert first == pytest.approx(0.5, abs=0.13)  # in the file, before trimming: within 1024 / RATE
-    assert "b/short.wav,too short: 0.21 s" in (tmp_path / "more" / "rejected.csv").read_text()
+    rejected = (tmp_path / "more" / "rejected.csv").read_text().splitlines()
+    assert set(rejected[1:]) == {"b/short.wav,too short: 0.21 s", "b/silent.wav,silent"}
     assert {x["seconds"] for x in lines(tmp_path / "more")} == {2.5}
     quiet, loud = read_plainly(tmp_path / "plain"), samples
     by = {(s["json"]["recording"], s["json"]["start"]): s["npy"].max() for s in quiet}

@@ -87,23 +87,6 @@ def test_all_ranks_obey_what_one_of_them_was_told(tone_set, tmp_path):
     assert json.loads((config.folder() / "requeue").read_text())["step"] == 5
 
 
-def launched_and_told(command, run, number, to_worker=False):
-    """Signal a launcher, or one of its workers, in the middle of a training; its exit code."""
-    launcher = psutil.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
-    while not (run / "metrics.jsonl").exists() or len(records(run)) < 5:
-        assert launcher.poll() is None, launcher.stderr.read()
-        time.sleep(0.05)
-    below = launcher.children(recursive=True)
-    workers = [p for p in below if any(word.endswith("train.py") for word in p.cmdline()[:3])]
-    (workers[-1] if to_worker else launcher).send_signal(number)
-    launcher.communicate(timeout=60)
-    _, alive = psutil.wait_procs(below, timeout=30)
-    assert workers and not alive
-    newest, marker = checkpoints(run / "checkpoints")[-1], json.loads((run / "requeue").read_text())
-    assert marker["step"] == step_of(newest) == records(run)[-1]["step"] and not damage(newest)
-    return launcher.returncode
-
-
 @pytest.fixture
 def long(tone_set, tmp_path):
     """A training that does not end by itself, as a file; its run."""
@@ -118,12 +101,29 @@ ACCELERATE += [f"--config_file={ROOT}/launch/cpu.yaml", str(ROOT / "train.py")]
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels tell no child of its parent")
-def test_a_launcher_that_dies_of_its_signal_takes_the_worker_to_a_checkpoint(long):
+@pytest.mark.parametrize(
+    "command, told, number, code",
+    [
+        (train_command(1), "worker", signal.SIGTERM, 75),
+        (ACCELERATE, "launcher", signal.SIGUSR1, -signal.SIGUSR1),  # dies of it
+        (train_command(2), "launcher", signal.SIGTERM, 1),
+        (train_command(2), "worker", signal.SIGUSR1, 1),
+    ],
+)
+def test_whoever_is_told_there_is_a_checkpoint_and_a_marker_and_nothing_is_left_running(
+    long, command, told, number, code
+):
+    """Launchers hide the exit code of their workers."""
     config, run = long
-    assert launched_and_told([*ACCELERATE, config], run, signal.SIGUSR1) == -signal.SIGUSR1
-
-
-@pytest.mark.slow
-def test_torchrun_passes_sigterm_on_and_hides_the_code(long):
-    config, run = long
-    assert launched_and_told(train_command(2, config), run, signal.SIGTERM) == 1
+    words = [*command, config]
+    launcher = psutil.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").exists() or len(records(run)) < 5:
+        assert launcher.poll() is None, launcher.stderr.read()
+        time.sleep(0.05)
+    all_of_it = [launcher, *launcher.children(recursive=True)]
+    workers = [p for p in all_of_it if any(word.endswith("train.py") for word in p.cmdline()[:3])]
+    (workers[-1] if told == "worker" else launcher).send_signal(number)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode == code and not psutil.wait_procs(all_of_it, timeout=30)[1]
+    newest, marker = checkpoints(run / "checkpoints")[-1], json.loads((run / "requeue").read_text())
+    assert marker["step"] == step_of(newest) == records(run)[-1]["step"] and not damage(newest)

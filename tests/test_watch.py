@@ -3,14 +3,13 @@
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 
 import pytest
 import torch.distributed as dist
-from processes import on_ranks
+from processes import held_port, on_ranks
 
 from toolkit import watch
 from toolkit.watch import Place, at, ending_together, sentence
@@ -66,15 +65,13 @@ class Launch:
     """A training with a rank in trouble, and what became of it."""
 
     def __init__(self, log, size, troubled, trouble, timeout=5.0):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         context = multiprocessing.get_context("fork")
-        words = (size, port, troubled, trouble, log, timeout)
         self.log, self.stopped = log, troubled if trouble == "stops" else None
-        self.ranks = [context.Process(target=one_rank, args=(n, *words)) for n in range(size)]
-        for process in self.ranks:
-            process.start()
+        with held_port() as held:
+            words = (size, held.getsockname()[1], troubled, trouble, log, timeout)
+            self.ranks = [context.Process(target=one_rank, args=(n, *words)) for n in range(size)]
+            for process in self.ranks:
+                process.start()
 
     def end(self):
         """Exit codes of the ranks, None for one that was stopped; what they said."""

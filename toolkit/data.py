@@ -1,6 +1,7 @@
 """What a run trains on: shard sets opened as one, and in which order their samples come."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from shards.order import Order
 from shards.remote import is_url
 from shards.selection import Selection
 from shards.stage import staged
+from toolkit.config import number
 from toolkit.protocol import Groups, check_fits, normalisation, part_masks, select
 from toolkit.schema import Config, DataConfig
 
@@ -94,9 +96,10 @@ def sources(shards: str | list[Any]) -> tuple[list[str], list[float] | None]:
     weights: list[Any] = [one.get("weight") for one in entries]
     if all(weight is None for weight in weights):
         return paths, None
-    if not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
+    found = [number(float, weight) or 0.0 for weight in weights]
+    if not all(0 < weight < math.inf for weight in found):
         raise UserError(f"data.shards={shards}: every set needs a weight above 0, or none has one")
-    return paths, [float(weight) for weight in weights]
+    return paths, found
 
 
 def make_groups(shard_set: ShardSet, data: DataConfig) -> Groups:

@@ -16,7 +16,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from shards.durable import write_atomic
+from shards.durable import write_output
+from shards.labels import shorten
 from toolkit.band_statistics import BAND, OVER_TIME, SHAPE
 
 INK, BLUE, ORANGE = "#1c2430", "#3566d6", "#d9730d"
@@ -58,7 +59,7 @@ def to_png(figure: Figure) -> bytes:
 
 def save(figure: Figure, file: Path, caution: str | None = None) -> None:
     """Write the figure as a PNG, with a caution above it if there is one."""
-    write_atomic(file, to_png(marked(figure, caution)))
+    write_output(file, to_png(marked(figure, caution)))
 
 
 def marked(figure: Figure, caution: str | None) -> Figure:
@@ -89,9 +90,10 @@ def rendered(figure: Figure, kind: str, **options: Any) -> bytes:
 
 
 def short(name: str, width: int = 24) -> str:
-    """A name in at most `width` printable characters."""
-    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-    return name if len(name) <= width else name[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    """A name in at most `width` printable characters, its end among them: it often tells most."""
+    return shorten(
+        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name), width
+    )
 
 
 @rc_context(STYLE)
