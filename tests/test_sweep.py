@@ -17,7 +17,7 @@ from toolkit import curves, figures, report
 from toolkit.__main__ import main
 from toolkit.figures import to_png
 from toolkit.predictions import read_predictions
-from toolkit.trainings import find_trainings
+from toolkit.results import find_trainings
 
 
 def validate(folder: Path, value: float) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from shards.errors import UserError
 from toolkit import detection
-from toolkit.intervals import percentiles, units_of
+from toolkit.intervals import percentiles, ranked, units_of
 from toolkit.metrics import resampled
 from toolkit.predictions import Predictions
 
@@ -52,57 +52,38 @@ def summary(
     noted = next(iter(notes.values()), None)
     if not noted:
         return None
-    costs = detection.Costs(**noted["costs"])
     target = rows.labels == rows.classes.index(noted["target"])
-    found = [row("all", rows, target, ~target, costs, unit)]
+
+    def row(name: str, others: np.ndarray) -> dict[str, Any]:
+        """The scores of the target against `others` (N,) bool, and their bootstrap intervals."""
+        kept = rows.take(target | others)
+        units, score = units_of(kept, unit), ranked(kept, noted)
+        once = score(np.ones((1, len(units))))
+        drawn = resampled(lambda drawn: score(drawn[:, units]), units, RESAMPLES)
+        between = {key: percentiles(values) for key, values in drawn.items()}
+        single = {key: None if np.isnan(v[0]) else float(v[0]) for key, v in once.items()}
+        return {"name": name, "n": int(others.sum()), **single, "interval": between}
+
+    found = [row("all", ~target)]
     if noted["by"]:
         names = attack_names(noted["by"], told(rows))
         known = np.array([n in notes[f]["seen"] for n, f in zip(names, rows.fold, strict=True)])
         for name, here in (("seen attacks", known), ("unseen attacks", ~known)):
             if (here & ~target).any():
-                found.append(row(name, rows, target, here & ~target, costs, unit))
+                found.append(row(name, here & ~target))
         for name in sorted(set(names[~target])):
             here = (names == name) & ~target
             heard = set(known[here].tolist())
-            seen = heard.pop() if len(heard) == 1 else None
-            found.append(row(name, rows, target, here, costs, unit) | {"seen": seen})
-    return {"target": noted["target"], "costs": costs._asdict(), "by": noted["by"], "rows": found}
-
-
-def row(
-    name: str,
-    rows: Predictions,
-    target: np.ndarray,
-    others: np.ndarray,
-    costs: detection.Costs,
-    unit: str,
-) -> dict[str, Any]:
-    """The scores of the target against `others` (N,) bool, in per-unit bootstrap intervals."""
-    kept = target | others
-    score, truth = target_score(rows, target)[kept], target[kept]
-    units = units_of(rows.take(kept), unit)
-    once = detection.weighted(truth, score, np.ones((1, len(truth))), costs)
-    drawn = resampled(
-        lambda drawn: detection.weighted(truth, score, drawn[:, units], costs), units, RESAMPLES
-    )
-    between = {name: percentiles(values) for name, values in drawn.items()}
-    single = {key: None if np.isnan(v[0]) else float(v[0]) for key, v in once.items()}
-    return {"name": name, "n": int(others.sum()), **single, "interval": between}
-
-
-def target_score(rows: Predictions, target: np.ndarray) -> np.ndarray:
-    """The target's log-odds (N,)."""
-    logs = rows.log_probs
-    number = int(rows.labels[target][0]) if target.any() else 1
-    return logs[:, number] - logs[:, 1 - number]
+            found.append(row(name, here) | {"seen": heard.pop() if len(heard) == 1 else None})
+    return {"target": noted["target"], "costs": noted["costs"], "by": noted["by"], "rows": found}
 
 
 def curves(
     rows: Predictions, found: Mapping[str, Any]
 ) -> Sequence[tuple[str, detection.Curve, float, float]]:
     """Of all, and of seen and unseen attacks where both are there: name, curve, EER, min-DCF."""
-    target = rows.labels == rows.classes.index(found["target"])
-    score = target_score(rows, target)
+    number, logs = rows.classes.index(found["target"]), rows.log_probs
+    target, score = rows.labels == number, logs[:, number] - logs[:, 1 - number]
     scored = {row["name"]: row for row in found["rows"]}
     kept = {"all": np.ones(len(target), bool)}
     heard = {row.get("seen") for row in scored.values()}

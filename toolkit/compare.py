@@ -145,9 +145,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         for name, m in found["metrics"].items()
     ]  # fmt: skip
     head = ["per recording", "first %", "second %", "difference", "95 % interval"]
-    differing = tables.table([*head, "resamples above 0 %"], rows, caption(found))
+    differing = tables.rendered([*head, "resamples above 0 %"], rows, caption(found))
     both, first, second, neither = found["counts"]
-    counts = tables.table(
+    counts = tables.rendered(
         ["", "second right", "second wrong"],
         [["first right", both, first], ["first wrong", second, neither]],
         caption(found),

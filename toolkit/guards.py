@@ -1,6 +1,7 @@
 """A loss or gradient that is not finite: who is to blame, and whether training goes on."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,6 @@ def suspects(stepper: Stepper, batches: list[Batch], step: int) -> tuple[int, li
     """
     model = stepper.strategy.module
 
-    def stored(batch: Batch) -> torch.Tensor:
-        return batch.x
-
-    def augmented(batch: Batch) -> torch.Tensor:
-        return stepper.augment(batch, step)[0]
-
     @torch.no_grad()
     def output(batch: Batch) -> torch.Tensor:
         return stepper.forward(batch, step)[0]
@@ -90,7 +85,9 @@ def suspects(stepper: Stepper, batches: list[Batch], step: int) -> tuple[int, li
         stepper.strategy.optimizer.zero_grad()
         return torch.stack(sums).sum().expand(len(batch.numbers))
 
-    looks = (stored, augmented) if sharding() else (stored, augmented, output, gradient)
+    looks: list[Callable[[Batch], torch.Tensor]] = [lambda batch: batch.x]
+    looks += [lambda batch: stepper.augment(batch, step)[0]]
+    looks += [] if sharding() else [output, gradient]
     for level, look in enumerate(looks):
         bad = [batch.numbers[~finite_rows(look(batch))] for batch in batches]
         stepper.reduction.forget()  # what a forward has left in batch norm

@@ -66,9 +66,15 @@ def scorer(rows: Predictions, units: np.ndarray, noted: Noted = None) -> Scorer:
     by_counts = counted(rows.labels, rows.predicted, units)
     if len(rows.classes) != 2:
         return by_counts
+    by_ranks = ranked(rows, noted)
+    return lambda drawn: by_counts(drawn) | by_ranks(drawn[:, units])
+
+
+def ranked(rows: Predictions, noted: Noted) -> Scorer:
+    """What gives the scores of two classes that depend on ranks, of weights of the rows (R, N)."""
     logs, (target, costs) = rows.log_probs, detection.asked(noted, rows.classes)
     truth, score = rows.labels == target, logs[:, target] - logs[:, 1 - target]
-    return lambda drawn: by_counts(drawn) | detection.weighted(truth, score, drawn[:, units], costs)
+    return lambda weights: detection.weighted(truth, score, weights, costs)
 
 
 def weighted_tags(rows: Predictions, weights: np.ndarray) -> dict[str, Any]:

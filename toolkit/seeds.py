@@ -14,8 +14,7 @@ from toolkit.folds import RESAMPLES
 from toolkit.intervals import Interval, percentiles, scorer, units_of
 from toolkit.metrics import resampled
 from toolkit.predictions import LEVELS, Predictions, read_predictions
-from toolkit.results import read_config
-from toolkit.trainings import Training, unfinished
+from toolkit.results import Training, read_config, unfinished
 
 SOURCES = (
     "Pooled scores are taken of all folds of a seed together; mean and std are over the seeds "
@@ -129,7 +128,7 @@ def table(summary: Mapping[str, Any], level: str = "recording") -> str:
         *(f"fold {name}" for name in names),
         *(f"{m} %" for m in summary["metrics"].values()),
     ]
-    return tables.table(header, rows, tables.caption(summary))
+    return tables.rendered(header, rows, tables.caption(summary))
 
 
 def pooled(summary: Mapping[str, Any], values: Mapping[str, float | None]) -> list[str]:

@@ -13,8 +13,7 @@ from shards.index import write_atomic
 from toolkit import seeds, tables
 from toolkit.folds import CAUTION, LAUNCH, flat
 from toolkit.metrics import SIGNS
-from toolkit.results import read_config, read_json, read_records
-from toolkit.trainings import Training, unfinished
+from toolkit.results import Training, read_config, read_json, read_records, unfinished
 
 Sweep = dict[str, Any]
 UNRANKED = (
@@ -124,7 +123,7 @@ def table(sweep: Mapping[str, Any]) -> str:
             row += ["-", "-"]
         rows.append([*row, one["trained"]])
     scores = [f"validation {unit}", "std"] if sweep["ranked"] else ["tested %", "95 % interval"]
-    return tables.table(["rank", *knobs, *scores, "trained"], rows, tables.caption(sweep))
+    return tables.rendered(["rank", *knobs, *scores, "trained"], rows, tables.caption(sweep))
 
 
 def effect_table(sweep: Mapping[str, Any]) -> str:
@@ -136,7 +135,7 @@ def effect_table(sweep: Mapping[str, Any]) -> str:
             shown = number(metric, one["mean"]), number(metric, one["mean"] - best)
             rows.append([key, one["value"], *shown, len(one["scores"])])
     header = ["knob", "value", f"mean validation {metric}", "to the best", "settings"]
-    return tables.table(header, rows, tables.caption(sweep))
+    return tables.rendered(header, rows, tables.caption(sweep))
 
 
 def notices(sweep: Mapping[str, Any]) -> list[str]:
