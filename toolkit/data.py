@@ -1,6 +1,7 @@
 """What a run trains on: shard sets opened as one, and in which order their samples come."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ def sources(shards: str | list[Any]) -> tuple[list[str], list[float] | None]:
     weights: list[Any] = [one.get("weight") for one in entries]
     if all(weight is None for weight in weights):
         return paths, None
-    if not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
+    if not all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights):
         raise UserError(f"data.shards={shards}: every set needs a weight above 0, or none has one")
     return paths, [float(weight) for weight in weights]
 
@@ -190,8 +191,8 @@ def class_weights(shard_set: ShardSet, weights: Mapping[str, float]) -> np.ndarr
     for name, weight in weights.items():
         if name not in found:
             raise UserError(f"data.weights: no class {name!r}; {nearest(name, names)}")
-        if not weight >= 0:
-            raise UserError(f"data.weights: {name}: {weight}; at least 0")
+        if not 0 <= weight < math.inf:
+            raise UserError(f"data.weights: {name}: {weight}; a finite number, at least 0")
         found[name] = weight
     return np.array([found[name] for name in names])
 
