@@ -19,7 +19,7 @@ from shards.duplicates import WARNED_UP_TO, warn
 from shards.errors import UserError
 from shards.index import open_set, shard_name
 from shards.merge import finish
-from shards.output import check_places, errors_named
+from shards.output import check_places, errors_named, locked
 from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
@@ -160,6 +160,9 @@ def build(
     workshop.reopen(folder, settings, overwrite)
     if append and not (folder / "dataset.json").exists():
         raise UserError(f"{out}: no finished shard set to append to; build it without --append")
+    if folder.exists():
+        with errors_named(folder), locked(folder, shared=share is not None):
+            pass  # a second builder need not read a million headers before it hears that it is one
     hear = partial(without_leaks, recipe=recipe, rule=on_duplicate, workers=workers or available())
     plan = make_plan(
         recipe,

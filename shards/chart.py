@@ -4,6 +4,7 @@ Shapes: `K` classes, `C` bars.
 """
 
 import io
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from shards.labels import display_names, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHOWN = 50  # classes with a colour of their own; the rest is grey together
 ROWS = 25  # of a column of the legend
@@ -57,8 +59,15 @@ def balance_png(balance: Balance) -> bytes:
         handlelength=1.0,
         columnspacing=1.0,
     )
+    return to_png(figure, 110)
+
+
+def to_png(figure: "Figure", dpi: float) -> bytes:
+    """A figure as a PNG; letters that its font lacks are boxes in it, and no lines on a screen."""
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(png, format="png", dpi=dpi)
     return png.getvalue()
 
 
