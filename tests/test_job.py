@@ -61,6 +61,19 @@ def test_how_a_life_ends(
     assert ("3 restarts, max_restarts=3" in done.stdout) == (restarts == 3)
 
 
+@pytest.mark.parametrize("status", [138, 143, 1])
+def test_a_signal_as_a_training_leaves_requeues_nothing(tmp_path: Path, status: int) -> None:
+    """Scores of before this life are none of its own."""
+    (tmp_path / "run").mkdir()
+    scores, text = tmp_path / "run/scores.json", f"signal=USR1 status={status}; end_life"
+    for then, code in ((0, 75 if status == 138 else status), (2e9, 0)):
+        (tmp_path / "run/lives.txt").touch()
+        scores.touch()
+        os.utime(scores, (then, then))
+        assert bash(tmp_path, text).returncode == code
+    assert (tmp_path / "asked").exists() == (status == 138)
+
+
 def test_a_task_that_makes_no_progress_in_two_lives_is_stopped(tmp_path: Path) -> None:
     def begin(**variables: str) -> subprocess.CompletedProcess[str]:
         return bash(tmp_path, "begin_life; echo trains", **variables)

@@ -7,15 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from processes import ROOT, environment, on_ranks
+from runs import config_file, records
 from safetensors.torch import load_file
 from sharded import pretend
 
@@ -100,18 +99,15 @@ def config(tone_set, tmp_path_factory):
     """Batch norm, dropout, augmentation, clipping, an average of the weights that is evaluated
     every other step, and two or four micro-steps."""
     folder = tmp_path_factory.mktemp("launch")
-    values = {
-        "run": {"name": "one", "dir": str(folder / "runs")},
-        "data": {"shards": str(tone_set), "protocol": "kfold_nested", "fold": 0},
-        "model": {"name": "cnn_small", "norm_batch": 4, "dropout": 0.2, **NARROW},
-        "optim": {"lr": 2e-4, "ema": 0.9},
-        "augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
-        "train": {"epochs": 10, "batch_size": 16, "microbatch": 4, "log_every": 1, "threads": 1},
-    }
-    values["train"] |= {"max_steps": 20, "precision": "no", "best_metric": "loss"}
-    file = folder / "launch.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
+    file = config_file(
+        folder, tone_set, run={"name": "one"}, data={"protocol": "kfold_nested", "fold": 0},
+        model={"name": "cnn_small", "dropout": 0.2, **NARROW},
+        optim={"lr": 2e-4, "ema": 0.9},
+        augment={"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
+        train={"epochs": 10, "batch_size": 16, "microbatch": 4, "log_every": 1, "max_steps": 20,
+               "precision": "no", "best_metric": "loss"},
+    )  # fmt: skip
+    return Path(file)
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +117,9 @@ def one(config):
     return config.parent / "runs/one/fold-0"
 
 
-def lines(run: Path, kind: str) -> list[dict[str, Any]]:
-    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in found if line["kind"] == kind]
-
-
 def losses(run: Path) -> np.ndarray:
     """Loss and gradient norm of each step."""
-    steps = lines(run, "train")
+    steps = records(run, "train")
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     return np.array([[line["loss"], line["grad_norm"]] for line in steps])
 
@@ -141,7 +132,7 @@ def stored(run: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_training(run: Path, one: Path) -> None:
     np.testing.assert_allclose(losses(run), losses(one), rtol=1e-4)
-    judged, expected = ({x["step"]: x["loss"] for x in lines(r, "eval")} for r in (run, one))
+    judged, expected = ({x["step"]: x["loss"] for x in records(r, "eval")} for r in (run, one))
     assert len(expected) == 10
     for step, loss in expected.items():
         assert judged[step] == pytest.approx(loss, rel=1e-3)

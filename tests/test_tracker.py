@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from processes import on_ranks
+from runs import configured
 
 from shards.durable import sha256
 from shards.errors import UserError
@@ -43,16 +44,8 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(shards: Path | str = "", **track: Any) -> Config:
-    return parse(
-        {
-            "run": {"name": "tones"},
-            "data": {"shards": str(shards), "protocol": "kfold"},
-            "model": {"name": "cnn_tiny", "norm_batch": 4},
-            "train": {"batch_size": 8, "log_every": 1, "save_every": 1, "threads": 1,
-                      "keep_last": 9},
-            "track": track,
-        }
-    )  # fmt: skip
+    train = {"log_every": 1, "save_every": 1, "keep_last": 9}
+    return configured(shards, Path("runs"), train=train, track=track)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -98,9 +91,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-def test_a_requeued_training_is_one_run_of_wandb(
-    tone_set: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requeued_training_is_one_run_of_wandb(tone_set, working_folder, monkeypatch):
     """The second start finds no checkpoint of steps 3 and 4, as after a kill, and repeats them."""
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     run = working_folder / "runs/tones/fold-0"
@@ -235,9 +226,7 @@ def use(broken: Broken) -> tracker.Aside:
 
 @pytest.mark.parametrize("call", ["start", "log", "image", "close"])
 @pytest.mark.parametrize("fault", ["raises", "hangs"])
-def test_a_tracker_that_raises_or_hangs_is_off_with_one_warning(
-    call: str, fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tracker_that_raises_or_hangs_is_off_with_one_warning(call, fault, monkeypatch, caplog):
     monkeypatch.setattr(tracker, "LIMIT", 0.3 if fault == "hangs" else 60.0)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     broken = Broken(**{fault: call})
@@ -255,18 +244,14 @@ def test_a_sound_tracker_gets_every_call(caplog: pytest.LogCaptureFixture) -> No
     assert not warnings_of(caplog) and not broken.killed.is_set()
 
 
-def test_a_tracker_that_lags_is_off(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tracker_that_lags_is_off(monkeypatch, caplog):
     monkeypatch.setattr(tracker, "WAITING", 3)
     use(Broken(hangs="start"))
     [warning] = warnings_of(caplog)
     assert "3 calls wait for it" in warning
 
 
-def test_what_is_missing_is_said_before_the_run(
-    working_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_missing_is_said_before_the_run(working_folder, monkeypatch):
     with pytest.raises(UserError, match=r"track.wandb=online: no key; set WANDB_API_KEY"):
         open_run(config(wandb="online"), HERE)
     (working_folder / "wandb_api_key.txt").write_text(KEY)
