@@ -160,7 +160,7 @@ def test_a_disk_that_is_full_ends_it_with_a_line_and_room_brings_it_back(
     assert forked(*here)[0] == forked(*words)[0] == 0
     whole = tmp_path / "runs/tones/fold-0"
     assert losses(run) == losses(whole) and len(losses(run)) == 40
-    assert digest(run / "best.safetensors") == digest(whole / "best.safetensors")
+    assert sha256(run / "best.safetensors") == sha256(whole / "best.safetensors")
 
 
 def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):
