@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import getsource, signature
 from pathlib import Path
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -24,7 +24,7 @@ class AsTyped(yaml.SafeLoader):
     """Scalars as they were typed, but for null: `cast` knows what they are. YAML 1.1 by itself has
     1.1 for a run named 1.10, False for a class named off, a date for 2026-01-31."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012
         first: [one for one in found if one[0].endswith((":null", ":merge"))]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
