@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import scripts, slurm, submission
-from launch.local import check_data
+from launch.local import check_plan
 from launch.scripts import Place, Script
 from launch.site import Site, read_site
 from launch.tasks import plan
@@ -52,7 +52,7 @@ def submit(
     planned = plan([config, *settings], folds, seeds, grid)
     asked, first = read_site(site), planned[0][1]
     if not audio:
-        check_data([one for _, one in planned])
+        check_plan([one for _, one in planned], asked.nodes * max(1, asked.gpus))
     run = Path(first.run.dir, first.run.name)
     folder = submission.new_folder(run.absolute())
     place = Place(

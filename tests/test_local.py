@@ -144,6 +144,7 @@ def test_a_signal_stops_all_and_starts_none(stand_in, config, tmp_path, number, 
     "words, message",
     [
         (["--folds=5"], "data.fold=4"),
+        (["--folds=2", "--grid=model.name=crnn,crn"], "model.name=crn: unknown"),
         (["--folds=2", "--jobs=0"], "--jobs=0: at least 1"),
         (["--folds=2", "--gpus=0,0"], "--gpus=0,0: numbers, each once"),
         (["--folds=2", "--gpus=0", "--jobs=2"], "raise --per_gpu"),

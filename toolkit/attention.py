@@ -67,5 +67,5 @@ def draw(spectrograms: np.ndarray, attention: np.ndarray, titles: list[str]) -> 
         below.stairs(attention[i] * attention.shape[1], edges, fill=True, color=ORANGE)
         below.set(ylim=(0, top), xlabel="frame")
     grid[0, 0].set_ylabel("mel band")
-    grid[1, 0].set_ylabel("attention")
+    grid[1, 0].set_ylabel("attention\n(mean 1)")
     return figure

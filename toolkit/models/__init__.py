@@ -42,8 +42,9 @@ def build(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> nn.Mod
     bands, frames = kind.smallest
     if shape[0] < bands or shape[1] < frames:
         raise UserError(
-            f"model.name={config.name} takes at least {bands} bands x {frames} frames, the "
-            f"shard set has {shape[0]} x {shape[1]}; build it with longer segments or more bands"
+            f"model.name={config.name} takes at least {bands} bands x {frames} frames, here are "
+            f"{shape[0]} x {shape[1]}; build the shard set with longer segments or more bands, or "
+            "raise augment.crop_frames"
         )
     if config.outputs and n_classes != 2:
         raise UserError(
