@@ -14,6 +14,7 @@ from shards.__main__ import main
 from shards.balance import MEASURES, Balance, table
 from shards.chart import balance_png
 from shards.errors import UserError
+from shards.folder import OUTSIDE
 from shards.index import open_set
 from shards.progress import Progress
 from shards.summary import kind, summary
@@ -96,7 +97,8 @@ def test_reasons_are_told_without_what_is_one_file_s() -> None:
         assert kind(reason) == "silent"
     assert kind("not finite: 3 NaN or Inf samples") == "not finite"
     assert kind("missing; the table names it") == "missing"
-    assert kind("starts at 9 s, the file ends at 4 s") == "starts"
+    assert kind(f"{OUTSIDE} (from 9 s, it has 4 s)") == OUTSIDE
+    assert kind("a copy of a/b c.wav") == "a copy"
 
 
 def test_info_counts_what_is_asked(tone_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,9 +109,7 @@ def test_info_counts_what_is_asked(tone_set: Path, capsys: pytest.CaptureFixture
         table(open_set(tone_set), "files")
 
 
-def test_progress_off_a_terminal_is_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch, caplog):
     clock = iter([0.0, 10.0, 29.0, 40.0, 50.0, 69.0, 80.0])
     monkeypatch.setattr(progress_module, "monotonic", lambda: next(clock))
     caplog.set_level(logging.INFO)
