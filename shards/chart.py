@@ -4,6 +4,7 @@ Shapes: `K` classes, `C` bars.
 """
 
 import io
+import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from shards.labels import display_names, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHOWN = 50  # classes with a colour of their own; the rest is grey together
 ROWS = 25  # of a column of the legend
@@ -65,8 +67,15 @@ def drawn(columns: tuple[str, ...], names: tuple[str, ...], *amounts: tuple) -> 
         handlelength=1.0,
         columnspacing=1.0,
     )
+    return to_png(figure, 110)
+
+
+def to_png(figure: "Figure", dpi: float) -> bytes:
+    """A figure as a PNG; letters that its font lacks are boxes in it, and no lines on a screen."""
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(png, format="png", dpi=dpi)
     return png.getvalue()
 
 
@@ -99,13 +108,7 @@ def palette(classes: int) -> np.ndarray:
     """(K, 4) colours, neighbours unlike; grey at the end if there are too many to tell apart."""
     from matplotlib import colormaps
 
-    names = (
-        ["tab10"]
-        if classes <= 10
-        else ["tab20"]
-        if classes <= 20
-        else ["tab20", "tab20b", "tab20c"]
-    )
+    names = ["tab10"] if classes <= 10 else ["tab20", "tab20b", "tab20c"]
     colours = np.concatenate([colormaps[name](np.arange(colormaps[name].N)) for name in names])
     if classes > SHOWN:
         return np.concatenate([colours[: SHOWN - 1], [[0.6, 0.6, 0.6, 1.0]]])

@@ -44,7 +44,10 @@ def without_leaks(found: Scan, recipe: Recipe, rule: str, workers: int, timeout:
         UserError: the copies that are to be one group stand in different folds or parts as given.
     """
     pairs = copies(found.recordings, recipe, workers, timeout)
-    logger.info("duplicates   %d pairs of copies; --on_duplicate=%s", len(pairs), rule)
+    label = [recording.label for recording in found.recordings]
+    other = sum(label[pair.first] != label[pair.second] for pair in pairs)
+    told = f"{len(pairs)} pairs of copies" + f", {other} with different labels" * bool(other)
+    logger.info("duplicates   %s; --on_duplicate=%s", told, rule)
     if rule == "group":
         return found._replace(recordings=grouped(found.recordings, pairs))
     first = firsts(pairs)

@@ -53,7 +53,8 @@ class Worker:
         self.clock = context.RawArray("d", 2)  # the item it is at, and since when
         words = theirs, function, self.clock
         self.process = context.Process(target=serve, args=words, daemon=True)
-        self.process.start()
+        with unbroken():
+            self.process.start()
         theirs.close()  # or its end would not be noticed
         self.tasks: deque[Task] = deque()
         self.is_ready = False
@@ -220,6 +221,16 @@ class Crew(Generic[Item, Result]):
                 worker.stop()
             else:
                 spare.append(worker)
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Keep Ctrl-C until after this: a process that is told half of what it is to do says so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def fresh_context() -> Any:

@@ -231,7 +231,7 @@ def fill(tar: Tar, shard: int, work: Iterable[Packed | Reject]) -> Notes:
 def rejection(recording: Recording, reason: str) -> Reject:
     """A rejected recording with what is known of it."""
     if not recording.piece.is_whole:
-        reason += f" (from {recording.start:g} s, {recording.seconds:g} s long)"
+        reason += f" (from {recording.start:.10g} s, {recording.seconds:g} s long)"
     return Reject(recording.path, reason, recording.label)
 
 

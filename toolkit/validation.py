@@ -32,6 +32,11 @@ def score(
 
 def check_report(report: ReportConfig, shard_set: ShardSet) -> None:
     """Raise a UserError before the training where its scores could not be told as asked."""
+    if len(shard_set.class_names) < 2:
+        raise UserError(
+            f"{shard_set}: {shard_set.class_names[0]} is its only class, and there is nothing to "
+            "tell apart; build it with others, or name two or more in data.classes"
+        )
     target_of(report, shard_set)
     if report.by is not None:
         attack_names(report.by, {"path": (), "attack": (), "group": ()})
@@ -104,6 +109,6 @@ def seen(by: str | None, shard_set: ShardSet, train: Selection, target: int) -> 
     for numbers in train.pieces():
         rows = shard_set.rows(numbers)
         wanted |= set(np.unique(rows["recording"][rows["label"] != target]).tolist())
-    lines = [line for n, line in enumerate(shard_set.recordings()) if n in wanted]
+    lines = shard_set.lines_of(wanted).values()
     told = {key: [line.get(key) or "" for line in lines] for key in ("path", "attack", "group")}
     return sorted(set(attack_names(by, told).tolist()))
