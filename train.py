@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from shards.command import guard
-from toolkit.config import load
+from toolkit.config import load, usage
 from toolkit.debug import at_the_desk
 from toolkit.schema import Config
 from toolkit.signals import noted
@@ -15,6 +15,8 @@ from toolkit.world import speaks, yield_cores
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv):
+        return print(usage())
     words = [word for word in sys.argv[1:] if word != "--debug"]
     config = load(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

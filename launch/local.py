@@ -6,20 +6,21 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from launch.job import PROGRAM, Job
 from launch.screen import Screen
 from launch.tasks import plan
-from shards.command import main as run_command
+from shards.command import alone
 from shards.errors import TrainingError, UserError
-from toolkit.data import open_data
-from toolkit.protocol import part_masks
+from shards.order import plan_batch
+from toolkit.data import Data, open_parts
 from toolkit.schema import Config
-from toolkit.signals import REQUEUE
+from toolkit.signals import REQUEUE, noting
+from toolkit.world import visible_gpus
 
 LOOK = 0.2  # seconds between two looks at the processes
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -47,7 +48,7 @@ def local(
     if not PROGRAM.exists():
         raise UserError(f"{PROGRAM} is not there; run it from a copy of the source, not a wheel")
     planned = plan([config, *settings], folds, seeds, grid)
-    check_data([one for _, one in planned])
+    check_plan([one for _, one in planned])
     all_jobs = [Job(task, one) for task, one in planned]
     slots = make_slots(jobs, gpus, per_gpu, len(all_jobs))
     stopped = run_all(all_jobs, slots)
@@ -55,15 +56,42 @@ def local(
     finish(all_jobs, Path(first.dir, first.name), stopped)
 
 
-def check_data(configs: Sequence[Config]) -> None:
-    """Raise a UserError where a config's shard set lacks the fold, before anything trains."""
-    seen = set()
+def check_plan(configs: Sequence[Config], processes: int = 1) -> None:
+    """Raise a UserError for what any of these trainings, on so many processes each, would be
+    refused for by itself: its data, model, loss or batches. Before anything trains."""
+    from toolkit import forest, history
+
+    known = set()
     for config in configs:
-        data = config.data
-        key = repr((data.shards, data.classes, data.protocol, data.fold))
-        if key not in seen:
-            part_masks(open_data(replace(data, stage=None)), data.protocol, data.fold)
-        seen.add(key)
+        alike = replace(config, run=configs[0].run, train=replace(config.train, seed=0))
+        if repr(alike) not in known:
+            data = open_parts(replace(alike, data=replace(alike.data, stage=None)))
+            history.check(config, data.shard_set, data.parts["val"])
+            if config.model.name == "forest":
+                forest.settings(config)
+            elif find_spec("torch"):  # not where only the nodes have it
+                check_model(config, data, processes)
+        known.add(repr(alike))
+
+
+def check_model(config: Config, data: Data, processes: int) -> None:
+    """Raise a UserError where a model, which takes no memory here, cannot be had or trained so."""
+    import torch
+
+    from toolkit import models
+    from toolkit.losses import make_loss
+    from toolkit.models.transfer import find_weights, freeze
+
+    shape, train = config.input_shape(data.shard_set.shape), config.train
+    plan_batch(train.batch_size, train.microbatch, processes, config.model.norm_batch)
+    make_loss(config, data.shard_set, data.parts)
+    with torch.device("meta"):
+        fresh = replace(config.model, pretrained=False)
+        model = models.build(fresh, len(data.shard_set.class_names), shape)
+    if config.model.init_from:
+        find_weights(Path(config.model.init_from))
+    if config.model.freeze:
+        freeze(model, config.model.freeze)
 
 
 def make_slots(jobs: int | None, gpus: str | None, per_gpu: int, tasks: int) -> list[Slot]:
@@ -90,18 +118,6 @@ def make_slots(jobs: int | None, gpus: str | None, per_gpu: int, tasks: int) -> 
     return slots[: min(jobs or len(slots), tasks)]
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [word for word in named.split(",") if word]
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/kfd").exists():
-        return []  # torch takes seconds to say so
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
 def run_all(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     """Train all; the exit code where a signal stopped them, else 0."""
     threads = max(1, len(os.sched_getaffinity(0)) // len(slots))
@@ -109,8 +125,8 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     training: dict[Job, Slot] = {}
     screen = Screen(jobs, len(slots))
     screen.say(f"{len(jobs)} trainings, {len(slots)} at a time, {threads} CPU thread(s) each")
-    with stop_noted() as noted:
-        told = 0
+    told, noted = 0, list[int]()
+    with noting(STOP, noted):
         while training or (waiting and not noted):
             while free and waiting and not noted:
                 job, slot = waiting.popleft(), free.popleft()
@@ -133,18 +149,6 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
             screen.show()
         screen.close()
     return (0, REQUEUE, 130)[told]
-
-
-@contextmanager
-def stop_noted() -> Iterator[list[int]]:
-    """Within it signals that ask to stop are noted in the list and do nothing else."""
-    noted: list[int] = []
-    before = [signal.signal(one, lambda number, _: noted.append(number)) for one in STOP]
-    try:
-        yield noted
-    finally:
-        for one, handler in zip(STOP, before, strict=True):
-            signal.signal(one, handler)
 
 
 def outcome(job: Job) -> str:
@@ -176,9 +180,8 @@ def finish(jobs: Sequence[Job], run: Path, stopped: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    return run_command("python -m", {"launch.local": local}, ["launch.local", *words])
+    """`python -m launch.local`; returns the exit code."""
+    return alone("launch.local", local, argv)
 
 
 if __name__ == "__main__":

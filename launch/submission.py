@@ -17,7 +17,7 @@ import yaml
 from shards.durable import write_atomic
 from shards.errors import UserError
 from toolkit import environment
-from toolkit.config import read_yaml
+from toolkit.config import AsTyped, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ("shards", "toolkit", "launch", "slurm", "train.py")
@@ -54,9 +54,15 @@ def keep_code(folder: Path) -> None:
     (folder / "code" / environment.COMMIT).write_text(environment.commit_and_state())
 
 
+class Plain(yaml.SafeDumper):
+    """Writes words as `read_yaml` reads them: without quotes around numbers."""
+
+    yaml_implicit_resolvers = AsTyped.yaml_implicit_resolvers
+
+
 def keep_config(folder: Path, config: Path) -> None:
     """Write what a config says now, with what its base says: a copy has no base beside it."""
-    text = yaml.safe_dump(read_yaml(config), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(read_yaml(config), Dumper=Plain, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 

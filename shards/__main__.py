@@ -190,18 +190,11 @@ def convert(old: str, out: str, **words: Any) -> None:
 
 
 COMMANDS: command.Commands = {
-    "demo": demo,
-    "download": download,
-    "convert": convert,
-    "build": build,
-    "merge": merge,
-    "verify": verify,
-    "info": info,
-    "duplicates": duplicates,
-    "show": show,
-    "bench": bench,
-    "reset": reset,
-}
+    one.__name__: one
+    for one in (
+        demo, download, convert, build, merge, verify, info, duplicates, show, bench, reset,
+    )
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

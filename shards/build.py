@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shards import workshop
 from shards.copies import without_leaks
 from shards.duplicates import WARNED_UP_TO, warn
 from shards.errors import UserError
@@ -29,17 +30,15 @@ from shards.summary import summary
 from shards.table import locate, own_columns, read_table
 from shards.upload import build_there
 from shards.workers import available, ordered, warm_up
-from shards.workshop import (
-    begin,
-    is_complete,
-    is_finished,
-    is_written,
-    notes_file,
-    reopen,
-)
 from shards.write import Packed, packed, rejection, write_shard
 
 logger = logging.getLogger(__name__)
+
+#: Flags that decide no byte, or only which recordings there are: the manifest says which.
+BESIDE_SETTINGS = (
+    "audio", "out", "workers", "part", "append", "file_timeout", "overwrite", "stage",
+    "path_from", "audio_root", "protocol_columns", "strict",
+)  # fmt: skip
 
 
 def build(
@@ -134,11 +133,7 @@ def build(
         raise UserError(f"{out}: an address has two slashes behind its colon; a folder is ./{out}")
     if stage is not None:
         raise UserError(f"--stage={stage}: for sets at an address, and {out} is a folder")
-    words = dict(asked)
-    for name in ("audio", "out", "workers", "part", "append", "file_timeout", "overwrite", "stage"):
-        del words[name]
-    for name in ("path_from", "audio_root", "protocol_columns", "strict"):
-        del words[name]  # they decide which recordings there are, and the manifest says which
+    words = {name: value for name, value in asked.items() if name not in BESIDE_SETTINGS}
     began = monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: has to be at least 1")
@@ -162,7 +157,7 @@ def build(
     settings = settle(words | own_columns(table, words) if table else words)
     warm_up()
     recipe = make_recipe(root, settings)
-    reopen(folder, settings, overwrite)
+    workshop.reopen(folder, settings, overwrite)
     if append and not (folder / "dataset.json").exists():
         raise UserError(f"{out}: no finished shard set to append to; build it without --append")
     if folder.exists():
@@ -180,12 +175,12 @@ def build(
         file_timeout,
     )
     plan = replace(plan, command=typed(audio, out, asked))
-    if not overwrite and is_finished(plan):
+    if not overwrite and workshop.is_finished(plan):
         return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
     with errors_named(folder), held(folder, share):
-        if not overwrite and is_complete(plan):
+        if not overwrite and workshop.is_complete(plan):
             raise UserError(f"{folder}: another build has just finished it; nothing to do")
-        begin(plan, share.folder(folder) if share else None, overwrite)
+        workshop.begin(plan, share.folder(folder) if share else None, overwrite)
         made, grains = write_shards(plan, share, workers or available(), file_timeout)
         if share:
             return part_done(plan, share)
@@ -203,7 +198,7 @@ def write_shards(
 ) -> tuple[int, dict[int, np.ndarray]]:
     """Write the shards (of a part) that are missing; how many samples that made, their grains."""
     mine = [shard for shard in plan.shards if share is None or share.has(shard)]
-    todo = [shard for shard in mine if not is_written(plan.out, shard)]
+    todo = [shard for shard in mine if not workshop.is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
     items = [(n, plan.recordings[n]) for shard in todo for n in plan.shards[shard]]
     done, made, grains, first = total - len(items), 0, {}, plan.first_place
@@ -217,7 +212,7 @@ def write_shards(
         for shard in todo:
             run = plan.shards[shard]
             some = counted(plan.recordings[run.start : run.stop], outcomes, progress)
-            file, notes = plan.out / shard_name(shard), notes_file(plan.out, shard)
+            file, notes = plan.out / shard_name(shard), workshop.notes_file(plan.out, shard)
             written = write_shard(file, notes, shard, some)
             made += len(written.rows)
             if made <= WARNED_UP_TO and written.grains is not None:

@@ -99,13 +99,7 @@ def palette(classes: int) -> np.ndarray:
     """(K, 4) colours, neighbours unlike; grey at the end if there are too many to tell apart."""
     from matplotlib import colormaps
 
-    names = (
-        ["tab10"]
-        if classes <= 10
-        else ["tab20"]
-        if classes <= 20
-        else ["tab20", "tab20b", "tab20c"]
-    )
+    names = ["tab10"] if classes <= 10 else ["tab20", "tab20b", "tab20c"]
     colours = np.concatenate([colormaps[name](np.arange(colormaps[name].N)) for name in names])
     if classes > SHOWN:
         return np.concatenate([colours[: SHOWN - 1], [[0.6, 0.6, 0.6, 1.0]]])

@@ -158,6 +158,12 @@ def main(program: str, commands: Commands, argv: Sequence[str] | None = None) ->
     return guard(lambda: dispatch(program, commands, name, words))
 
 
+def alone(module: str, command: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
+    """`main` of a module that is one command, `python -m MODULE`."""
+    words = sys.argv[1:] if argv is None else argv
+    return main("python -m", {module: command}, [module, *words])
+
+
 def dispatch(program: str, commands: Commands, name: str, words: Sequence[str]) -> None:
     """Check the words, then have fire call the command with them."""
     if name not in commands:

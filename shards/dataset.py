@@ -3,10 +3,8 @@
 Shapes: `N` samples, `F` folds, `K` classes, `M` mel bands.
 """
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from shards import __version__
 from shards.balance import Balance
 from shards.chart import balance_png
+from shards.durable import csv_bytes
 from shards.index import (
     FILES,
     FORMAT,
@@ -28,7 +27,7 @@ from shards.index import (
 )
 from shards.notes import Notes
 from shards.plan import Plan
-from shards.recording import Reject, place
+from shards.recording import place
 from shards.shortcuts import find_shortcuts
 from shards.write import npy_header
 
@@ -78,9 +77,11 @@ def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
     write_atomic(plan.out / "stats.npy", stats)
     lines = (f"{line}\n".encode() for part in notes() for line in part.lines)
     write_atomic(plan.out / "recordings.jsonl", lines)
-    rejected = rejected_csv(totals.rejected, plan.settings["seed"])
-    write_atomic(plan.out / "rejected.csv", rejected)
-    write_atomic(plan.out / "balance.json", pretty(totals.balance.records()))
+    rejected = sorted(totals.rejected, key=lambda one: place(one.path, plan.settings["seed"]))
+    table = csv_bytes([("path", "reason"), *((one.path, one.reason) for one in rejected)])
+    write_atomic(plan.out / "rejected.csv", table)
+    balance = json.dumps(totals.balance.records(), indent=2).encode() + b"\n"
+    write_atomic(plan.out / "balance.json", balance)
     write_atomic(plan.out / "balance.png", balance_png(totals.balance))
     info = dataset(plan, totals, samples)
     info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info))
@@ -96,16 +97,6 @@ def index_npy(samples: int, shards: Iterable[Notes]) -> Iterator[bytes]:
         rows["recording"] += recordings
         recordings += len(notes.lines)
         yield rows.tobytes()
-
-
-def rejected_csv(rejected: Sequence[Reject], seed: int) -> bytes:
-    """path, reason; in the order of the manifest."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("path", "reason"))
-    for reject in sorted(rejected, key=lambda reject: place(reject.path, seed)):
-        table.writerow((reject.path, reject.reason))
-    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def counts(balance: Balance, key: str, names: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -156,10 +147,7 @@ def dataset(plan: Plan, totals: Totals, samples: int) -> Line:
             "seed": settings["seed"],
             "folds": settings["folds"],
             "parts": settings["split"],
-            "label_from": settings["label_from"],
-            "fold_from": settings["fold_from"],
-            "group_from": settings["group_from"],
-            "split_from": settings["split_from"],
+            **{f"{x}_from": settings[f"{x}_from"] for x in ("label", "fold", "group", "split")},
         },
         "settings": dict(settings),
         "manifest": plan.manifest,
@@ -167,8 +155,3 @@ def dataset(plan: Plan, totals: Totals, samples: int) -> Line:
         "shards": totals.shards,
         "files": {name: file_entry(plan.out / name) for name in FILES},
     }
-
-
-def pretty(content: Any) -> bytes:
-    """JSON for people, in the order written."""
-    return json.dumps(content, indent=2).encode() + b"\n"

@@ -3,8 +3,6 @@
 Shapes: `S` segments, `G` steps, `B` bands, `P` pairs, `N` segments that are compared.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -12,15 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.durable import csv_bytes
 from shards.fingerprint import LENGTH, agreement, busy_seconds, grain, vectors
 from shards.index import ShardSet
 from shards.read import Reader
 
 BLOCK, TILE, CHUNK = 1024, 8192, 64  # rows and columns of the search; pairs compared at once
 READ = 64  # segments worked on at once: they stay in the processor's cache
-LIKENESS = (
-    0.22  # cosine of two vectors from where on the grains are compared; chance spreads by 0.044
-)
+LIKENESS = 0.22  # cosine of vectors from where on grains are compared; chance spreads by 0.044
 NEIGHBOURS = 32  # the likest that a segment is compared with
 #: Where two segments agree more they are copies. Unrelated recordings of ESC-10 stay below 0.52;
 #: short words said twice by one speaker reach 0.9 with 0.72 s of grain, where 0.97 is asked for.
@@ -172,8 +169,7 @@ def find(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> 
     pairs = find_copies(read_prints(shard_set, known))
     if not pairs:
         return []
-    wanted = {n for pair in pairs for n in pair[:2]}
-    lines = {n: line for n, line in enumerate(shard_set.recordings()) if n in wanted}
+    lines = shard_set.lines_of(n for pair in pairs for n in pair[:2])
     found = [Finding(pair, lines[pair.first], lines[pair.second]) for pair in pairs]
     return sorted(found, key=lambda finding: not finding.leaks)
 
@@ -226,14 +222,13 @@ def name(line: Mapping[str, Any]) -> str:
 
 def as_csv(found: Iterable[Finding]) -> bytes:
     """The pairs as a table for other programs."""
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(["kind", "agreement", "leaks"] + [f"{c}_{n}" for n in (1, 2) for c in COLUMNS])
+    head = ["kind", "agreement", "leaks", *(f"{c}_{n}" for n in (1, 2) for c in COLUMNS)]
+    rows = []
     for x in found:
         kind = "exact" if x.pair.is_exact else "near"
         sides = [name(s) if c == "path" else s[c] for s in x[1:] for c in COLUMNS]
-        out.writerow([kind, f"{x.pair.agreement:.3f}", int(x.leaks), *sides])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+        rows.append([kind, f"{x.pair.agreement:.3f}", int(x.leaks), *sides])
+    return csv_bytes([head, *rows])
 
 
 COLUMNS = ("path", "label", "group", "fold", "split")

@@ -1,6 +1,8 @@
 """Files written so that they are there whole or not at all, and their checksums."""
 
+import csv
 import hashlib
+import io
 import os
 import secrets
 from collections.abc import Iterable
@@ -10,9 +12,8 @@ from typing import Any
 
 def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
-    aside = file.with_name(
-        f".{file.name}.{secrets.token_hex(4)}.tmp"
-    )  # pids repeat across machines
+    # Process numbers come twice on different machines.
+    aside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(aside, "wb") as out:
             out.writelines([data] if isinstance(data, bytes) else data)
@@ -22,6 +23,13 @@ def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(file.parent)
+
+
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """A CSV file of these rows, the header first; a name need not be valid text."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def write_output(file: Path, data: bytes) -> None:

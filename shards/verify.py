@@ -96,15 +96,10 @@ def check_audio(shard_set: ShardSet, audio: Root) -> list[str]:
     for line in tqdm(shard_set.recordings(), "audio", shard_set.info["recordings"], disable=None):
         try:
             with local(audio, line["path"]) as file:
+                key, digest = ("xxh128", xxh128) if "xxh128" in line else ("sha256", sha256)  # old
                 if not file.is_file():
                     faults.append(f"recording {line['path']!r}: missing below {audio}")
-                elif (
-                    xxh128(file) != line["xxh128"]
-                    if "xxh128" in line
-                    else (
-                        sha256(file) != line["sha256"]  # of an older set
-                    )
-                ):
+                elif digest(file) != line[key]:
                     what = "its audio changed since the set was built"
                     faults.append(f"recording {line['path']!r}: {what}")
         except AudioError as error:

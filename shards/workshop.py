@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards import __version__
+from shards import __version__, output
 from shards.errors import UserError
 from shards.index import (
     BESIDE,
@@ -24,17 +24,6 @@ from shards.index import (
     write_atomic,
 )
 from shards.notes import load
-from shards.output import (
-    SHARD,
-    check_contents,
-    check_manifest,
-    check_settings,
-    clear,
-    errors_named,
-    existing,
-    locked,
-    promises,
-)
 from shards.plan import Plan, make_recipe
 from shards.recording import Reject
 
@@ -89,9 +78,9 @@ def enter(plan: Plan, folder: Path) -> None:
 
 def agree(out: Path, mine: Mapping[str, Any]) -> None:
     """Raise a UserError that lists in what the promises that stand in `out` differ from `mine`."""
-    for there in promises(out):
-        check_settings(out, there, mine["settings"] | mine["versions"])
-        check_manifest(out, there, mine["manifest"])
+    for there in output.promises(out):
+        output.check_settings(out, there, mine["settings"] | mine["versions"])
+        output.check_manifest(out, there, mine["manifest"])
 
 
 def recall(out: Path) -> Plan:
@@ -100,7 +89,7 @@ def recall(out: Path) -> Plan:
     Raises:
         UserError: parts of different builds, or of another set to append to.
     """
-    there = promises(out)[0]
+    there = output.promises(out)[0]
     agree(out, there)
     if "convert" in there["settings"]:
         raise UserError(f"{out}: not of parts; start the same `convert` again")
@@ -136,7 +125,7 @@ def is_complete(plan: Plan) -> bool:
         return False
     there = read_info(plan.out)
     if plan.base is None or there["manifest"] != plan.base.info["manifest"]:
-        check_manifest(plan.out, there, plan.manifest)
+        output.check_manifest(plan.out, there, plan.manifest)
     return bool(there["manifest"] == plan.manifest)
 
 
@@ -147,12 +136,12 @@ def reopen(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
         UserError: the set there has other settings, or the folder holds what is none of a set.
     """
     if (folder / READY).exists():
-        with errors_named(folder), locked(folder):
+        with output.errors_named(folder), output.locked(folder):
             put_in_place(folder)
-    there = None if overwrite else existing(folder)
+    there = None if overwrite else output.existing(folder)
     if there:
-        check_settings(folder, there, settings)
-    check_contents(folder)
+        output.check_settings(folder, there, settings)
+    output.check_contents(folder)
 
 
 def is_finished(plan: Plan) -> bool:
@@ -160,7 +149,7 @@ def is_finished(plan: Plan) -> bool:
     if not is_complete(plan):
         return False
     if (plan.out / BESIDE).exists():
-        with locked(plan.out):
+        with output.locked(plan.out):
             put_in_place(plan.out)
     return True
 
@@ -169,8 +158,8 @@ def begin(plan: Plan, part: Path | None, overwrite: bool) -> None:
     """Make the workshop inside OUT, or enter the one that is there; a part has a folder in it."""
     workshop = plan.out / BESIDE
     if overwrite and not is_going_on(plan):
-        clear(plan.out)
-    others = [there for there in promises(plan.out) if there["manifest"] != plan.manifest]
+        output.clear(plan.out)
+    others = [there for there in output.promises(plan.out) if there["manifest"] != plan.manifest]
     if plan.base and part is None and others:
         shutil.rmtree(workshop)  # an append that was stopped, and then there were other files
     workshop.mkdir(exist_ok=True)
@@ -181,7 +170,7 @@ def is_going_on(plan: Plan) -> bool:
     """Whether what stands there is this very command, --overwrite included, that was stopped: a job
     that is started again and again would else never come to its end."""
     mine = json.loads(json.dumps(promise(plan)))
-    return not (plan.out / "dataset.json").exists() and mine in promises(plan.out)
+    return not (plan.out / "dataset.json").exists() and mine in output.promises(plan.out)
 
 
 def notes_file(out: Path, shard: int) -> Path:
@@ -209,6 +198,6 @@ def put_in_place(out: Path) -> None:
         sync_folder(out)
     listed = {entry["name"] for entry in read_info(out)["shards"]}
     for entry in list(os.scandir(out)):
-        if SHARD.fullmatch(entry.name) and entry.name not in listed:
+        if output.SHARD.fullmatch(entry.name) and entry.name not in listed:
             os.unlink(entry.path)  # of a larger set that was being replaced
     shutil.rmtree(out / BESIDE, ignore_errors=True)

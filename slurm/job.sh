@@ -76,6 +76,8 @@ begin_life() {
 
 # Closes it, by a requeue of this task where it was stopped, by its exit code where it was not.
 end_life() {
+    # A signal that meets a training as it leaves may kill it, or its launcher, with all of it done.
+    if [ -n "$signal" ] && [ "$run/scores.json" -nt "$run/lives.txt" ]; then status=0; fi
     note end "$status"
     if [ "$status" = 0 ]; then exit 0; fi
     if [ "$signal" = USR1 ]; then

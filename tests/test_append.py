@@ -134,9 +134,7 @@ def test_twice(grown: tuple[Path, Path]) -> None:
     assert open_set(out).info["recordings"] == 36 + 51 + 15
 
 
-def test_rejected_files_are_listed_once_and_not_tried_again(
-    grown: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_rejected_files_are_listed_once_and_not_tried_again(grown, tmp_path):
     audio, out = grown
     soundfile.write(audio / "low" / "low-g7-50.wav", np.zeros(RATE), RATE)
     (audio / "low" / "low-g7-51.wav").write_bytes(b"no audio")
@@ -231,9 +229,7 @@ def killed(at: int, audio: Path, out: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_killed_at_any_rename_the_old_set_or_the_new_one_is_whole(
-    grown: tuple[Path, Path], tone_set: Path, tmp_path: Path
-) -> None:
+def test_killed_at_any_rename_the_old_set_or_the_new_one_is_whole(grown, tone_set, tmp_path):
     audio, out = grown
     append(audio, out)
     new, n_new = hashes(out), open_set(out).info["samples"]
@@ -254,9 +250,7 @@ def test_killed_at_any_rename_the_old_set_or_the_new_one_is_whole(
     assert set(seen) == {54, n_new} and seen == sorted(seen)
 
 
-def test_an_unfinished_append_gives_way_to_more_files(
-    grown: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unfinished_append_gives_way_to_more_files(grown, tmp_path, monkeypatch):
     audio, out = grown
     with monkeypatch.context() as patch:
         patch.setattr("shards.build.finish", lambda plan: os.abort if plan else None)

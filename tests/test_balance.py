@@ -109,9 +109,7 @@ def test_info_counts_what_is_asked(tone_set: Path, capsys: pytest.CaptureFixture
         table(open_set(tone_set), "files")
 
 
-def test_progress_off_a_terminal_is_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch, caplog):
     clock = iter([0.0, 10.0, 29.0, 40.0, 50.0, 69.0, 80.0])
     monkeypatch.setattr(progress_module, "monotonic", lambda: next(clock))
     caplog.set_level(logging.INFO)

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -135,11 +134,20 @@ def test_given_folds_and_no_folds(tmp_path: Path) -> None:
         ({"fmax": 9000.0}, "fmax 9000"),
         ({"fmin": 5000.0}, "fmin 5000"),
         ({"n_mels": 0}, "n_mels 0"),
+        ({"highpass": RATE / 2}, "--highpass=4000"),
+        ({"highpass": 0.0}, "--highpass=0"),
+        ({"trim_silence": -40.0}, "--trim_silence=-40"),
+        ({"loudness": 23.0}, "--loudness=23"),
+        ({"loudness": float("nan")}, "--loudness=nan"),
+        ({"peak": 1.0}, "--peak=1"),
+        ({"peak": -1.0, "loudness": -23.0}, "exclude each other"),
+        ({"pad": "mirror"}, "--pad=mirror"),
+        ({"tail": "keep"}, "--tail=keep"),
+        ({"min_seconds": -1.0}, "--min_seconds=-1"),
+        ({"file_timeout": -1.0}, "--file_timeout=-1"),
     ],
 )
-def test_bad_words_write_nothing(
-    small: Path, tmp_path: Path, words: dict[str, Any], message: str
-) -> None:
+def test_bad_words_write_nothing(small, tmp_path, words, message):
     with pytest.raises(UserError) as error:
         build_tones(small, tmp_path / "set", **{"folds": None} | words)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -91,9 +91,7 @@ def test_any_number_of_words() -> None:
         (["gather", "--runs=a"], "unknown flag --runs"),
     ],
 )
-def test_mistakes_run_nothing(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_run_nothing(words, message, capsys):
     assert run(*words) == 2
     said = capsys.readouterr()
     assert CALLS == [] and said.out == ""
@@ -174,9 +172,7 @@ def test_a_mistake_ends_the_process_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-def test_mistakes_of_every_command(
-    tone_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_of_every_command(tone_set, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     one = write_tones(tmp_path / "one", 2, {"low": 440.0})
     out = str(tmp_path / "out")
@@ -219,9 +215,7 @@ def test_build_verify_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(row[0] == sum(row[1:]) for row in counts.values())
 
 
-def test_verify_exits_1_and_prints_each_fault(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_exits_1_and_prints_each_fault(tmp_path, capsys):
     audio = write_tones(tmp_path / "audio", 4, {"low": 440.0, "high": 2000.0})
     out = tmp_path / "set"
     assert main(["build", str(audio), str(out), "--folds=2", "--workers=1", *FLAGS]) == 0

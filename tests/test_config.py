@@ -1,5 +1,6 @@
 """A strict configuration: what is off is named, with the way out."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,19 @@ def test_values_arrive_as_their_types(file):
     assert load([file, "--train.channels_last=false"]).train.channels_last is False
 
 
-def test_a_folder_with_a_number_sign(file):
-    assert load([file, "--run.dir=runs of 100% #1"]).run.dir == "runs of 100% #1"
+@pytest.mark.parametrize("word", ["runs of 100% #1", "1.10", "007", "2026-01-31", "off", "1:30",
+                                  "@x", "[a-z]+", '"x', "true"])  # fmt: skip
+def test_a_word_stays_as_it_was_typed(file, tmp_path, word):
+    """YAML 1.1 has numbers, dates and truths for many of them, and some are no YAML."""
+    assert load([file, f"--run.dir={word}"]).run.dir == word
+    if word != "[a-z]+":
+        assert load([file, f"--data.classes=['{word}', b]"]).data.classes == [word, "b"]
+    if re.match(r"[\w:-]+$", word):
+        Path(file).write_text(
+            TEXT.replace("2024", word) + f"optim: {{class_weights: {{{word}: 2}}}}"
+        )
+        config = load([file])
+        assert (config.run.name, config.optim.class_weights) == (word, {word: 2.0})
 
 
 def test_folders():
@@ -56,7 +68,7 @@ def test_folders():
         (["--train.epochs=3.5"], "train.epochs=3.5: expected a whole number"),
         (["--train.epochs=true"], "expected a whole number"),
         (["--train.epochs=0"], "train.epochs=0: at least 1"),
-        (["--optim.lr=fast"], "optim.lr='fast': expected a number"),
+        (["--optim.lr=fast"], "optim.lr=fast: expected a number"),
         (["--data.protocol=kfolds"], "one of split, kfold, kfold_nested"),
         (["--train.compile=fast"], "compile=fast: one of off, default, reduce-overhead"),
         (["--train.channels_last=y"], "channels_last=y: one of true, false, auto"),
@@ -64,6 +76,12 @@ def test_folders():
         (["--epochs=3"], "expected --section.key=value"),
         (["more.yaml"], "expected one CONFIG.yaml, got 2"),
         (["--model.name="], "expected a word"),
+        (["--train.seed=-1"], "train.seed=-1: at least 0"),
+        (["--run.name=../b"], "run.name=../b: a folder below run.dir"),
+        (["--run.part=/b"], "run.part=/b: a folder below the run's"),
+        (["--optim.lr=nan"], "optim.lr=nan: expected a number"),
+        (["--optim.label_smoothing=1"], "label_smoothing=1.0: at least 0 and below 1"),
+        (["--data.classes=[a"], "data.classes=.a: expected a list"),
     ],
 )
 def test_what_is_off_is_named(file, words, message):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from conftest import hashes, lines, read_plainly
 from legacy import CLASSES, M, T, clip, names, npy_set, npz_set, pickle_set
 from processes import forked
+from runs import config_file
 
 from shards.__main__ import main
 from shards.errors import UserError
@@ -93,14 +93,11 @@ def test_a_converted_set_is_told_of_and_shown(tmp_path, capsys):
 def test_a_converted_set_trains(tmp_path):
     out = tmp_path / "set"
     convert(str(npy_set(tmp_path / "old")), str(out))
-    values = {
-        "run": {"name": "old", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(out), "protocol": "split", "n_mels": M},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"batch_size": 4, "max_steps": 2, "log_every": 1, "threads": 1},
-    }
-    (tmp_path / "old.yaml").write_text(yaml.safe_dump(values))
-    code, errors = forked(str(tmp_path / "old.yaml"))
+    config = config_file(
+        tmp_path, out, data={"protocol": "split", "n_mels": M}, run={"name": "old"},
+        train={"batch_size": 4, "max_steps": 2, "log_every": 1},
+    )  # fmt: skip
+    code, errors = forked(config)
     assert code == 0, errors[-2000:]
     scores = json.loads((tmp_path / "runs/old/scores.json").read_text())
     assert np.isfinite(scores["recording"]["loss"])

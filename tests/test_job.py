@@ -61,6 +61,19 @@ def test_how_a_life_ends(
     assert ("3 restarts, max_restarts=3" in done.stdout) == (restarts == 3)
 
 
+@pytest.mark.parametrize("status", [138, 143, 1])
+def test_a_signal_as_a_training_leaves_requeues_nothing(tmp_path: Path, status: int) -> None:
+    """Scores of before this life are none of its own."""
+    (tmp_path / "run").mkdir()
+    scores, text = tmp_path / "run/scores.json", f"signal=USR1 status={status}; end_life"
+    for then, code in ((0, 75 if status == 138 else status), (2e9, 0)):
+        (tmp_path / "run/lives.txt").touch()
+        scores.touch()
+        os.utime(scores, (then, then))
+        assert bash(tmp_path, text).returncode == code
+    assert (tmp_path / "asked").exists() == (status == 138)
+
+
 def test_a_task_that_makes_no_progress_in_two_lives_is_stopped(tmp_path: Path) -> None:
     def begin(**variables: str) -> subprocess.CompletedProcess[str]:
         return bash(tmp_path, "begin_life; echo trains", **variables)
@@ -95,7 +108,7 @@ def test_a_plain_job_is_named_by_its_own_id(tmp_path: Path) -> None:
 def test_signals_reach_the_child_and_its_own_status_counts(tmp_path: Path, number: int) -> None:
     """Each interrupts bash's `wait`; the child takes its time, and ends as it wants."""
     (tmp_path / "child.sh").write_text(
-        "told=0\ntrap 'told=$((told + 1))' USR1 TERM\ntouch ready\n"
+        "told=0\ntrap 'told=$((told + 1)); touch told-$told' USR1 TERM\ntouch told-0\n"
         "while [ $told -lt 2 ]; do sleep 0.05; done\nsleep 0.3\nexit 42\n"
     )
     text = HEAD + 'supervise bash child.sh\necho "$status $signal"\n'
@@ -103,10 +116,10 @@ def test_signals_reach_the_child_and_its_own_status_counts(tmp_path: Path, numbe
     shell = subprocess.Popen(
         ["bash", "-c", text], env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
-    while not (tmp_path / "ready").exists():
-        time.sleep(0.02)
-    for _ in range(2):
-        shell.send_signal(number)
-        time.sleep(0.2)
+    for told in range(3):
+        while not (tmp_path / f"told-{told}").exists():
+            time.sleep(0.02)
+        if told < 2:
+            shell.send_signal(number)
     said, _ = shell.communicate(timeout=30)
     assert said.split() == ["42", signal.Signals(number).name.removeprefix("SIG")]

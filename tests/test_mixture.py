@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from conftest import TONES, build_tones, write_tones
 from processes import forked
+from runs import config_file
 
 from shards.errors import UserError
 from shards.index import open_set
@@ -187,19 +187,17 @@ def test_weights_of_samples_come_from_a_file(tone_set, tmp_path):
 def test_a_training_on_two_sets_from_end_to_end(tone_set, second, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(tone_set, moved)
-    values = {
-        "run": {"name": "both", "dir": str(tmp_path / "runs")},
-        "data": {
-            "shards": [{"path": str(tone_set), "weight": 2}, {"path": str(second), "weight": 1}],
-            "protocol": "kfold", "classes": ["low", "high", "mid", "noise"], "balance": "class",
-            "fraction": 0.6, "samples_per_epoch": 24,
-        },
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"epochs": 2, "batch_size": 8, "threads": 1},
+    data = {
+        "shards": [{"path": str(tone_set), "weight": 2}, {"path": str(second), "weight": 1}],
+        "classes": ["low", "high", "mid", "noise"], "balance": "class", "fraction": 0.6,
+        "samples_per_epoch": 24,
     }  # fmt: skip
-    file = tmp_path / "both.yaml"
-    file.write_text(yaml.safe_dump(values))
-    code, errors = forked(str(file))
+
+    def started():
+        words = {"run": {"name": "both"}, "data": data, "train": {"epochs": 2}}
+        return forked(config_file(tmp_path, "", **words))
+
+    code, errors = started()
     assert code == 0, errors[-2000:]
     run = tmp_path / "runs/both/fold-0"
     assert json.loads((run / "scores.json").read_text())["steps"] == 6
@@ -209,11 +207,9 @@ def test_a_training_on_two_sets_from_end_to_end(tone_set, second, tmp_path):
     assert len(rows) == sum(np.count_nonzero(s.index["fold"] == 0) for s in sets)
     assert {row["recording"].split("/")[0] for row in rows} == {"set-1", "set-2"}
     # A set may be moved between two starts, its weight may not change.
-    values["data"]["shards"][0]["path"] = str(moved)
-    file.write_text(yaml.safe_dump(values))
-    code, errors = forked(str(file))
+    data["shards"][0]["path"] = str(moved)
+    code, errors = started()
     assert code == 0 and "is finished" in errors
-    values["data"]["shards"][0]["weight"] = 5
-    file.write_text(yaml.safe_dump(values))
-    code, errors = forked(str(file))
+    data["shards"][0]["weight"] = 5
+    code, errors = started()
     assert code == 2 and "data.shards: " in errors

@@ -72,18 +72,14 @@ def kill_at_a_tar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (folder / "dataset.json").exists() and list(folder.glob("*.tar"))
 
 
-def test_a_reset_that_was_killed_can_be_started_again(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reset_that_was_killed_can_be_started_again(copy, monkeypatch):
     kill_at_a_tar(copy, monkeypatch)
     assert len(list(copy.glob("*.tar"))) > 1
     output.reset(copy)
     assert not copy.exists()
 
 
-def test_a_build_leaves_nothing_of_a_killed_reset(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_leaves_nothing_of_a_killed_reset(small, tmp_path, monkeypatch):
     build_tones(small, tmp_path / "set", folds=2, shard_size="10KB")
     build_tones(small, tmp_path / "fresh", folds=2, shard_size="1GB")
     kill_at_a_tar(tmp_path / "set", monkeypatch)
@@ -93,9 +89,7 @@ def test_a_build_leaves_nothing_of_a_killed_reset(
 
 
 @pytest.mark.parametrize("name", [None, "dataset.json"])
-def test_other_folders_are_refused(
-    tmp_path: Path, name: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_folders_are_refused(tmp_path, name, capsys):
     (tmp_path / "index.npy").write_text("somebody's")
     if name:
         (tmp_path / name).write_text(json.dumps({"format": 1}))
@@ -105,9 +99,7 @@ def test_other_folders_are_refused(
     assert hashes(tmp_path) == before
 
 
-def test_it_asks_first(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_asks_first(copy, monkeypatch, capsys):
     before = hashes(copy)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     assert main(["reset", str(copy)]) == 2  # nobody is there to be asked

@@ -28,9 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_more_workers_write_the_bytes_of_one(
-    tones: Path, tone_set: Path, tmp_path: Path, workers: int
-) -> None:
+def test_more_workers_write_the_bytes_of_one(tones, tone_set, tmp_path, workers):
     build_tones(tones, tmp_path / "set", split="0.6,0.2,0.2", workers=workers)
     assert hashes(tmp_path / "set") == hashes(tone_set)
 
@@ -62,9 +60,7 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_killed_build_goes_on_and_ends_in_the_same_bytes(
-    tones: Path, tone_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_build_goes_on_and_ends_in_the_same_bytes(tones, tone_set, tmp_path, monkeypatch):
     out = tmp_path / "set"
     words = {"folds": 4, "split": "0.6,0.2,0.2", "shard_size": "100KB"} | SETTINGS
     script = [sys.executable, "-c", KILLED, str(tones), str(out), repr(words | {"workers": 2})]
@@ -109,9 +105,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_full_disk(
-    tones: Path, tone_set: Path, full_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disk(tones, tone_set, full_disk, capsys):
     from shards.__main__ import main
 
     out = full_disk / "set"
@@ -129,9 +123,7 @@ def test_full_disk(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_no_space_leaves_whole_shards_only(
-    tones: Path, tone_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
-) -> None:
+def test_no_space_leaves_whole_shards_only(tones, tone_set, tmp_path, monkeypatch, overwrite):
     words = {"split": "0.6,0.2,0.2", "overwrite": overwrite}
     out, put = tmp_path / "set", write_module.Tar.put
 
@@ -150,7 +142,7 @@ def test_no_space_leaves_whole_shards_only(
     assert names == [".build", "plan.json", "samples-000000.npz", "samples-000000.tar"]
     build_tones(tones, out, **words)
     assert hashes(out) == hashes(tone_set)
-    assert (out / "samples-000000.tar").stat().st_mtime_ns == first  # it went on, overwriting or not
+    assert (out / "samples-000000.tar").stat().st_mtime_ns == first  # it went on
 
 
 def test_second_start_touches_nothing(small: Path, tmp_path: Path) -> None:
@@ -161,9 +153,7 @@ def test_second_start_touches_nothing(small: Path, tmp_path: Path) -> None:
     assert {f.name: (f.stat().st_mtime_ns, f.stat().st_ino) for f in out.iterdir()} == before
 
 
-def test_an_overwrite_that_is_stopped_leaves_nothing_of_the_old_set(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_overwrite_that_is_stopped_leaves_nothing_of_the_old_set(small, tmp_path, monkeypatch):
     out, fresh, unlink = tmp_path / "set", tmp_path / "fresh", os.unlink
     build_tones(small, fresh, folds=2, shard_size="1MB", fmin=9.0)
     for stop in (1, 3, 8):

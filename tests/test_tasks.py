@@ -74,5 +74,5 @@ def test_what_is_refused(config, folds, seeds, grid, message):
 def test_a_stored_split_has_no_folds(config):
     with pytest.raises(UserError, match="has no folds; leave --folds out"):
         plan([config, "--data.protocol=split"], "2", None)
-    with pytest.raises(UserError, match=r"run.part=\.\./x: folders below"):
+    with pytest.raises(UserError, match=r"run.part=\.\./x: a folder below"):
         load([config, "--run.part=../x"])

@@ -48,9 +48,7 @@ def fate(word: str) -> tuple[object, str]:
 
 
 @pytest.mark.parametrize(("workers", "run"), [(1, 5), (3, 1)])
-def test_what_an_item_does_to_its_process_costs_that_item(
-    tmp_path: Path, workers: int, run: int
-) -> None:
+def test_what_an_item_does_to_its_process_costs_that_item(tmp_path, workers, run):
     die, once = f"die {tmp_path / 'tally'}", f"die-once {tmp_path / 'once'}"
     words = ["a", "large", die, "b", "hang", once, "c", "large", "d"]
     results = list(ordered(fate, in_runs(words, run), workers, timeout=1.5, lost=pair))
@@ -119,9 +117,7 @@ class Careful(Recipe):
         return super().extract(piece)
 
 
-def test_a_file_that_kills_its_decoder_changes_no_byte_of_the_others(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_kills_its_decoder_changes_no_byte_of_the_others(small, tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "Recipe", Careful)
     build_tones(small, tmp_path / "careful", folds=2, file_timeout=0)
     monkeypatch.setattr(plan_module, "Recipe", Fragile)

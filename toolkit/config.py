@@ -1,9 +1,11 @@
 """A config read and checked, strictly; YAML < --section.key=value."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
+from functools import partial
+from inspect import getsource, signature
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -11,11 +13,22 @@ import yaml
 
 from shards.command import nearest
 from shards.errors import UserError
-from toolkit.limits import CHOICES, check
+from toolkit.limits import check
 from toolkit.schema import Config, ModelConfig
 
 #: Keys that are there for every model, whatever it makes of them.
 GENERAL = {"name", "norm_batch", "init_from", "freeze", "outputs"}
+
+
+class AsTyped(yaml.SafeLoader):
+    """Scalars as they were typed, but for null: `cast` knows what they are. YAML 1.1 by itself has
+    1.1 for a run named 1.10, False for a class named off, a date for 2026-01-31."""
+
+
+AsTyped.yaml_implicit_resolvers = {
+    first: [one for one in found if one[0].endswith((":null", ":merge"))]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def load(words: Sequence[str]) -> Config:
@@ -40,10 +53,22 @@ def load(words: Sequence[str]) -> Config:
     return parse(values)
 
 
+def usage() -> str:
+    """What `train.py --help` prints: every key as the schema has it, with its default."""
+    lines = ["accelerate launch train.py CONFIG.yaml [--section.key=value ...] [--debug]"]
+    for section, kind in get_type_hints(Config).items():
+        fields = (line.strip() for line in getsource(kind).splitlines()[2:])
+        lines += ["", *(line if line[:1] in "#" else f"{section}.{line}" for line in fields)]
+    return "\n".join(lines)
+
+
 def typed(text: str) -> Any:
-    """A word of the command line as YAML reads it, where ` #` begins no comment."""
+    """A word of the command line as YAML reads it, or if it is none, or ` #` is in it, as it is."""
     plain = " #" in text and text[0] not in "'\"[{"
-    return text if plain else yaml.safe_load(text)
+    try:
+        return text if plain else yaml.load(text, AsTyped)
+    except yaml.YAMLError:
+        return text
 
 
 def read_yaml(file: Path) -> dict[str, dict[str, Any]]:
@@ -66,7 +91,7 @@ def read_yaml(file: Path) -> dict[str, dict[str, Any]]:
 def read_sections(file: Path) -> dict[str, Any]:
     """The sections of a YAML file, and `base` if it has one."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), AsTyped)
     except OSError as error:
         raise UserError(
             f"{file}: {error.strerror}; give the path of a config, configs/ has some"
@@ -115,29 +140,40 @@ def parse_section(section: str, kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def cast(name: str, hint: Any, value: Any) -> Any:
-    """`value` as the type of the field, where that loses nothing: 3 is a float, 3.5 no int."""
+    """`value`, a word or what it stands for, as the type of the field: 3 is a float, 3.5 no int."""
     union = get_origin(hint) in (Union, types.UnionType)
     kinds = get_args(hint) if union else (hint,)
     if value is None and type(None) in kinds:
         return None
     for kind in kinds:
         base = get_origin(kind) or kind
-        if base is str and isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)  # a run named 2024
-        if base is str and value is False:
-            # YAML 1.1 reads a bare `no` or `off` as false, and precision: no is a word here.
-            return "off" if "off" in CHOICES.get(name, ()) else "no"
-        if base is float and not isinstance(value, bool):
-            try:
-                return float(value)  # YAML 1.1 reads 3e-4 as a string
-            except (TypeError, ValueError):
-                continue
         if isinstance(value, base) and not (base is int and isinstance(value, bool)):
-            return cast_inside(name, kind, value)
+            found = cast_inside(name, kind, value)
+        elif base in READ and not isinstance(value, bool):
+            found = READ[base](value)
+        else:
+            continue
+        if found is not None and (base is not float or math.isfinite(found)):
+            return found
     expected = [WORDS[get_origin(kind) or kind] for kind in kinds if kind is not type(None)]
-    raise UserError(f"{name}={value!r}: expected {' or '.join(expected)}")
+    raise UserError(f"{name}={value}: expected {' or '.join(expected)}")
 
 
+def number(kind: type, value: Any) -> Any:
+    """A value as a number of this kind; None if it is none."""
+    try:
+        return kind(str(value))
+    except ValueError:
+        return None
+
+
+SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+#: How a word is read where something else is asked for; None: it is no such thing.
+READ: dict[type, Callable[[Any], Any]] = {
+    int: partial(number, int),
+    float: partial(number, float),
+    bool: lambda value: SWITCHES.get(str(value).lower()),
+}
 WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a word",
     list: "a list", dict: "a mapping",

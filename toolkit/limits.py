@@ -38,12 +38,13 @@ AT_LEAST = {
     "report.dcf_false_alarm": 0, "optim.focal_gamma": 0,
     "optim.lr": 0,
     "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
-    "optim.label_smoothing": 0, "augment.time_masks": 0, "augment.time_width": 0,
+    "augment.time_masks": 0, "augment.time_width": 0,
     "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
     "augment.time_shift": 0, "augment.mix_share": 0, "augment.mix_alpha": 0.01,
     "augment.gain_db": 0, "augment.eq_db": 0, "augment.eq_bands": 2, "augment.eq_width": 1,
     "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
     "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
+    "train.seed": 0,
     "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
     "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
     "train.nonfinite_patience": 0,
@@ -51,11 +52,11 @@ AT_LEAST = {
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0,
 }  # fmt: skip
-AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1}
+AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1}
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
-    "optim.ema",
+    "optim.ema", "optim.label_smoothing",
 )  # fmt: skip
 
 
@@ -75,8 +76,12 @@ def check(config: Config) -> None:
         if get(config, name) not in choices:
             words = ", ".join(str(choice).lower() for choice in choices)
             raise UserError(f"{name}={get(config, name)}: one of {words}")
-    if Path(config.run.part).is_absolute() or ".." in Path(config.run.part).parts:
-        raise UserError(f"run.part={config.run.part}: folders below the run's, as seed-1")
+    for name, value, there in (
+        ("run.name", config.run.name, "run.dir, which says where runs live"),
+        ("run.part", config.run.part, "the run's, as seed-1"),
+    ):
+        if Path(value).is_absolute() or ".." in Path(value).parts or value == ".":
+            raise UserError(f"{name}={value}: a folder below {there}")
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
     if config.augment.mix != "none" and config.model.norm_batch < 2:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.durable import write_output
 from shards.errors import UserError
 from toolkit import curves, figures
 from toolkit.schema import Config
@@ -33,7 +32,7 @@ def find(config: Config, out: Path, steps: int, lowest: float, highest: float) -
         )
     rates, losses = sweep(config, np.geomspace(lowest, highest, steps))
     smooth, place = steepest(losses)
-    write_output(out, figures.to_png(curves.draw_lr_range(rates, losses, smooth, place)))
+    figures.save(curves.draw_lr_range(rates, losses, smooth, place), out)
     if place is None:
         raise UserError(
             f"{out}: the loss never fell below that of the untrained model; "
