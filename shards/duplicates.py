@@ -3,6 +3,7 @@
 Shapes: `S` segments, `G` steps, `B` bands, `P` pairs, `N` segments that are compared.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -14,6 +15,8 @@ from shards.durable import csv_bytes
 from shards.fingerprint import LENGTH, agreement, busy_seconds, grain, vectors
 from shards.index import ShardSet
 from shards.read import Reader
+
+logger = logging.getLogger(__name__)
 
 BLOCK, TILE, CHUNK = 1024, 8192, 64  # rows and columns of the search; pairs compared at once
 READ = 64  # segments worked on at once: they stay in the processor's cache
@@ -47,7 +50,12 @@ class Prints:
 def read_prints(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> Prints:
     """The fingerprints of a stored set, from its spectrograms; `known` are grains by shard."""
     mel, cut, index = shard_set.info["mel"], shard_set.info["segment"], shard_set.index
+    if not (mel["hop_length"] and mel["sample_rate"]):  # converted, and nobody said
+        logger.warning("%s: how long its frames are is unknown; exact copies only", shard_set)
+        blank = np.zeros((len(index), 1, 1), np.int8)
+        return Prints(index["recording"], index["xxh3"], blank, 0.0)
     frame, known, grains = mel["hop_length"] / mel["sample_rate"], known or {}, []
+    seconds = cut["seconds"] or frame * shard_set.shape[1]
     ends = np.cumsum([shard["samples"] for shard in shard_set.info["shards"]]).tolist()
     with Reader(shard_set) as reader:
         for shard, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
@@ -57,7 +65,7 @@ def read_prints(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = No
             for first in range(begin, end, READ):
                 values = reader.read(np.arange(first, min(first + READ, end)))
                 grains.append(grain(values.astype(np.float32), frame))
-    return Prints(index["recording"], index["xxh3"], np.concatenate(grains), cut["seconds"])
+    return Prints(index["recording"], index["xxh3"], np.concatenate(grains), seconds)
 
 
 def find_copies(prints: Prints) -> list[Pair]:
