@@ -54,7 +54,13 @@ def panels(titles: Sequence[str], records: Records) -> tuple[Figure, list[Axes]]
     row = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, title in zip(row, titles, strict=True):
         axes.set(title=title, xlabel=unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return figure, list(row)
+
+
+def from_zero(axes: Axes) -> None:
+    """Show the values from 0 on, with some room above the highest."""
+    axes.set_ylim(0, 1.08 * axes.dataLim.y1 if np.isfinite(axes.dataLim.y1) else None)
 
 
 def scored(records: Records) -> bool:
@@ -81,7 +87,7 @@ def draw_curves(records: Records) -> Figure:
     for axes in (loss, *middle):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    loss.set_ylim(bottom=0)
+    from_zero(loss)
     for rate in rates:
         plot(rate, thinned(*series(records, "lr", kind="train")), color=BLUE)
         rate.set_ylim(bottom=0)
@@ -101,8 +107,10 @@ def draw_fold_curves(records: Mapping[str, Records]) -> Figure:
         part = "test" if any(r.get("part") == "test" for r in fold) else "val"
         for chart, key in zip(axes[1:], ("loss", "accuracy"), strict=False):
             plot(chart, series(fold, key, kind="eval", part=part), **style)
-    for chart, top in zip(axes, (None, None, 1.02), strict=False):
-        chart.set_ylim(0, top)
+    for chart in axes[:2]:
+        from_zero(chart)
+    for chart in axes[2:]:
+        chart.set_ylim(0, 1.02)
     if len(records) <= 10 and axes[0].get_legend_handles_labels()[0]:
         axes[0].legend(title="fold", ncols=2 if len(records) > 5 else 1)
     return figure
