@@ -5,9 +5,10 @@
 
 both with [--shards=data/esc10_44k] [--runs=runs].
 
-`train` goes on where it was stopped and skips what is finished. `table` scores every row whose five
-folds are finished, for all seeds there are. Rows without words of their own are the trainings of
-`all`, scored once more: by fewer windows, by the last weights instead of their average.
+`train` goes on where it was stopped and skips what is finished. `table` scores every row by the
+folds and seeds that are finished, and beside the config itself on the same recordings and seeds.
+Rows without words of their own are the trainings of `all`, scored once more: by fewer windows, by
+the last weights instead of their average.
 """
 
 import os
@@ -15,11 +16,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 
 import numpy as np
 
-from toolkit.metrics import bootstrap
-from toolkit.predictions import Predictions, join, of_samples, read_predictions
+from toolkit.intervals import resamples, units_of
+from toolkit.predictions import Predictions, of_samples, read_predictions, write_predictions
 from toolkit.results import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,55 +60,85 @@ def folder_of(runs: Path, row: str, seed: int | str) -> Path:
 def train(
     shards: str, runs: Path, row: str = "all", seed: str = "42", folds: str = "0,1,2,3,4"
 ) -> None:
-    """Fold after fold, on one thread."""
+    """Fold after fold, on one thread; the CPU time of each is kept in its folder."""
+    run = folder_of(runs, row, seed)
     for fold in folds.split(","):
-        subprocess.run(
+        folder = run / f"fold-{fold}"
+        if (folder / "scores.json").exists():
+            continue
+        begun = cpu_seconds()
+        done = subprocess.run(
             [
                 sys.executable, str(ROOT / "train.py"), str(CONFIG), f"--data.shards={shards}",
-                f"--run.dir={runs}", f"--run.name={folder_of(runs, row, seed).name}",
-                f"--data.fold={fold}", f"--train.seed={seed}", "--train.threads=1", *ROWS[row],
+                f"--run.dir={runs}", f"--run.name={run.name}", f"--data.fold={fold}",
+                f"--train.seed={seed}", "--train.threads=1", *ROWS[row],
             ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+        if folder.is_dir():
+            with (folder / "cpu_seconds.txt").open("a") as file:
+                file.write(f"{cpu_seconds() - begun:.0f}\n")
+        done.check_returncode()
+
+
+def cpu_seconds() -> float:
+    """Of the processes that have ended."""
+    used = getrusage(RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def table(shards: str, runs: Path) -> None:
-    """A row a change: mean over seeds, and a bootstrap interval of it over source clips."""
-    print("| | pooled accuracy | 95 % interval | of each seed | seconds a fold |")
-    print("|---|---|---|---|---|")
+    """A row a change; intervals are over source clips, those of differences paired."""
+    print("| | pooled accuracy | 95 % interval | less the config's | 95 % interval | n | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    whole = answers(shards, runs, "all")
     for row in (*ROWS, *AGAIN):
-        source = row if row in ROWS else "all"
-        pattern = folder_of(runs, source, "[0-9]*").name
-        found = [run for run in sorted(runs.glob(pattern)) if len(finished(run)) == 5]
-        if not found:
+        found = answers(shards, runs, row)
+        both = sorted(found.keys() & whole.keys())
+        if not both:
             continue
-        again = AGAIN.get(row)
-        said = [predictions(run, again and (shards, *again)) for run in found]
-        each = [float((p.labels == p.predicted).mean()) for p in said]
-        labels, predicted, groups = (
-            np.concatenate([getattr(p, name) for p in said])
-            for name in ("labels", "predicted", "group")
-        )
-        low, high = bootstrap(labels, predicted, groups, "accuracy")
-        seconds = np.mean([s for run in found for s in finished(run).values()])
-        seeds = ", ".join(f"{accuracy:.4f}" for accuracy in each)
-        cells = row, f"{np.mean(each):.4f}", f"{low:.3f} to {high:.3f}", seeds, f"{seconds:.0f}"
-        print("|", " | ".join(cells), "|")
+        right, config = (np.array([some[key][1] for key in both]) for some in (found, whole))
+        units = np.array([found[key][0] for key in both])
+        cells = estimate(right, units, "")
+        cells += ["", ""] if row == "all" else estimate(right - config, units, "+")
+        folders = finished(runs, row)
+        seeds = len({folder.parent for folder in folders})
+        times = [f.read_text().split() for x in folders for f in x.glob("cpu_seconds.txt")]
+        cost = f"{sum(float(s) for some in times for s in some) / len(times):.0f}" if times else ""
+        print("|", " | ".join([row, *cells, f"{len(folders) / seeds:g} x {seeds}", cost]), "|")
 
 
-def finished(run: Path) -> dict[str, float]:
-    """The folds that are, and their seconds."""
-    files = run.glob("fold-*/scores.json")
-    return {file.parent.name: read_json(file)["seconds"] for file in files}
+def estimate(values: np.ndarray, units: np.ndarray, sign: str) -> list[str]:
+    """The mean, and its interval over resampled units."""
+    means = np.concatenate([w @ values / w.sum(axis=1) for w in resamples(units, 2000)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return [f"{values.mean():{sign}.4f}", f"{low:{sign}.3f} to {high:{sign}.3f}"]
 
 
-def predictions(run: Path, again: tuple[str, int, str] | None) -> Predictions:
-    """Of the recordings, by predictions.csv or scored again."""
-    folders = sorted(run.glob("fold-*"))
-    parts = [
-        scored(f, *again) if again else read_predictions(f / "predictions.csv") for f in folders
-    ]
-    return join(parts).at("recording")
+def finished(runs: Path, row: str) -> list[Path]:
+    """The folds of all seeds that are."""
+    run = folder_of(runs, row if row in ROWS else "all", "[0-9]*").name
+    return sorted(file.parent for file in runs.glob(f"{run}/fold-*/scores.json"))
+
+
+def answers(shards: str, runs: Path, row: str) -> dict[tuple[str, str], tuple[str, float]]:
+    """Of each seed and recording: its source clip, and 1 where the row has it right."""
+    found = {}
+    for folder in finished(runs, row):
+        said = predictions(folder, shards, *AGAIN.get(row, ())).at("recording")
+        right = (said.labels == said.predicted).astype(float)
+        seed = folder.parent.name.rpartition("_s")[2]
+        for name, unit, one in zip(said.recording, units_of(said, "group"), right, strict=True):
+            found[seed, str(name)] = str(unit), float(one)
+    return found
+
+
+def predictions(folder: Path, shards: str, crops: int = 0, weights: str = "") -> Predictions:
+    """Of one fold by predictions.csv, or scored again, and kept in a file of their own."""
+    file = folder / (f"predictions_{crops}_{weights}.csv" if weights else "predictions.csv")
+    if not file.exists():
+        write_predictions(file, scored(folder, shards, crops, weights))
+    return read_predictions(file)
 
 
 def scored(folder: Path, shards: str, crops: int, weights: str) -> Predictions:

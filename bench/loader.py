@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
-from batches import BATCH, InTurn, ours, random_samples, write_set
+from batches import BATCH, MELS, InTurn, ours, random_samples, write_set
 from peers import PACKAGES, installed, makers
 from side_by_side import (
     MARKS,
@@ -33,7 +33,7 @@ from side_by_side import (
     publish,
 )
 
-from shards.feed import BUFFERS
+from shards.feed import buffers
 from shards.order import Order, share
 
 SLOW = 1.5  # times as long as with its best number of workers: a peer is not asked again
@@ -98,11 +98,12 @@ def elsewhere() -> float:
 
 def copies(samples: np.ndarray, threads: int) -> Iterator[int]:
     """Copy into buffers like a feed's, by as many threads."""
-    buffers = torch.zeros((BUFFERS, BATCH, *samples.shape[1:]), dtype=torch.float16).numpy()
+    size = buffers(samples[:BATCH].nbytes), BATCH, *samples.shape[1:]
+    ring = torch.zeros(size, dtype=torch.float16).numpy()
     parts = [share(BATCH, n, threads) for n in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         for step in count():
-            at, buffer = step * BATCH % (len(samples) - BATCH), buffers[step % BUFFERS]
+            at, buffer = step * BATCH % (len(samples) - BATCH), ring[step % len(ring)]
 
             def copy(part: range, at: int = at, buffer: np.ndarray = buffer) -> None:
                 np.copyto(buffer[part.start : part.stop], samples[at:][part.start : part.stop])
@@ -190,7 +191,10 @@ def main() -> None:
     one_thread()
     cores = sorted(os.sched_getaffinity(0))
     packages = ["numpy", "torch", "webdataset", "xxhash", *(PACKAGES[x] for x in installed())]
-    lines = []
+    about = (
+        "The number behind a name is that of worker processes; whom another number of them made "
+        f"{SLOW} times as fast and as cheap in a first round is left out. Marks take the best."
+    )
     for used in (int(number) for number in words.cores.split(",") if int(number) <= len(cores)):
         os.sched_setaffinity(0, cores[-used:])
         for frames in map(int, words.frames.split(",")):
@@ -199,14 +203,15 @@ def main() -> None:
                 found = contestants(Path(place), samples, words.steps)
                 steps = {name: each.steps for name, each in found.items()}
                 turns = take_turns(found, words.rounds)
-            lines += ["", f"### {used} core(s), samples of (128, {frames})", ""]
+            lines = [conditions(words.rounds, packages), about, ""]
             lines += table(turns, steps, samples[0].nbytes) + MARKS + marks(turns, steps)
-    about = (
-        "The number behind a name is that of worker processes; whom another number of them made "
-        f"{SLOW} times as fast and as cheap in a first round is left out. Marks take the best."
-    )
-    lines = [conditions(words.rounds, packages), about, *lines]
-    publish("loader", "Batches from the page cache", lines, words.write)
+            publish(
+                f"loader-{used}-{frames}",
+                f"Batches from the page cache: {used} core(s), samples of ({MELS}, {frames})",
+                lines,
+                words.write,
+                f"loader.py --cores={used} --frames={frames}",
+            )
 
 
 if __name__ == "__main__":

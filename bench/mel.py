@@ -1,6 +1,8 @@
 """Log-mel on a processor: shards.mel beside librosa, torchaudio and a bare real FFT.
 
-Clips of 5 s at 16 kHz, 128 bands, n_fft 2048, hop 512. One thread a process.
+Clips of 5 s at 16 kHz, 128 bands, n_fft 2048, hop 512. One thread a process, which keeps memory as
+a worker of `build` does. The floor takes as many frames at a time as MKL is quickest with, in the
+cache; so it stands beside clips that are there too, as in a build, where a resampler made them.
 """
 
 import warnings
@@ -26,11 +28,19 @@ from side_by_side import (
     times,
 )
 
+from shards.crew import keep_memory
 from shards.frames import pages
 from shards.mel import MelSettings, log_mel
 
 SETTINGS, LENGTH, LONG = MelSettings(), 80000, 128000
 START = np.zeros(1, np.int64)
+FEW, BATCH = 8, 32  # clips that stay in the cache; frames of the floor at a time
+
+
+def like_a_worker() -> None:
+    """What a worker of `build` does for itself before it begins."""
+    one_thread()
+    keep_memory()
 
 
 @cache  # the processes of a pool make their own, and keep them
@@ -50,10 +60,10 @@ def by_librosa(waves: np.ndarray) -> None:
         librosa.power_to_db(mel, top_db=None)
 
 
-def by_shards(count: int) -> float:
-    began = process_time()
-    for wave in clips(count):
-        log_mel(wave, START, LENGTH, SETTINGS)
+def by_shards(count: int, different: int) -> float:
+    began, waves = process_time(), clips(different)
+    for n in range(count):
+        log_mel(waves[n % different], START, LENGTH, SETTINGS)
     return process_time() - began
 
 
@@ -63,22 +73,24 @@ def by_torchaudio(waves: torch.Tensor, transform: torch.nn.Module) -> None:
 
 @cache  # filling them is no part of the floor
 def fft_arrays() -> tuple[np.ndarray, np.ndarray]:
-    """The frames of a clip, of noise, and room for their spectrum."""
-    frames = pages(np.float32, SETTINGS.frames(LENGTH), SETTINGS.n_fft)
+    """BATCH frames of noise, and room for their spectrum."""
+    frames = pages(np.float32, BATCH, SETTINGS.n_fft)
     frames[:] = np.random.default_rng(0).standard_normal(frames.shape, np.float32)
-    return frames, pages(np.complex64, len(frames), SETTINGS.n_fft // 2 + 1)
+    return frames, pages(np.complex64, BATCH, SETTINGS.n_fft // 2 + 1)
 
 
 def by_fft(count: int) -> None:
-    """The bare floor: MKL's real FFT of as many frames, as many at a time, and nothing else."""
+    """The bare floor: MKL's real FFT of as many frames, and nothing else."""
     frames, spectrum = fft_arrays()
-    for _ in range(count):
+    for _ in range(round(count * SETTINGS.frames(LENGTH) / BATCH)):
         mkl_fft.rfft(frames, out=spectrum)
 
 
 def one_by_one(recording: np.ndarray, starts: np.ndarray) -> None:
-    for start in starts:
-        log_mel(recording[start : start + LONG], START, LONG, SETTINGS)
+    """The segments in an array, as log_mel of all at once gives them."""
+    mel = np.empty((len(starts), SETTINGS.n_mels, SETTINGS.frames(LONG)), np.float32)
+    for n, start in enumerate(starts):
+        mel[n] = log_mel(recording[start : start + LONG], START, LONG, SETTINGS)[0]
 
 
 def worst_error(waves: np.ndarray) -> float:
@@ -99,7 +111,7 @@ def main() -> None:
     """Measure, print, and put into RESULTS.md what was asked."""
     words = arguments(__doc__ or "", rounds=9, clips=256)
     warnings.simplefilter("ignore")
-    one_thread()
+    like_a_worker()
     waves, frames = clips(words.clips), SETTINGS.frames(LENGTH)
     batch = torch.from_numpy(waves)
     transform = torch.nn.Sequential(
@@ -110,13 +122,14 @@ def main() -> None:
     )
     recording = waves.reshape(-1)[: LENGTH * min(64, words.clips)]
     starts = np.arange(0, len(recording) - LONG + 1, LONG // 2)
-    with ProcessPoolExecutor(2, get_context("forkserver"), one_thread) as pool:
+    with ProcessPoolExecutor(2, get_context("forkserver"), like_a_worker) as pool:
         halves = [len(waves) // 2, len(waves) - len(waves) // 2]
         turns = take_turns(
             {
                 "librosa": lambda: by_librosa(waves),
-                "shards": lambda: by_shards(len(waves)) * 0,
-                "shards, two processes": lambda: sum(pool.map(by_shards, halves)),
+                "shards": lambda: by_shards(len(waves), len(waves)) * 0,
+                "shards, in the cache": lambda: by_shards(len(waves), FEW) * 0,
+                "shards, two processes": lambda: sum(pool.map(by_shards, halves, halves)),
                 "torchaudio, one batch": lambda: by_torchaudio(batch, transform),
                 "bare real FFT": lambda: by_fft(len(waves)),
                 "8 s by 4 s, each alone": lambda: one_by_one(recording, starts),
@@ -140,7 +153,12 @@ def main() -> None:
             12,
         ),
         mark("torchaudio's batch : shards", ratio(turns["torchaudio, one batch"], ours, "cpu"), 3),
-        mark("bare real FFT : shards", ratio(turns["bare real FFT"], ours, "cpu"), 0.75, "{:.0%}"),
+        mark(
+            "bare real FFT : shards, in the cache",
+            ratio(turns["bare real FFT"], turns["shards, in the cache"], "cpu"),
+            0.75,
+            "{:.0%}",
+        ),
         mark(
             "overlap: alone : shared",
             ratio(turns["8 s by 4 s, each alone"], turns["8 s by 4 s, shared"], "cpu"),

@@ -21,7 +21,6 @@ from toolkit.models import build
 from toolkit.models.batchnorm import fold_in, grouped_norms, last_statistics
 from toolkit.optim import Average, make_optimizer
 from toolkit.schema import ModelConfig, OptimConfig
-from toolkit.world import World
 
 STEPS, UPDATES = 4, 100
 
@@ -33,7 +32,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = build(ModelConfig(name="cnn_small"), 10, (128, 157))
     parameters = sum(p.numel() for p in model.parameters())
-    average = Average(model, 0.999, World(0, 1, torch.device("cpu")))
+    average = Average(model.state_dict(keep_vars=True), 0.999)
     optimizer = make_optimizer(model, OptimConfig(lr=1e-4))
     norms = grouped_norms(model)
     x, y = torch.randn(32, 1, 128, 157), torch.arange(32) % 10
@@ -48,7 +47,7 @@ def main() -> None:
 
     def updates() -> None:
         for step in range(UPDATES):
-            average.update(model, step + 1)
+            average.update(step + 1)
 
     turns = take_turns({"training step": steps, "average": updates}, words.rounds)
     shares = [

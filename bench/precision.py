@@ -1,6 +1,7 @@
 """A training step of cnn_small on one thread: eager and compiled, two layouts, float32 and bf16.
 
-Batch 32 of (1, 128, 157): ten classes, 5 s at 16 kHz. The trainer's own step; no data.
+Batch 32 of (1, 128, 157): ten classes, 5 s at 16 kHz. The trainer's own step; no data. Each of
+--parts is a section of RESULTS.md.
 """
 
 import statistics
@@ -49,23 +50,24 @@ def contestant(precision: str, compile: str, channels_last: bool) -> Callable[[]
     return steps
 
 
-def main() -> None:
-    """Measure, print, and put into RESULTS.md what was asked."""
-    words = arguments(__doc__ or "", rounds=7)
-    one_thread()
+def race(part: str, rounds: int) -> list[str]:
+    """Eager float32, and what is `eager` or `compiled`, one after the other."""
     racers, first = {}, []
-    for precision, compile, last in product(("no", "bf16"), ("off", "default"), (False, True)):
+    settings = product(("no", "bf16"), ("off", "default"), (False, True))
+    for precision, compile, last in settings:
         name = {"no": "float32", "bf16": "bf16"}[precision]
         name += ", compiled" * (compile != "off") + ", channels_last" * last
+        if name != "float32" and (compile == "off") != (part == "eager"):
+            continue
         racers[name], began = contestant(precision, compile, last), perf_counter()
         racers[name]()
         if compile != "off":
             first.append(perf_counter() - began)
         print(f"{name}: {perf_counter() - began:.1f} s", file=sys.stderr)
-    turns = take_turns(racers, words.rounds)
+    turns = take_turns(racers, rounds)
     lines = [
-        conditions(words.rounds, ["torch"]),
-        f"To compile took {min(first):.0f} to {max(first):.0f} s.",
+        conditions(rounds, ["torch"]),
+        *([f"To compile took {min(first):.0f} to {max(first):.0f} s."] if first else []),
         "",
         *times(turns, dict.fromkeys(racers, STEPS), "step"),
         "",
@@ -76,7 +78,17 @@ def main() -> None:
         ratios = ratio(turns["float32"], turns[name], "cpu")
         spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
         lines.append(f"| {name} | {statistics.median(ratios):.2f}x | {spread} |")
-    publish("precision", "Layout, number format, compiling", lines, words.write)
+    return lines
+
+
+def main() -> None:
+    """Measure, print, and put into RESULTS.md what was asked."""
+    words = arguments(__doc__ or "", rounds=7, parts="eager,compiled")
+    one_thread()
+    for part in words.parts.split(","):
+        lines, command = race(part, words.rounds), f"precision.py --parts={part}"
+        title = f"Layout and number format, {part}"
+        publish(f"precision-{part}", title, lines, words.write, command)
 
 
 if __name__ == "__main__":

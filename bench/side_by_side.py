@@ -113,11 +113,16 @@ def arguments(about: str, **defaults: int | str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def publish(name: str, title: str, lines: list[str], write: bool) -> None:
-    """Print a section; with `write`, put it between its marks in RESULTS.md."""
+def publish(
+    name: str, title: str, lines: list[str], write: bool, command: str | None = None
+) -> None:
+    """Print a section; with `write`, put it between its marks in RESULTS.md.
+
+    Its `command` is the script `name` with the words it was given, if not said otherwise.
+    """
     given = (re.sub("=.*/.*", "=DIR", word) for word in sys.argv[1:])  # whose folders: no matter
-    words = " ".join(word for word in given if word != "--write")
-    command = f"`python bench/{name}.py{' ' + words if words else ''}`"
+    words = [f"{name}.py", *(word for word in given if word != "--write")]
+    command = f"`python bench/{command or ' '.join(words)}`"
     section = "\n".join([f"## {title}", "", command, "", *lines])
     print(section)
     if not write:

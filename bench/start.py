@@ -1,6 +1,6 @@
 """How reading begins: the first batch of a million samples, also far on; shards from the disk.
 
-    python bench/start.py [--rounds=5] [--samples=8192] [--frames=157] [--write]
+    python bench/start.py [--rounds=5] [--samples=32768] [--frames=157] [--write]
 
 From the disk, a file that was read is dropped from the kernel's cache before each pass, and `dd`
 and our loader take turns; where a hypervisor or a disk caches too, look at the spread.
@@ -103,7 +103,7 @@ def forget(file: Path) -> None:
 
 
 def main() -> None:
-    words = arguments(__doc__ or "", rounds=5, samples=8192, frames=157)
+    words = arguments(__doc__ or "", rounds=5, samples=32768, frames=157)
     one_thread()
     with tempfile.TemporaryDirectory() as place:
         for name in ("tars", "million"):

@@ -58,14 +58,15 @@ def rank(number: int, processes: int, port: int, words: list[str], log: Path) ->
 
 def train(config: Path, name: str, processes: int) -> list[BaseProcess]:
     """Start a training, or start it again; its ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     words, log = [str(config), f"--run.name={name}"], config.with_name(f"{name}.log")
     fork = multiprocessing.get_context("fork").Process
-    ranks = [fork(target=rank, args=(n, processes, port, words, log)) for n in range(processes)]
-    for process in ranks:
-        process.start()
+    with socket.socket() as held:  # by the forks, too: nobody else gets the port
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        ranks = [fork(target=rank, args=(n, processes, port, words, log)) for n in range(processes)]
+        for process in ranks:
+            process.start()
     return ranks
 
 

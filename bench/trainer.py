@@ -2,7 +2,7 @@
 
 Every contestant trains in processes of its own and takes some steps a turn. Who is not installed is
 left out: `pip install -e .[bench]`. Whoever is not ours gets its batches as tensors in memory, but
-for the last table, where webdataset reads them.
+for the last table, where webdataset reads them. Each of --parts is a section of RESULTS.md.
 """
 
 import importlib.util
@@ -55,7 +55,7 @@ def loops(shards: str, words: Any, core: list[int]) -> list[str]:
         },
         words.rounds,
     )
-    lines = ["### The same step in several loops, one core", *table(turns, words.steps), *MARKS]
+    lines = ["Several loops, one core", *table(turns, words.steps), *MARKS]
     for clock in Turn._fields:
         share = ratio(turns["bare loop"], turns["wavefold"], clock)
         lines.append(mark(f"bare loop : wavefold, {clock}", share, 0.99, "{:.1%}"))
@@ -75,7 +75,7 @@ def host(shards: str, words: Any, cores: list[int]) -> list[str]:
         "forward, loss and backward": partial(bare, shards, "nothing", whole=False),
     }
     turns = raced({name: Paced(x, steps, cores) for name, x in trains.items()}, words.rounds)
-    about = "### The host: a model of nearly no work, samples of (8, 16), one thread"
+    about = "The host: a model of nearly no work, samples of (8, 16), one thread"
     lines = [about, *table(turns, steps), *MARKS]
     for more, less in ((0, 2), (1, 2), (0, 1)):
         names = list(turns)[more], list(turns)[less]
@@ -96,7 +96,7 @@ def together(shards: str, words: Any, cores: list[int]) -> list[str]:
         },
         words.rounds,
     )
-    lines = ["### Two processes, each with one core and 32 samples", *table(turns, words.steps)]
+    lines = ["Two processes, each with one core and 32 samples", *table(turns, words.steps)]
     share = ratio(turns["two independent"], turns["two joined"])
     return [*lines, *MARKS, mark("two independent : two joined", share, 0.95, "{:.1%}")]
 
@@ -116,7 +116,7 @@ def alternative(shards: str, folder: Path, words: Any, cores: list[int]) -> list
         },
         words.rounds,
     )
-    about = f"### A user's script, as accelerate launch starts it on {len(cores)} cores"
+    about = f"A user's script, as accelerate launch starts it on {len(cores)} cores"
     lines = [about, *table(turns, words.steps), *MARKS]
     names = ["accelerate and webdataset", "accelerate, batches in memory", "wavefold, one thread"]
     best = min(list(turns)[:2], key=lambda name: median(run.wall for run in turns[name]))
@@ -138,14 +138,15 @@ def on_gpu(shards: str, words: Any, cores: list[int]) -> list[str]:
         words.rounds,
     )
     name = torch.cuda.get_device_name()
-    return [f"### {name}, batch {16 * BATCH}", *table(turns, 10 * words.steps)]
+    return [f"{name}, batch {16 * BATCH}", *table(turns, 10 * words.steps)]
 
 
 def main() -> None:
     """Measure, print, and put into RESULTS.md what was asked."""
-    words = arguments(__doc__ or "", rounds=7, steps=10, parts="loops,host,together,alternative")
+    several = "loops,host,together,alternative" + ",gpu" * torch.cuda.is_available()
+    words = arguments(__doc__ or "", rounds=7, steps=7, parts=several)
     cores = sorted(os.sched_getaffinity(0))
-    lines = []
+    packages = ["torch", "accelerate", "webdataset", *filter(importlib.util.find_spec, PEERS)]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         small = {"n_mels": 8, "n_fft": 512, "hop_length": 128}
@@ -156,13 +157,13 @@ def main() -> None:
             "host": lambda: host(tiny, words, cores),
             "together": lambda: together(shards, words, cores),
             "alternative": lambda: alternative(shards, folder / "stock", words, cores),
+            "gpu": lambda: on_gpu(shards, words, cores),
         }
         for name in words.parts.split(","):
-            lines += ["", *parts[name]()]
-        if torch.cuda.is_available():
-            lines += ["", *on_gpu(shards, words, cores)]
-    packages = ["torch", "accelerate", "webdataset", *filter(importlib.util.find_spec, PEERS)]
-    publish("trainer", "A training step", [conditions(words.rounds, packages), *lines], words.write)
+            about, *lines = parts[name]()
+            lines = [conditions(words.rounds, packages), *lines]
+            command = f"trainer.py --parts={name} --steps={words.steps}"
+            publish(f"trainer-{name}", f"A training step. {about}", lines, words.write, command)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """python -m launch.cancel RUN: stop all jobs of a submitted run; what is trained stays."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch import slurm
 from launch.submission import submissions
-from shards.command import main as run_command
+from shards.command import alone
 
 
 def cancel(run: str) -> None:
@@ -24,9 +23,8 @@ def cancel(run: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Cancel; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    return run_command("python -m", {"launch.cancel": cancel}, ["launch.cancel", *words])
+    """`python -m launch.cancel`; returns the exit code."""
+    return alone("launch.cancel", cancel, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """One training of a run on this machine: its process, its log, and how far it has got."""
 
-import ctypes
 import json
 import os
 import signal
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,13 @@ from launch.tasks import Task
 from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit.data import open_parts
+from toolkit.results import read_records
 from toolkit.schema import Config
-from toolkit.signals import MARKER, PR_SET_PDEATHSIG, REQUEUE, unmark
+from toolkit.signals import MARKER, REQUEUE, end_with_parent, unmark
 
 PROGRAM = Path(__file__).parent.parent / "train.py"
 LOG = "train.log"
+TAIL = 8192  #: bytes of metrics.jsonl that are read: the last lines
 CRASHES = 2  #: the second one is the last
 
 
@@ -114,7 +114,7 @@ class Job:
         """The last of its numbers: step, epoch, loss; empty before the first."""
         if self.target is None:
             self.target = last_step(self.config)
-        lines = tail(self.folder / "metrics.jsonl")
+        lines = read_records(self.folder / "metrics.jsonl", TAIL)
         return next((line for line in reversed(lines) if line.get("kind") == "train"), {})
 
     def score(self) -> float | None:
@@ -124,12 +124,6 @@ class Job:
             return float(scores["recording"]["accuracy"])
         except (OSError, ValueError, KeyError):
             return None
-
-
-def end_with_parent() -> None:
-    """In a new process: a SIGTERM when its parent dies, so that nothing trains on unseen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def ending(code: int) -> str:
@@ -145,14 +139,3 @@ def last_step(config: Config) -> int | None:
         return None  # the training says it
     total = order.steps_per_epoch * config.train.epochs
     return min(total, config.train.max_steps or total)
-
-
-def tail(file: Path, size: int = 8192) -> list[dict[str, Any]]:
-    """The last records of a metrics.jsonl; a line that is being written is passed over."""
-    found = []
-    with suppress(OSError), open(file, "rb") as lines:
-        lines.seek(max(0, os.fstat(lines.fileno()).st_size - size))
-        for line in lines.read().splitlines():
-            with suppress(ValueError):
-                found.append(json.loads(line))
-    return [record for record in found if isinstance(record, dict)]

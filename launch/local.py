@@ -6,8 +6,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +14,13 @@ from pathlib import Path
 from launch.job import PROGRAM, Job
 from launch.screen import Screen
 from launch.tasks import plan
-from shards.command import main as run_command
+from shards.command import alone
 from shards.errors import TrainingError, UserError
 from shards.order import plan_batch
 from toolkit.data import Data, open_parts
 from toolkit.schema import Config
-from toolkit.signals import REQUEUE
+from toolkit.signals import REQUEUE, noting
+from toolkit.world import visible_gpus
 
 LOOK = 0.2  # seconds between two looks at the processes
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -118,18 +118,6 @@ def make_slots(jobs: int | None, gpus: str | None, per_gpu: int, tasks: int) -> 
     return slots[: min(jobs or len(slots), tasks)]
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [word for word in named.split(",") if word]
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/kfd").exists():
-        return []  # torch takes seconds to say so
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
 def run_all(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     """Train all; the exit code where a signal stopped them, else 0."""
     threads = max(1, len(os.sched_getaffinity(0)) // len(slots))
@@ -137,8 +125,8 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     training: dict[Job, Slot] = {}
     screen = Screen(jobs, len(slots))
     screen.say(f"{len(jobs)} trainings, {len(slots)} at a time, {threads} CPU thread(s) each")
-    with stop_noted() as noted:
-        told = 0
+    told, noted = 0, list[int]()
+    with noting(STOP, noted):
         while training or (waiting and not noted):
             while free and waiting and not noted:
                 job, slot = waiting.popleft(), free.popleft()
@@ -161,18 +149,6 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
             screen.show()
         screen.close()
     return (0, REQUEUE, 130)[told]
-
-
-@contextmanager
-def stop_noted() -> Iterator[list[int]]:
-    """Within it signals that ask to stop are noted in the list and do nothing else."""
-    noted: list[int] = []
-    before = [signal.signal(one, lambda number, _: noted.append(number)) for one in STOP]
-    try:
-        yield noted
-    finally:
-        for one, handler in zip(STOP, before, strict=True):
-            signal.signal(one, handler)
 
 
 def outcome(job: Job) -> str:
@@ -204,9 +180,8 @@ def finish(jobs: Sequence[Job], run: Path, stopped: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    return run_command("python -m", {"launch.local": local}, ["launch.local", *words])
+    """`python -m launch.local`; returns the exit code."""
+    return alone("launch.local", local, argv)
 
 
 if __name__ == "__main__":

@@ -43,23 +43,18 @@ class Site:
     sbatch: tuple[str, ...] = ()  #: more #SBATCH options, as --exclusive; several times
 
 
-def read_site(flags: Mapping[str, Any], file: Path | None = None) -> Site:
-    """The flags that were given, before the file's keys, before the defaults.
+def read_site(flags: Mapping[str, Any]) -> Site:
+    """The flags that were given, before the keys of a person's file, before the defaults.
 
     Raises:
         UserError: a key that is unknown or of another kind, values that cannot be.
     """
-    found = read_file(file or default_file())
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    found = read_file(Path(home).expanduser() / "wavefold" / "slurm.yaml")
     found |= {name: value for name, value in flags.items() if value is not None}
     site = Site(**found)
     check(site)
     return site
-
-
-def default_file() -> Path:
-    """Where a person keeps what their cluster wants."""
-    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(home).expanduser() / "wavefold" / "slurm.yaml"
 
 
 def read_file(file: Path) -> dict[str, Any]:

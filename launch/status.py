@@ -1,6 +1,5 @@
 """python -m launch.status RUN: where each training of a submitted run stands."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +7,9 @@ from pathlib import Path
 import yaml
 
 from launch import slurm
-from launch.job import tail
 from launch.submission import Submission, submissions
-from shards.command import main as run_command
-from toolkit.results import last_words
+from shards.command import alone
+from toolkit.results import last_words, read_records
 from toolkit.signals import MARKER
 
 HEAD = ("task", "state", "node", "step", "epoch", "samples/s", "left", "limit", "restarts", "log")
@@ -99,7 +97,7 @@ def after(folder: Path, lives: Sequence[Sequence[str]], ended: str | None) -> st
 
 def progress(folder: Path) -> dict[str, str]:
     """Step, epoch, samples a second and time left, as metrics.jsonl has them."""
-    lines = tail(folder / "metrics.jsonl", TAIL)
+    lines = read_records(folder / "metrics.jsonl", TAIL)
     told = dict.fromkeys(("step", "epoch", "rate", "left"), "")
     if not lines:
         return told
@@ -137,9 +135,8 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Show; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    return run_command("python -m", {"launch.status": status}, ["launch.status", *words])
+    """`python -m launch.status`; returns the exit code."""
+    return alone("launch.status", status, argv)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from launch.local import check_plan
 from launch.scripts import Place, Script
 from launch.site import Site, read_site
 from launch.tasks import plan
-from shards.command import main as run_command
+from shards.command import alone
 from shards.errors import TrainingError, UserError
 from shards.remote import is_url
-from toolkit.schema import Config, DataConfig
+from toolkit.schema import Config
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +89,9 @@ def shard_jobs(
         raise UserError(f"--audio={audio}: builds one set in a folder, and data.shards is {out}")
     if not Path(audio).exists() and not is_url(audio):
         raise UserError(f"--audio={audio}: no such folder or table")
-    return scripts.shards(site, place, audio, out, f"{stated(config.data)} {build}", parts)
-
-
-def stated(data: DataConfig) -> str:
-    """The settings of a shard set that a config states, as flags of a build."""
-    found = {name: getattr(data, name) for name in MEL}
-    return " ".join(f"--{name}={value}" for name, value in found.items() if value is not None)
+    found = {name: getattr(config.data, name) for name in MEL}
+    stated = [f"--{name}={value}" for name, value in found.items() if value is not None]
+    return scripts.shards(site, place, audio, out, " ".join([*stated, build]), parts)
 
 
 def show(chain: Sequence[Script], folder: Path) -> None:
@@ -162,9 +158,8 @@ submit.__signature__ = signature()  # type: ignore[attr-defined]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Submit; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    return run_command("python -m", {"launch.submit": submit}, ["launch.submit", *words])
+    """`python -m launch.submit`; returns the exit code."""
+    return alone("launch.submit", submit, argv)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def info(out: str, *, count: str = "segments") -> None:
 
 
 def reset(out: str, *, yes: bool = False) -> None:
-    """Remove what build wrote into OUT, and nothing else; asks first unless --yes is given."""
+    """Remove what build and show wrote into OUT, and nothing else; asks first without --yes."""
     from shards import output
 
     if is_url(out):
@@ -131,7 +131,9 @@ def reset(out: str, *, yes: bool = False) -> None:
     output.check_ours(Path(out))
     if not yes and not sys.stdin.isatty():
         raise UserError(f"{out}: not on a terminal, so nobody can be asked; say --yes to remove it")
-    if yes or input(f"remove the shard set {out}? [y/N] ").strip().lower() in ("y", "yes"):
+    if not yes:
+        print(f"remove the shard set {out}? [y/N] ", end="", flush=True)
+    if yes or sys.stdin.readline().strip().lower() in ("y", "yes"):
         output.reset(Path(out))
         print(f"removed: the shard set {out}")
     else:
@@ -147,12 +149,13 @@ def duplicates(
     writes all into a CSV file; --strict makes copies across folds or parts exit code 1.
     """
     from shards.duplicates import as_csv, find, summary, table
-    from shards.index import open_set, write_atomic
+    from shards.durable import write_output
+    from shards.index import open_set
 
     found = find(open_set(out))
     print("\n".join([*table(x for x in found if x.leaks or all), summary(found)]))
     if output is not None:
-        write_atomic(Path(output), as_csv(found))
+        write_output(Path(output), as_csv(found))
     if strict and any(x.leaks for x in found):
         sys.exit(1)
 
@@ -187,18 +190,11 @@ def convert(old: str, out: str, **words: Any) -> None:
 
 
 COMMANDS: command.Commands = {
-    "demo": demo,
-    "download": download,
-    "convert": convert,
-    "build": build,
-    "merge": merge,
-    "verify": verify,
-    "info": info,
-    "duplicates": duplicates,
-    "show": show,
-    "bench": bench,
-    "reset": reset,
-}
+    one.__name__: one
+    for one in (
+        demo, download, convert, build, merge, verify, info, duplicates, show, bench, reset,
+    )
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ What is there keeps its place: numbers of classes, folds and shards stand in byt
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +57,8 @@ def only_new(base: ShardSet, found: Scan, settings: Mapping[str, Any]) -> Scan:
     fold = homes("fold", folds, old, recordings, seed) if folds else {}
     split = homes("split", parts, old, recordings, seed)
     return Scan(
-        [replace(r, fold=fold.get(r.group), split=split[r.group]) for r in recordings],
-        [reject for reject in found.rejected if printed(reject.path) not in reasons],
+        [r._replace(fold=fold.get(r.group), split=split[r.group]) for r in recordings],
+        [x for x in found.rejected if not is_listed(x.reason, reasons[printed(x.path)])],
         found.passed_by,
     )
 
@@ -100,9 +99,14 @@ def said(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + more
 
 
+def is_listed(reason: str, reasons: Sequence[str]) -> bool:
+    """Whether a file or a piece of one, rejected now, stands among the reasons for its path."""
+    return reason in reasons or any("(from " not in x for x in reasons)
+
+
 def was_rejected(recording: Recording, reasons: Mapping[str, Sequence[str]]) -> bool:
     """Whether a recording, or the piece of a file that it is, stands in rejected.csv."""
-    mine = f"(from {recording.start:g} s,"
+    mine = f"(from {recording.start:.10g} s,"
     return any(mine in x or "(from " not in x for x in reasons.get(recording.path, ()))
 
 

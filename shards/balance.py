@@ -105,4 +105,5 @@ def table(shard_set: ShardSet, measure: str = "segments") -> list[str]:
         amounts = [balance.total(name, **column).told() for column in ({}, *columns.values())]
         rows.append((title, [f"{amount[measure]:.0f}" for amount in amounts]))
     wide = max(len(title) for title, _ in rows)
-    return [f"{title:<{wide}}" + "".join(f"{x:>10}" for x in cells) for title, cells in rows]
+    cell = max(10, *(2 + len(name) for name in columns))
+    return [f"{title:<{wide}}" + "".join(f"{x:>{cell}}" for x in cells) for title, cells in rows]

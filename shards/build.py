@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -11,14 +12,16 @@ from shlex import quote
 from time import monotonic
 from typing import Any
 
-import numpy as np
-
+from shards import workshop
+from shards.balance import Balance
+from shards.chart import balance_png
 from shards.copies import without_leaks
-from shards.duplicates import WARNED_UP_TO, warn
+from shards.crew import kept
+from shards.duplicates import WARNED_UP_TO, Prints, find_copies, noted_prints, warn
 from shards.errors import UserError
 from shards.index import open_set, shard_name
 from shards.merge import finish
-from shards.output import check_places, errors_named
+from shards.output import check_places, errors_named, locked
 from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
@@ -29,19 +32,18 @@ from shards.summary import summary
 from shards.table import locate, own_columns, read_table
 from shards.upload import build_there
 from shards.workers import available, ordered, warm_up
-from shards.workshop import (
-    begin,
-    is_complete,
-    is_finished,
-    is_written,
-    notes_file,
-    reopen,
-)
 from shards.write import Packed, packed, rejection, write_shard
 
 logger = logging.getLogger(__name__)
 
+#: Flags that decide no byte, or only which recordings there are: the manifest says which.
+BESIDE_SETTINGS = (
+    "audio", "out", "workers", "part", "append", "file_timeout", "overwrite", "stage",
+    "path_from", "audio_root", "protocol_columns", "strict",
+)  # fmt: skip
 
+
+@kept()
 def build(
     audio: str,
     out: str,
@@ -102,6 +104,9 @@ def build(
     most 30 dB up or down, the peak at most 1) or peak in dBFS. A file that takes over file_timeout
     seconds (0: no limit), or kills its decoder, is rejected.
 
+    --shard_size is about what a tar holds, --workers how many processes work at it, by default one
+    a core. --overwrite replaces a set that has other settings.
+
     AUDIO may be a .csv, .tsv or .jsonl file with the columns path, label, group, attack, fold,
     split, and start, end in seconds for pieces of long files; or a protocol, words between spaces
     named by --protocol_columns. Paths are relative to --audio_root (the file's folder). There the
@@ -127,13 +132,11 @@ def build(
     asked = dict(locals())
     if is_url(out):
         return build_there(build, asked)
+    if out.startswith(("s3:/", "hf:/")):
+        raise UserError(f"{out}: an address has two slashes behind its colon; a folder is ./{out}")
     if stage is not None:
         raise UserError(f"--stage={stage}: for sets at an address, and {out} is a folder")
-    words = dict(asked)
-    for name in ("audio", "out", "workers", "part", "append", "file_timeout", "overwrite", "stage"):
-        del words[name]
-    for name in ("path_from", "audio_root", "protocol_columns", "strict"):
-        del words[name]  # they decide which recordings there are, and the manifest says which
+    words = {name: value for name, value in asked.items() if name not in BESIDE_SETTINGS}
     began = monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: has to be at least 1")
@@ -150,13 +153,19 @@ def build(
     folder = Path(out)
     root, file = locate(audio, audio_root)
     check_places(as_root(audio), folder)
+    for flag, value in (("path_from", path_from), ("protocol_columns", protocol_columns)):
+        if file is None and value is not None:
+            raise UserError(f"--{flag}={value}: for tables only, and {audio} is a folder")
     table = read_table(file, path_from, protocol_columns) if file else None
     settings = settle(words | own_columns(table, words) if table else words)
     warm_up()
     recipe = make_recipe(root, settings)
-    reopen(folder, settings, overwrite)
+    workshop.reopen(folder, settings, overwrite)
     if append and not (folder / "dataset.json").exists():
         raise UserError(f"{out}: no finished shard set to append to; build it without --append")
+    if folder.exists():
+        with errors_named(folder), locked(folder, shared=share is not None):
+            pass  # a second builder need not read a million headers before it hears that it is one
     hear = partial(without_leaks, recipe=recipe, rule=on_duplicate, workers=workers or available())
     plan = make_plan(
         recipe,
@@ -169,33 +178,45 @@ def build(
         file_timeout,
     )
     plan = replace(plan, command=typed(audio, out, asked))
-    if not overwrite and is_finished(plan):
+    if not overwrite and workshop.is_finished(plan):
         return f"{folder}: complete already; nothing to do\n{summary(open_set(folder))}"
     with errors_named(folder), held(folder, share):
-        if not overwrite and is_complete(plan):
+        if not overwrite and workshop.is_complete(plan):
             raise UserError(f"{folder}: another build has just finished it; nothing to do")
-        begin(plan, share.folder(folder) if share else None, overwrite)
-        made, grains = write_shards(plan, share, workers or available(), file_timeout)
-        if share:
-            return part_done(plan, share)
-        plan, table = replace(plan, recordings=[]), None  # room for their notes
-        finish(plan)
+        workshop.begin(plan, share.folder(folder) if share else None, overwrite)
+        with ThreadPoolExecutor(1) as beside:
+            if not share and not append:
+                beside.submit(draw_ahead, plan)
+            made, prints = write_shards(plan, share, workers or available(), file_timeout)
+            if share:
+                return part_done(plan, share)
+            plan, table = replace(plan, recordings=[]), None  # room for their notes
+            pairs = beside.submit(find_copies, prints) if prints else None
+            finish(plan)
     built = open_set(folder)
-    warned = warn(built, grains)
+    warned = warn(built, pairs.result() if pairs else None)
     took = monotonic() - began
     rate = f"{made} segments in {took:.1f} s, {made / took:.0f} a second"
     return "\n".join([summary(built), f"time        {rate}", *warned])
 
 
+def draw_ahead(plan: Plan) -> None:
+    """Have the picture at hand that a plan leads to if no recording is other than its header."""
+    rest = {"segments": 0, "group": ""}  # are not in it
+    told = (r._asdict() | rest | {"seconds": r.seconds} for r in plan.recordings)
+    balance_png(Balance(plan.classes, plan.folds, told))
+
+
 def write_shards(
     plan: Plan, share: Part | None, workers: int, file_timeout: float
-) -> tuple[int, dict[int, np.ndarray]]:
-    """Write the shards (of a part) that are missing; how many samples that made, their grains."""
+) -> tuple[int, Prints | None]:
+    """Write the shards (of a part) that are missing; how many samples that made, and their prints
+    if these are all there are."""
     mine = [shard for shard in plan.shards if share is None or share.has(shard)]
-    todo = [shard for shard in mine if not is_written(plan.out, shard)]
+    todo = [shard for shard in mine if not workshop.is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
     items = [(n, plan.recordings[n]) for shard in todo for n in plan.shards[shard]]
-    done, made, grains, first = total - len(items), 0, {}, plan.first_place
+    done, made, fresh, first = total - len(items), 0, [], plan.first_place
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
     workers = max(1, min(workers, len(items)))
@@ -206,12 +227,13 @@ def write_shards(
         for shard in todo:
             run = plan.shards[shard]
             some = counted(plan.recordings[run.start : run.stop], outcomes, progress)
-            file, notes = plan.out / shard_name(shard), notes_file(plan.out, shard)
+            file, notes = plan.out / shard_name(shard), workshop.notes_file(plan.out, shard)
             written = write_shard(file, notes, shard, some)
             made += len(written.rows)
-            if made <= WARNED_UP_TO and written.grains is not None:
-                grains[shard] = written.grains
-    return made, grains
+            if made <= WARNED_UP_TO:
+                fresh.append(written)
+    whole = plan.base is None and len(fresh) == len(plan.shards)
+    return made, noted_prints(fresh, plan.settings["segment_seconds"]) if whole else None
 
 
 def counted(

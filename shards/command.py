@@ -11,6 +11,7 @@ import errno
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_origin
@@ -19,6 +20,10 @@ from shards.errors import ShardError, TrainingError, UserError
 
 MOST = 60  #: words that an error lists
 Commands = Mapping[str, Callable[..., Any]]
+
+OURS = ("shards", "toolkit", "launch")  # whose news is told; of libraries only what is wrong
+NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+NO_ACCESS, NO_ROOM = (errno.EACCES, errno.EPERM), (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -111,6 +116,8 @@ def bind(
                 options[p.name] = convert(p.name, flags[p.name], p.annotation)
         elif p.name in flags or loose:
             word = flags[p.name] if p.name in flags else loose.pop(0)
+            if not word:  # of a variable that is not set; it would mean the current folder
+                raise UserError(f"{command}: {p.name.upper()} is empty; . is the current folder")
             arguments.append(convert(p.name, word, p.annotation))
         else:
             raise UserError(f"{command}: {p.name.upper()} is missing; see --help")
@@ -136,14 +143,14 @@ def command_usage(program: str, name: str, function: Callable[..., Any]) -> str:
         else:
             flags.append(f"  --{p.name}={'' if p.default is None else p.default}")
     head = f"Usage: {program} {name} {' '.join(positional)}{' [--flag=value ...]' if flags else ''}"
-    return "\n".join(
-        [head, "", inspect.getdoc(function) or "", *(["", "Flags:"] if flags else []), *flags]
-    )
+    about = re.split(r"\n\n(?:Returns|Raises):", inspect.getdoc(function) or "")[0]
+    return "\n".join([head, "", about, *(["", "Flags:"] if flags else []), *flags])
 
 
 def main(program: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 2 the user's words were off, 1 anything else."""
     words = list(sys.argv[1:] if argv is None else argv)
+    open_streams()
     if not words or words[0] in ("-h", "--help", "help"):
         return guard(lambda: print(usage(program, commands), flush=True)) or (0 if words else 2)
     name, words = words[0], words[1:]
@@ -153,21 +160,39 @@ def main(program: str, commands: Commands, argv: Sequence[str] | None = None) ->
     return guard(lambda: dispatch(program, commands, name, words))
 
 
+def alone(module: str, command: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
+    """`main` of a module that is one command, `python -m MODULE`."""
+    words = sys.argv[1:] if argv is None else argv
+    return main("python -m", {module: command}, [module, *words])
+
+
 def dispatch(program: str, commands: Commands, name: str, words: Sequence[str]) -> None:
     """Check the words, then have fire call the command with them."""
     if name not in commands:
         raise UserError(f"{program}: unknown command {name!r}; {nearest(name, list(commands))}")
     arguments, options = bind(f"{program} {name}", commands[name], words)
+    if os.path.expanduser("~") == "~":  # librosa, torch and our cache would each say so their way
+        raise UserError(f"HOME is not set, and user {os.getuid()} has none; HOME=/tmp will do")
 
     import fire  # after the check: --help and errors need not wait for it
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    told = logging.StreamHandler(sys.stderr)
+    told.addFilter(lambda x: x.levelno > logging.INFO or x.name.partition(".")[0] in OURS)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[told])
     fire.Fire({name: lambda: commands[name](*arguments, **options)}, command=[name], name=program)
 
 
+def open_streams() -> None:
+    """Give a process that was started without standard streams some that lead nowhere; the next
+    file would get their numbers, and with them whatever is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 def guard(action: Callable[[], Any], speaks: bool = True) -> int:
-    """Run `action`; what the user can mend becomes one line on stderr and exit code 2, a full or
-    read-only disk one line and exit code 1, and so does a shard that changed.
+    """Run `action`; what the user can mend becomes one line on stderr and exit code 2, a full,
+    broken or read-only disk one line and exit code 1, and so does a shard that changed.
 
     Of the processes of one launch only those that `speaks` print it.
     """
@@ -183,17 +208,15 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
     except BrokenPipeError:  # `| head` has seen enough; nor may the flush at exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        codes = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), 1)
-        codes |= dict.fromkeys((errno.EACCES, errno.EPERM), 2)
-        if error.errno not in codes:
+        if error.filename is None and error.errno not in (*NO_ACCESS, *NO_ROOM):
             raise
-        where = f": {error.filename}" if error.filename else ""
+        where = "" if error.filename is None else f": {error.filename2 or error.filename}"
+        way_out = "give another place" if error.errno in NO_SUCH_PLACE else "start again"
+        if error.errno in (*NO_ACCESS, *NO_ROOM):
+            way_out = "make room or get access, then start again"
         if speaks:
-            print(
-                f"error: {error.strerror}{where}; make room or get access, then start again",
-                file=sys.stderr,
-            )
-        return codes[error.errno]
+            print(f"error: {error.strerror}{where}; {way_out}", file=sys.stderr)
+        return 2 if error.errno in (*NO_SUCH_PLACE, *NO_ACCESS) else 1
     except KeyboardInterrupt:
         print("interrupted; start again to go on", file=sys.stderr)
         return 130

@@ -38,12 +38,12 @@ class Conditioning:
             ("highpass", 0, half, f"Hz, below half the sample rate of {self.sample_rate}"),
             ("trim_silence", 0, 200, "dB below the loudest part"),
             ("loudness", -70, 0, "LUFS"),
-            ("peak", -100, 1e-9, "dBFS, at most 0"),
+            ("peak", -100, 1e-9, "dBFS"),
         ):
             value = getattr(self, name)
             if value is not None and not low < value < high:
                 raise UserError(
-                    f"--{name}={value:g}: has to lie between {low:g} and {high:g} {unit}"
+                    f"--{name}={value:g}: has to lie between {low:g} and {round(high, 3):g} {unit}"
                 )
         if self.loudness is not None and self.peak is not None:
             raise UserError("--loudness and --peak exclude each other; keep one")
@@ -93,6 +93,8 @@ def loud_part(wave: np.ndarray, below: float) -> tuple[int, int]:
     if n % HOP:
         sums[2 + len(whole)] = np.square(wave[n - n % HOP :]).sum()
     power = np.convolve(sums, np.ones(FRAME), "valid")
+    if not power.any():
+        return 0, n  # nothing to hold it against: whoever wants sound will see that there is none
     loud = np.flatnonzero(power > power.max() * 10 ** (-below / 10))
     return int(loud[0]) * HOP, min(n, (int(loud[-1]) + 1) * HOP)
 

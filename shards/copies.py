@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -45,7 +44,10 @@ def without_leaks(found: Scan, recipe: Recipe, rule: str, workers: int, timeout:
         UserError: the copies that are to be one group stand in different folds or parts as given.
     """
     pairs = copies(found.recordings, recipe, workers, timeout)
-    logger.info("duplicates   %d pairs of copies; --on_duplicate=%s", len(pairs), rule)
+    label = [recording.label for recording in found.recordings]
+    other = sum(label[pair.first] != label[pair.second] for pair in pairs)
+    told = f"{len(pairs)} pairs of copies" + f", {other} with different labels" * bool(other)
+    logger.info("duplicates   %s; --on_duplicate=%s", told, rule)
     if rule == "group":
         return found._replace(recordings=grouped(found.recordings, pairs))
     first = firsts(pairs)
@@ -112,4 +114,4 @@ def grouped(recordings: Sequence[Recording], pairs: Sequence[Pair]) -> list[Reco
         one, other = root(a.group), root(b.group)
         if one != other:
             into[other] = one
-    return [replace(r, group=root(r.group)) for r in recordings]
+    return [r._replace(group=root(r.group)) for r in recordings]

@@ -3,10 +3,8 @@
 Shapes: `N` samples, `F` folds, `K` classes, `M` mel bands.
 """
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from shards import __version__
 from shards.balance import Balance
 from shards.chart import balance_png
+from shards.durable import csv_bytes, write
 from shards.index import (
     FILES,
     FORMAT,
@@ -24,11 +23,10 @@ from shards.index import (
     seal,
     shard_name,
     stats_shape,
-    write_atomic,
 )
 from shards.notes import Notes
 from shards.plan import Plan
-from shards.recording import Reject, place
+from shards.recording import place
 from shards.shortcuts import find_shortcuts
 from shards.write import npy_header
 
@@ -71,20 +69,22 @@ class Totals:
 
 
 def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
-    """Write everything but the tars; dataset.json last: then all is there."""
+    """Write everything but the tars into a folder that nobody reads yet."""
     samples = sum(entry["samples"] for entry in totals.shards)
-    write_atomic(plan.out / "index.npy", index_npy(samples, notes()))
+    write(plan.out / "index.npy", index_npy(samples, notes()))
     stats = npy_header(totals.stats.dtype, totals.stats.shape) + totals.stats.tobytes()
-    write_atomic(plan.out / "stats.npy", stats)
+    write(plan.out / "stats.npy", stats)
     lines = (f"{line}\n".encode() for part in notes() for line in part.lines)
-    write_atomic(plan.out / "recordings.jsonl", lines)
-    rejected = rejected_csv(totals.rejected, plan.settings["seed"])
-    write_atomic(plan.out / "rejected.csv", rejected)
-    write_atomic(plan.out / "balance.json", pretty(totals.balance.records()))
-    write_atomic(plan.out / "balance.png", balance_png(totals.balance))
+    write(plan.out / "recordings.jsonl", lines)
+    rejected = sorted(totals.rejected, key=lambda one: place(one.path, plan.settings["seed"]))
+    table = csv_bytes([("path", "reason"), *((one.path, one.reason) for one in rejected)])
+    write(plan.out / "rejected.csv", table)
+    balance = json.dumps(totals.balance.records(), indent=2).encode() + b"\n"
+    write(plan.out / "balance.json", balance)
+    write(plan.out / "balance.png", balance_png(totals.balance))
     info = dataset(plan, totals, samples)
     info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info))
-    write_atomic(plan.out / "dataset.json", seal(info))
+    write(plan.out / "dataset.json", seal(info))
 
 
 def index_npy(samples: int, shards: Iterable[Notes]) -> Iterator[bytes]:
@@ -96,16 +96,6 @@ def index_npy(samples: int, shards: Iterable[Notes]) -> Iterator[bytes]:
         rows["recording"] += recordings
         recordings += len(notes.lines)
         yield rows.tobytes()
-
-
-def rejected_csv(rejected: Sequence[Reject], seed: int) -> bytes:
-    """path, reason; in the order of the manifest."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("path", "reason"))
-    for reject in sorted(rejected, key=lambda reject: place(reject.path, seed)):
-        table.writerow((reject.path, reject.reason))
-    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def counts(balance: Balance, key: str, names: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -156,10 +146,7 @@ def dataset(plan: Plan, totals: Totals, samples: int) -> Line:
             "seed": settings["seed"],
             "folds": settings["folds"],
             "parts": settings["split"],
-            "label_from": settings["label_from"],
-            "fold_from": settings["fold_from"],
-            "group_from": settings["group_from"],
-            "split_from": settings["split_from"],
+            **{f"{x}_from": settings[f"{x}_from"] for x in ("label", "fold", "group", "split")},
         },
         "settings": dict(settings),
         "manifest": plan.manifest,
@@ -167,8 +154,3 @@ def dataset(plan: Plan, totals: Totals, samples: int) -> Line:
         "shards": totals.shards,
         "files": {name: file_entry(plan.out / name) for name in FILES},
     }
-
-
-def pretty(content: Any) -> bytes:
-    """JSON for people, in the order written."""
-    return json.dumps(content, indent=2).encode() + b"\n"

@@ -1,6 +1,8 @@
 """Files written so that they are there whole or not at all, and their checksums."""
 
+import csv
 import hashlib
+import io
 import os
 import secrets
 from collections.abc import Iterable
@@ -10,22 +12,42 @@ from typing import Any
 
 def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
-    aside = file.with_name(
-        f".{file.name}.{secrets.token_hex(4)}.tmp"
-    )  # pids repeat across machines
+    # Process numbers come twice on different machines.
+    aside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(aside, "wb") as out:
-            out.writelines([data] if isinstance(data, bytes) else data)
-            out.flush()
-            os.fsync(out.fileno())
+        write(aside, data)
+        sync_folder(aside)
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(file.parent)
 
 
+def write(file: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file, without waiting for the disk."""
+    with open(file, "wb") as out:
+        out.writelines([data] if isinstance(data, bytes) else data)
+
+
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """A CSV file of these rows, the header first; a name need not be valid text."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def write_output(file: Path, data: bytes) -> None:
+    """Write what a user wants at a place of their choice: a file whole or not at all, its folder
+    made if need be; or into a pipe or device, which a rename would replace."""
+    if file.exists() and not file.is_file():
+        file.write_bytes(data)
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(os.path.realpath(file)), data)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
+    """Make renames inside `folder` survive a power cut; or what is in it, if it is a file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,8 +75,7 @@ def xxh128(file: Path) -> str:
 
 def digested(file: Path, digest: Any) -> str:
     """A file's content put through a hash, in hex."""
-    buffer = memoryview(bytearray(1 << 18))  # stays in the cache
     with open(file, "rb", buffering=0) as content:
-        while n := content.readinto(buffer):
-            digest.update(buffer[:n])
+        while data := content.read(1 << 18):  # bytes: they stay in the cache
+            digest.update(data)
     return str(digest.hexdigest())

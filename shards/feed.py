@@ -22,7 +22,8 @@ from shards.resident import Store, free_memory
 
 log = logging.getLogger(__name__)
 
-BUFFERS = 4  # one in use, the others ahead
+BUFFERS = 4  # at most: one in use, the others ahead
+RING = 1 << 24  # bytes of buffers, beyond two: what stays in a processor's cache is filled faster
 PATIENCE = 60.0  # seconds to wait for data before saying so
 LOOK_EVERY = 1.0  # seconds between looks at the shards while there is nothing to read
 FEW = 8  # a step that takes its samples from more shards jumps about; readahead is no use to it
@@ -42,6 +43,11 @@ class Reading:
     check: bool = True  #: hold each payload against its checksum when it is first read
     resident: str = "none"  #: auto | device | memory | none: where samples stay once they were read
     processes: int = 1  #: that share this machine's memory
+
+
+def buffers(size: int, pinned: bool = False) -> int:
+    """How many buffers of `size` bytes a feed fills in turn."""
+    return BUFFERS if pinned else max(2, min(BUFFERS, RING // max(1, size)))
 
 
 class Slot:
@@ -81,6 +87,7 @@ class Feed:
     ):
         self.shard_set, self.numbers, self.size = shard_set, numbers, size
         self.store, self.reading, self.device = store, reading, device
+        self._bytes_a_step = 2 * size * int(np.prod(shard_set.shape))
         self.waited = 0.0  #: seconds spent waiting for data
         self._asked: set[int] = set()  # shards, ahead of their time
         self._ahead = 0  # the step up to which they were asked for
@@ -105,7 +112,8 @@ class Feed:
             ShardError: a shard is missing, too short or changed; as soon as that is noticed.
         """
         pin = self.device.type == "cuda"
-        slots = [Slot(self.size, self.shard_set.shape, pin) for _ in range(BUFFERS)]
+        count = buffers(self._bytes_a_step, pin)
+        slots = [Slot(self.size, self.shard_set.shape, pin) for _ in range(count)]
         threads = self._start(slots, start, stop)
         try:
             for step in range(start, stop):
@@ -113,7 +121,7 @@ class Feed:
                 for worker in self._workers:
                     self._await(worker, step)
                 self.waited += time.perf_counter() - began
-                slot = slots[step % BUFFERS]
+                slot = slots[step % len(slots)]
                 x, y, copied = self.store.take(slot.x, slot.y, slot.places, slot.fresh)
                 yield x, y, slot.numbers
                 for worker in self._workers:
@@ -125,8 +133,7 @@ class Feed:
                 thread.join(5)  # one that hangs in a read is left behind: it ends with the process
 
     def _start(self, slots: list[Slot], start: int, stop: int) -> list[Thread]:
-        sample = 2 * int(np.prod(self.shard_set.shape))
-        count = max(1, min(self.reading.threads, self.size, -(-self.size * sample // PART)))
+        count = max(1, min(self.reading.threads, self.size, -(-self._bytes_a_step // PART)))
         maps = Maps(self.shard_set, self._fits)
         for n in range(count):
             reader = Reader(self.shard_set, check=self.reading.check, maps=maps)
@@ -151,7 +158,7 @@ class Feed:
                     self._wait_for_room(worker)
                     if self._closed.is_set():
                         return
-                    self._fill(worker, slots[step % BUFFERS], step)
+                    self._fill(worker, slots[step % len(slots)], step)
                     worker.done.put(None)
                     if worker is self._workers[0] and step % GLANCE == 0 and step + 1 < stop:
                         self._read_ahead(worker, step, stop)
@@ -185,9 +192,8 @@ class Feed:
 
     def _read_ahead(self, worker: Worker, step: int, stop: int) -> None:
         """Ask for the shards of the steps after this one, twice as fast as they are read."""
-        bytes_a_step = 2 * self.size * int(np.prod(self.shard_set.shape))
         first = max(self._ahead, step + 1)
-        last = step + 1 + max(1, READAHEAD // bytes_a_step)
+        last = step + 1 + max(1, READAHEAD // self._bytes_a_step)
         self._ask(worker, range(first, min(stop, last, first + 2 * GLANCE)))
 
     def _ask(self, worker: Worker, steps: range) -> None:

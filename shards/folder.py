@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ SUFFIXES = {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".
 SUFFIXES |= {".rf64", ".snd", ".w64", ".wav", ".wave"}
 SUFFIXES |= {".aac", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma"}
 NEAR, FAR = 2, 8  # processes that read headers: over a network they wait, else starting them counts
+OUTSIDE = "begins behind the end of its file"
 RUN, WORTH = 64, 1000  # headers that one of them reads at once; that it takes to start another
 
 
@@ -98,7 +98,7 @@ def headers(
 def read(audio: Root, path: str) -> Probe | AudioError:
     """One header, or why there is none."""
     try:
-        str(audio / path).encode()  # what is no text breaks libsndfile and readers of JSON
+        f"{audio}/{path}".encode()  # what is no text breaks libsndfile and readers of JSON
         return read_header(audio, path)
     except UnicodeEncodeError:
         return AudioError("its name is not valid UTF-8; rename it")
@@ -112,5 +112,5 @@ def clipped(header: Probe | AudioError, piece: Piece) -> Probe | AudioError:
         return header
     first, last = piece_frames(piece.start, piece.end, header.sample_rate)
     if first >= header.frames:
-        return AudioError(f"starts at {piece.start:g} s, the file ends at {header.seconds:g} s")
-    return replace(header, frames=min(last or header.frames, header.frames) - first)
+        return AudioError(f"{OUTSIDE} (from {piece.start:.10g} s, it has {header.seconds:g} s)")
+    return header._replace(frames=min(last or header.frames, header.frames) - first)

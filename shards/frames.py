@@ -11,28 +11,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.kernels import add_up, cut, powers, scale
+from shards.kernels import add_up, cut, place
+from shards.lanes import LANES
 from shards.mel import FLOOR, FLOOR_DB, MelSettings, hann
 
-PASS = 80 * 2048  # samples of frames in one pass: more leave the cache, fewer are more calls
+PASS = 160 * 2048  # samples of frames in one pass: fewer are more calls, and more gain nothing
 PAGE = 4096  # bytes
 #: 10 / ln 10, rounded up: the floor ends a rounding below -100, not above it.
 DECIBELS = np.nextafter(np.float32(10 / np.log(10)), np.float32(5))
 
 
 class Bench(NamedTuple):
-    """What one thread works on and with; the filterbank as `shards.kernels.add_up` wants it."""
+    """What one thread works on and with: what `shards.kernels` wants."""
 
     window: np.ndarray  # (n_fft,)
-    frames: np.ndarray  # (T, n_fft)
-    turns: np.ndarray  # (2, 1 + n_fft // 4), and so on: what shards.kernels.powers wants
-    sides: np.ndarray
-    four: np.ndarray
-    power: np.ndarray  # (F + 3, T)
-    bands: np.ndarray  # (1 + M, T)
+    frames: np.ndarray  # (T, > n_fft)
+    spectrum: np.ndarray  # (T, n_fft // 2), the same memory
+    turns: np.ndarray  # (2, 1 + n_fft // 4)
+    power: np.ndarray  # (F + 3, LANES)
     weights: np.ndarray
     bins: np.ndarray
     ends: np.ndarray
+    mel: np.ndarray  # (M * T,)
 
 
 def scipy_fft(frames: np.ndarray, out: np.ndarray) -> None:
@@ -65,17 +65,18 @@ transform = complex_fft()
 def bench(settings: MelSettings, thread: int) -> Bench:
     """The arrays for some settings, made once a thread."""
     n_fft, bins = settings.n_fft, settings.n_fft // 2 + 1
-    rows = max(16, PASS // n_fft // 16 * 16)
+    rows = max(LANES, PASS // n_fft // LANES * LANES)
+    # Rows an odd number of lines of the cache apart: not all in the same few places of it.
+    frames = pages(np.float32, rows, 16 * (-(-n_fft // 16) | 1))
     turns = -1j * np.exp(-2j * np.pi * np.arange(1 + n_fft // 4) / n_fft)
     return Bench(
         hann(n_fft) / 2,
-        pages(np.float32, rows, n_fft),
+        frames,
+        frames[:, :n_fft].view(np.complex64),
         np.array([turns.real, turns.imag], np.float32),
-        pages(np.float32, 2, 4, len(turns)),
-        pages(np.float32, 4, 4 * bins),
-        pages(np.float32, bins + 3, rows),
-        pages(np.float32, 1 + settings.n_mels, rows),
+        pages(np.float32, bins + 3, LANES),
         *by_bins(settings.filterbank),
+        pages(np.float32, settings.n_mels * rows),
     )
 
 
@@ -99,34 +100,41 @@ def by_bins(filterbank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     for band in range(count):
         some = np.flatnonzero(used & (highest == band))
         pair = np.stack([below[band, some], filterbank[band, some]], axis=1)
-        weights.append(np.pad(pair, ((0, -len(some) % 4), (0, 0))))
+        fours = np.pad(pair, ((0, -len(some) % 4), (0, 0))).reshape(-1, 4, 2)
+        weights.append(fours.transpose(0, 2, 1).reshape(-1, 8))
         first.append(some[0] if len(some) else 0)
         ends.append(ends[-1] + len(weights[-1]))
     return np.concatenate(weights), np.array(first, np.int64), np.array(ends, np.int64)
 
 
 def decibels(
-    wave: np.ndarray, starts: np.ndarray, length: int, which: range, settings: MelSettings
-) -> np.ndarray:
+    wave: np.ndarray,
+    starts: np.ndarray,
+    length: int,
+    which: range,
+    settings: MelSettings,
+    mel: np.ndarray,
+    taken: range,
+    step: int,
+) -> None:
     """Frames `which` of each of the segments of `length` samples at `starts`, in dB.
 
-    Returns:
-        (M, S * len(which)) float32, segment by segment.
+    They are counted through. Segment s of `mel` (S, M, T) gets those from number s * step on as
+    its frames `taken`.
     """
-    on, total = bench(settings, get_ident()), len(starts) * len(which)
-    mel = np.empty((settings.n_mels, total), np.float32)
-    size = len(on.frames)
-    for number in range(0, total, size):
-        count = min(size, total - number)
-        frames = on.frames[:count]
-        hop, first, each = settings.hop_length, which.start, len(which)
-        cut(wave, starts, length, hop, first, each, number, on.window, frames)
-        transform(frames.view(np.complex64), out=frames.view(np.complex64))
-        up = -(-count // 16) * 16  # the frames beyond `count` are left from another pass
-        words = on.four, on.four.view(complex), on.power[:-3].view(complex)
-        powers(on.frames[:up], on.turns, on.sides, *words)
-        place = mel[:, number : number + count]
-        add_up(on.power, on.weights, on.bins, on.ends, on.bands, FLOOR, place)
-    np.log(mel, out=mel)  # several times as fast as log10
-    scale(mel, DECIBELS, FLOOR_DB)
-    return mel
+    on, each, total = bench(settings, get_ident()), len(which), len(starts) * len(which)
+    hop, half = settings.hop_length, settings.n_fft // 2
+    passes = -(-total // len(on.frames))
+    for n in range(passes):
+        number = total * n // passes
+        count = total * (n + 1) // passes - number
+        frames, spectrum = on.frames[:count], on.spectrum[:count]
+        cut(wave, starts, length, hop, which.start, each, number, on.window, frames)
+        transform(spectrum, out=spectrum)
+        up = -(-count // LANES) * LANES  # the frames beyond `count` are left from another pass
+        found = on.mel[: settings.n_mels * up].reshape(-1, up)
+        filters = on.weights, on.bins, on.ends
+        add_up(on.frames[:up], on.turns, half, on.power, *filters, FLOOR, found)
+        np.log(found, out=found)  # several times as fast as log10
+        how = taken.start, len(taken), step, DECIBELS, FLOOR_DB
+        place(found, count, number, *how, mel)

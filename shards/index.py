@@ -30,18 +30,10 @@ SPLITS = ("train", "val", "test")
 #: `xxh3` is the XXH3-64 of these bytes; `start` is in seconds; `recording` is a line of
 #: recordings.jsonl; `split` numbers SPLITS; `fold` numbers dataset.json's "folds" (0 if none);
 #: `label` numbers its "classes", or its "label_sets" where samples have several classes.
-ROW = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("xxh3", "<u8"),
-        ("start", "<f8"),
-        ("shard", "<u4"),
-        ("recording", "<u4"),
-        ("label", "<i4"),
-        ("fold", "<i2"),
-        ("split", "u1"),
-    ]
-)
+ROW = np.dtype([
+    ("offset", "<u8"), ("xxh3", "<u8"), ("start", "<f8"), ("shard", "<u4"), ("recording", "<u4"),
+    ("label", "<i4"), ("fold", "<i2"), ("split", "u1"),
+])  # fmt: skip
 
 FILES = ("index.npy", "stats.npy", "recordings.jsonl", "rejected.csv", "balance.json")
 READAHEAD = 1 << 17  # bytes: Linux takes as many at a time as it would itself, and forgets the rest
@@ -191,6 +183,11 @@ class ShardSet:
         """The lines of recordings.jsonl: path, label, group, fold, split, seconds, ..."""
         with open(self.file("recordings.jsonl"), encoding="utf-8") as lines:
             yield from map(json.loads, lines)
+
+    def lines_of(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """The lines of these recordings by their numbers, ascending."""
+        wanted = set(numbers)
+        return {n: line for n, line in enumerate(self.recordings()) if n in wanted}
 
 
 def open_set(path: str | os.PathLike[str], cache_gb: float | None = None) -> ShardSet:

@@ -1,8 +1,7 @@
 """The inner loops of log-mel, compiled by numba as this is imported; kept on disk from then on.
 
-Four frames are transposed at a time, so that what follows works on many frames in one vector: a
-frame's bits then do not depend on its neighbours. Shapes: `T` frames, a multiple of 4, `F` FFT
-bins, `M` mel bands.
+LANES frames are worked on at a time, each in a lane of its own: a frame's bits then do not depend
+on its neighbours. Shapes: `T` frames, a multiple of LANES, `F` FFT bins, `M` mel bands.
 """
 
 from collections.abc import Callable
@@ -11,16 +10,22 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from shards.lanes import LANES, columns, filled, larger, load, store
+
+
+def words(*also: str) -> dict[str, Any]:
+    """How loops are compiled; of `fastmath` fused multiply-adds, and what `also` names."""
+    return {"fastmath": {"contract", *also}, "error_model": "numpy"}
+
 
 def compiled(signature: str, *also: str) -> Callable[[Callable[..., Any]], Any]:
-    """`njit` for one signature; of `fastmath` fused multiply-adds, and what `also` names."""
-    words: dict[str, Any] = {"fastmath": {"contract", *also}, "error_model": "numpy"}
+    """`njit` for one signature."""
 
     def compiler(function: Callable[..., Any]) -> Any:
         try:
-            return njit(signature, cache=True, **words)(function)
+            return njit(signature, cache=True, **words(*also))(function)
         except RuntimeError:  # no folder to keep it in: neither beside this file nor in the home
-            return njit(signature, **words)(function)
+            return njit(signature, **words(*also))(function)
 
     return compiler
 
@@ -37,7 +42,7 @@ def cut(
     window: np.ndarray,
     frames: np.ndarray,
 ) -> None:
-    """Fill (T, n_fft) with windowed frames, zeros where they reach out of their segment.
+    """Fill (T, >= n_fft) with windowed frames, zeros where they reach out of their segment.
 
     Segments of `length` begin at `starts`; of each, `each` centred frames are wanted, from its
     frame `first` on. Those are counted through, and `number` is the first to be cut.
@@ -48,111 +53,115 @@ def cut(
         begin = (first + (number + row) % each) * hop - n_fft // 2
         low, high = max(0, -begin), min(n_fft, length - begin)
         frames[row, :low] = 0
-        frames[row, high:] = 0
+        frames[row, high:n_fft] = 0
         inside, weight = wave[segment + begin + low : segment + begin + high], window[low:high]
         out = frames[row, low:high]
         for n in range(len(out)):
             out[n] = inside[n] * weight[n]
 
 
+@njit(**words())
+def pair(re: Any, im: Any, other_re: Any, other_im: Any, turn_re: Any, turn_im: Any) -> Any:
+    """|X[k]|^2 and |X[H - k]|^2 of Z[k], Z[H - k] and a turn, vectors all."""
+    s_re, s_im, d_re, d_im = re + other_re, im - other_im, re - other_re, im + other_im
+    t_re = turn_re * d_re - turn_im * d_im
+    t_im = turn_re * d_im + turn_im * d_re
+    re, im, other_re, other_im = s_re + t_re, s_im + t_im, s_re - t_re, s_im - t_im
+    return re * re + im * im, other_re * other_re + other_im * other_im
+
+
+@njit(**words())
+def powers(halves: np.ndarray, first: int, turns: np.ndarray, size: int, power: np.ndarray) -> None:
+    """|X|^2 of real FFTs of 2 H numbers, transposed: `power` (>= F, LANES).
+
+    `halves` (T, >= 2 H), from row `first` on, are the FFTs Z of their half, taken as H = `size`
+    complex numbers each. With S = Z[k] + Z[H - k]*, D = Z[k] - Z[H - k]* and `turns`
+    (2, 1 + H // 2), which is -i exp(-i pi k / H), X[k] = S + turn D and X[H - k]* = S - turn D;
+    Z[H] is Z[0].
+    """
+    real, imaginary = turns[0], turns[1]
+    for n in range(1, len(real), 2):
+        k = min(n, len(real) - 2)
+        re, im, next_re, next_im = columns(halves, first, 2 * k)
+        last_re, last_im, other_re, other_im = columns(halves, first, 2 * (size - k - 1))
+        turn = filled(real[k]), filled(imaginary[k])
+        rising, falling = pair(re, im, other_re, other_im, turn[0], turn[1])
+        store(power, k, 0, rising)
+        store(power, size - k, 0, falling)
+        turn = filled(real[k + 1]), filled(imaginary[k + 1])
+        rising, falling = pair(next_re, next_im, last_re, last_im, turn[0], turn[1])
+        store(power, k + 1, 0, rising)
+        store(power, size - k - 1, 0, falling)
+    re, im, next_re, next_im = columns(halves, first, 0)
+    four = filled(np.float32(4))
+    store(power, 0, 0, four * (re + im) * (re + im))
+    store(power, size, 0, four * (re - im) * (re - im))
+
+
 @compiled(
-    "void(f4[:, ::1], f4[:, ::1], f4[:, :, ::1], f4[:, ::1], c16[:, ::1], c16[:, ::1])",
+    "void(f4[:, ::1], f4[:, ::1], i8, f4[:, ::1], f4[:, ::1], i8[::1], i8[::1], f4, f4[:, ::1])"
 )
-def powers(
+def add_up(
     halves: np.ndarray,
     turns: np.ndarray,
-    sides: np.ndarray,
-    four: np.ndarray,
-    pieces: np.ndarray,
-    power: np.ndarray,
-) -> None:
-    """|X|^2 of real FFTs of 2 H numbers, transposed: `power` (F, T / 4), four float32 a complex.
-
-    `halves` (T, 2 H) are the FFTs Z of their half, taken as H complex numbers each. With
-    S = Z[k] + Z[H - k]*, D = Z[k] - Z[H - k]* and `turns` (2, 1 + H // 2), which is
-    -i exp(-i pi k / H), X[k] = S + turn D and X[H - k]* = S - turn D; Z[H] is Z[0]. Those are one
-    of the `sides` (2, 4, 1 + H // 2) each. Then four times four frames stand bin by bin in `four`
-    (4, 4 F); `pieces` (4, F) is the same memory, complex.
-    """
-    # Without a sign an index cannot be counted from the end, and numba need not look.
-    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
-    size, half = np.uint64(halves.shape[1]) // two, np.uint64(turns.shape[1])
-    real, imaginary = turns[0], turns[1]
-    for first in range(0, len(halves) // 4, 4):
-        for row in range(4):
-            for frame in range(4):
-                z = halves[4 * (first + row) + frame]
-                rising, falling = sides[0, frame], sides[1, frame]
-                rising[0] = np.float32(4) * (z[0] + z[1]) * (z[0] + z[1])
-                falling[0] = np.float32(4) * (z[0] - z[1]) * (z[0] - z[1])
-                for k in range(one, half):
-                    re, im = z[two * k], z[two * k + one]
-                    other_re, other_im = z[two * (size - k)], z[two * (size - k) + one]
-                    s_re, s_im, d_re, d_im = (
-                        re + other_re,
-                        im - other_im,
-                        re - other_re,
-                        im + other_im,
-                    )
-                    t_re = real[k] * d_re - imaginary[k] * d_im
-                    t_im = real[k] * d_im + imaginary[k] * d_re
-                    re, im, other_re, other_im = s_re + t_re, s_im + t_im, s_re - t_re, s_im - t_im
-                    rising[k] = re * re + im * im
-                    falling[k] = other_re * other_re + other_im * other_im
-            out = four[row]
-            a, b, c, d = sides[0, 0], sides[0, 1], sides[0, 2], sides[0, 3]
-            for k in range(half):
-                n = np.uint64(4) * k
-                out[n], out[n + one], out[n + two], out[n + three] = a[k], b[k], c[k], d[k]
-            a, b, c, d = sides[1, 0], sides[1, 1], sides[1, 2], sides[1, 3]
-            for k in range(half):
-                n = np.uint64(4) * (size - k)
-                out[n], out[n + one], out[n + two], out[n + three] = a[k], b[k], c[k], d[k]
-        for place in range(pieces.shape[1]):
-            for row in range(4):
-                power[place, first + row] = pieces[row, place]
-
-
-@compiled("void(f4[:, ::1], f4[:, ::1], i8[::1], i8[::1], f4[:, ::1], f4, f4[:, :])")
-def add_up(
+    size: int,
     power: np.ndarray,
     weights: np.ndarray,
     bins: np.ndarray,
     ends: np.ndarray,
-    bands: np.ndarray,
     floor: float,
     mel: np.ndarray,
 ) -> None:
-    """The bands `mel` (M, T), at least `floor`, of the power (F, >= T); `bands` (1 + M, >= T).
+    """The bands `mel` (M, T), at least `floor`, of FFTs; see `powers`.
 
     A bin lies in two bands at most, on the falling side of one and the rising side of the next.
-    Step `m` takes the bins from `bins[m]` on, by four, with the rows of `weights` from `ends[m]`
-    to `ends[m + 1]`, into rows m (falling) and m + 1 (rising) of `bands`.
+    Step `m` takes the bins from `bins[m]` on, by four, with the rows of `weights` (four falling,
+    four rising) from `ends[m]` to `ends[m + 1]`, into bands m - 1 (falling) and m (rising).
     """
-    count = mel.shape[1]
-    bands[0] = 0
-    for m in range(len(bins)):
-        fall, rise, k = bands[m], bands[m + 1], bins[m]
-        rise[:] = 0
-        for n in range(ends[m], ends[m + 1], 4):
-            v0, v1, v2, v3 = weights[n, 0], weights[n + 1, 0], weights[n + 2, 0], weights[n + 3, 0]
-            w0, w1, w2, w3 = weights[n, 1], weights[n + 1, 1], weights[n + 2, 1], weights[n + 3, 1]
-            for t in range(count):
-                p0, p1, p2, p3 = power[k, t], power[k + 1, t], power[k + 2, t], power[k + 3, t]
-                fall[t] += (v0 * p0 + v1 * p1) + (v2 * p2 + v3 * p3)
-                rise[t] += (w0 * p0 + w1 * p1) + (w2 * p2 + w3 * p3)
-            k += 4
-    for m in range(len(mel)):
-        for t in range(count):
-            mel[m, t] = max(bands[m + 1, t], floor)
+    for first in range(0, mel.shape[1], LANES):
+        powers(halves, first, turns, size, power)
+        rise, least = filled(np.float32(0)), filled(np.float32(floor))
+        for m in range(len(bins)):
+            fall, rise, k = rise, filled(np.float32(0)), bins[m]
+            for n in range(ends[m], ends[m + 1]):
+                w = weights[n]
+                p0, p1 = load(power, k, 0), load(power, k + 1, 0)
+                p2, p3 = load(power, k + 2, 0), load(power, k + 3, 0)
+                v0, v1, v2, v3 = filled(w[0]), filled(w[1]), filled(w[2]), filled(w[3])
+                fall = fall + ((v0 * p0 + v1 * p1) + (v2 * p2 + v3 * p3))
+                w0, w1, w2, w3 = filled(w[4]), filled(w[5]), filled(w[6]), filled(w[7])
+                rise = rise + ((w0 * p0 + w1 * p1) + (w2 * p2 + w3 * p3))
+                k += 4
+            if m:
+                store(mel, m - 1, first, larger(fall, least))
+        store(mel, len(bins) - 1, first, larger(rise, least))
 
 
-@compiled("void(f4[:, ::1], f4, f4)")
-def scale(mel: np.ndarray, factor: float, floor: float) -> None:
-    """Multiply in place, down to a floor."""
-    for m in range(len(mel)):
-        for t in range(mel.shape[1]):
-            mel[m, t] = max(mel[m, t] * factor, floor)
+@compiled("void(f4[:, ::1], i8, i8, i8, i8, i8, f4, f4, f4[:, :, ::1])")
+def place(
+    found: np.ndarray,
+    count: int,
+    number: int,
+    first: int,
+    each: int,
+    step: int,
+    factor: float,
+    floor: float,
+    mel: np.ndarray,
+) -> None:
+    """`count` frames `found` (M, T), times `factor` and down to `floor`, into `mel` (S, M, T).
+
+    The frames are counted through, and `number` is the first of these. Segment `s` takes `each`
+    frames from number s * step on, which are its own from `first` on.
+    """
+    start = max(0, (number - each) // step + 1)
+    for s in range(start, min(len(mel), (number + count - 1) // step + 1)):
+        skipped = s * step - number
+        low, high = max(0, -skipped), min(each, count - skipped)
+        for m in range(len(found)):
+            values, out = found[m, skipped + low : skipped + high], mel[s, m, first + low :]
+            for t in range(len(values)):
+                out[t] = max(values[t] * factor, floor)
 
 
 @compiled("void(i4[:, :, ::1], u2[:, :, ::1])")

@@ -17,6 +17,7 @@ from shards.table import Table, resolve
 SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "test"}
 
 
+LATEST = 1e9  # seconds: what is asked of a file has to fit into whole numbers
 NO_ATTACK = ("", "-")  # as protocols write it of what is genuine
 GAPS = ("group_from", "attack_from")  # columns that need not be filled in
 
@@ -91,7 +92,7 @@ def scan(
             said["group"] = said.get("group") or piece.path
             if said.get("attack") in NO_ATTACK:
                 said.pop("attack", None)
-            about: dict[str, Any] = piece._asdict() | said | vars(header)
+            about: dict[str, Any] = piece._asdict() | said | header._asdict()
             recordings.append(Recording(**about))
     recordings.sort(key=lambda r: (place(r.path, seed), r.start, r.end or math.inf))
     rejected.sort(key=lambda r: place(r.path, seed))
@@ -138,7 +139,7 @@ def piece_of(path: str, start: str, end: str) -> Piece:
         piece = Piece(path, float(start or 0), float(end) if end else None)
     except ValueError:
         piece = Piece(path, math.nan)
-    if not 0 <= piece.start < (math.inf if piece.end is None else piece.end):
+    if not 0 <= piece.start < (LATEST if piece.end is None else piece.end) <= LATEST:
         raise UserError(
             f"{path!r}: start {start!r} and end {end!r} in the table; expected seconds, 0 <= start "
             "< end"

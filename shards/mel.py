@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from shards.errors import UserError
 
@@ -146,9 +145,11 @@ def log_mel(
     step = steps.pop() if len(steps) == 1 else length
     if step < length >= 2 * settings.n_fft and step % settings.hop_length == 0:
         return overlapping(wave, starts, step, length, settings)
-    frames = settings.frames(length)
-    mel = decibels(wave, starts, length, range(frames), settings)
-    return mel.reshape(settings.n_mels, len(starts), frames).transpose(1, 0, 2)
+    total = settings.frames(length)
+    mel = np.empty((len(starts), settings.n_mels, total), np.float32)
+    every = range(total)
+    decibels(wave, starts, length, every, settings, mel, every, total)
+    return mel
 
 
 def overlapping(
@@ -166,12 +167,8 @@ def overlapping(
     tail = min((length - n_fft + n_fft // 2) // hop + 1, total)
     mel = np.empty((len(starts), settings.n_mels, total), np.float32)
     for edge in (range(head), range(tail, total)):
-        found = decibels(wave, starts, length, edge, settings)
-        found = found.reshape(settings.n_mels, len(starts), len(edge))
-        mel[:, :, edge.start : edge.stop] = found.transpose(1, 0, 2)
+        decibels(wave, starts, length, edge, settings, mel, edge, len(edge))
     every, span = step // hop, (len(starts) - 1) * step + length
     inner = range(head, (len(starts) - 1) * every + tail)
-    shared = decibels(wave, starts[:1], span, inner, settings)
-    windows = sliding_window_view(shared, tail - head, axis=1)[:, ::every]
-    mel[:, :, head:tail] = windows.transpose(1, 0, 2)
+    decibels(wave, starts[:1], span, inner, settings, mel, range(head, tail), every)
     return mel

@@ -44,7 +44,6 @@ class Mixture(ShardSet):
 
     @cached_property
     def shard_paths(self) -> list[Any]:
-        """The tars of all sources, in the order of their numbers."""
         return [path for source in self.sources for path in source.shard_paths]
 
     @cached_property
@@ -58,7 +57,7 @@ class Mixture(ShardSet):
         return np.searchsorted(self.ends, numbers, "right")
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
-        """The rows of these samples, as one index would have them. Shape: (P,) -> (P,) of ROW."""
+        """As one index would have them. Shape: (P,) -> (P,) of ROW."""
         if isinstance(numbers, slice):
             numbers = np.arange(*numbers.indices(len(self)))
         rows, of = np.empty(len(numbers), ROW), self.source_of(numbers)
@@ -84,36 +83,29 @@ class Mixture(ShardSet):
         return self.sources[of], shard - int(self._offsets[of, 0])
 
     def shard_place(self, shard: int) -> str:
-        """Where a shard is, as the user would say."""
         source, local = self.shard_source(shard)
         return source.shard_place(local)
 
     def shard_file(self, shard: int) -> Path:
-        """Where the tar with this number can be opened: its own set knows."""
         source, local = self.shard_source(shard)
         return source.shard_file(local)
 
     def cache_figures(self) -> dict[str, int]:
-        """How often a file was in the cache, and how often not, over all sources."""
         return dict(sum((Counter(source.cache_figures()) for source in self.sources), Counter()))
 
     @property
     def open_at_most(self) -> int:
-        """How many shards a reader may hold open: what suits every source."""
         return min(source.open_at_most for source in self.sources)
 
     @property
     def is_remote(self) -> bool:
-        """Whether a shard may have to be fetched first."""
         return any(source.is_remote for source in self.sources)
 
     def open_shard(self, shard: int) -> int:
-        """A descriptor of a shard, from its own set."""
         source, local = self.shard_source(shard)
         return source.open_shard(local)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Tell each set which of its tars come next."""
         for shard in shards:
             source, local = self.shard_source(shard)
             source.prefetch([local])
@@ -171,6 +163,8 @@ def mix_sets(
     number = {name: i for i, name in enumerate(names)}
     if len(number) < len(names):
         raise UserError(f"data.classes={list(classes or ())}: a class is named twice")
+    if len(names) < 2:
+        raise UserError(f"data.classes={list(classes or ())}: a classifier needs at least two")
     labels = [np.array([number.get(c, -1) for c in s.info["classes"]]) for s in sources]
     alike = all(source.folds == first.folds for source in sources)
     infos = [source.info for source in sources]

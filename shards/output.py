@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 SHARD = re.compile(r"samples-\d{6,}\.tar")
 OURS = re.compile(
-    "|".join([SHARD.pattern, *map(re.escape, (*FILES, "balance.png", "dataset.json"))])
+    "|".join([SHARD.pattern, *map(re.escape, (*FILES, "balance.png", "show.png", "dataset.json"))])
 )
 
 
 def check_places(audio: Root, out: Path) -> None:
     """Raise a UserError unless `out` can be a folder, of its own, that may be written."""
-    inside = [out.resolve(), *out.resolve().parents]
-    if isinstance(audio, Path) and audio.is_dir() and audio.resolve() in inside:
+    real = Path(os.path.realpath(out))  # resolve() raises at a link in a circle
+    if isinstance(audio, Path) and audio.is_dir() and audio.resolve() in (real, *real.parents):
         raise UserError(f"{out}: lies inside the audio folder {audio}; give a place outside it")
     nearest = next(folder for folder in [out, *out.absolute().parents] if os.path.lexists(folder))
     if not nearest.is_dir():
@@ -139,5 +139,5 @@ def reset(out: Path) -> None:
     check_ours(out)
     with locked(out):
         clear(out)
-    if not any(os.scandir(out)):
+    with suppress(OSError):  # other things are in it, or it is a link, or where we stand
         out.rmdir()

@@ -3,15 +3,16 @@
 Shapes: `K` classes, `P` pictures a class, `M` mel bands, `T` frames.
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shards.chart import to_png
+from shards.durable import write_output
 from shards.errors import UserError
-from shards.index import ShardSet, write_atomic
+from shards.index import ShardSet
 from shards.labels import shorten
 from shards.read import Reader
 
@@ -39,11 +40,11 @@ class Panel:
     values: np.ndarray  # (M, T) dB
 
 
-def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4, seed: int = 0) -> None:
+def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4) -> None:
     """Draw `per_class` spectrograms of every class, a row a class, into the PNG `output`.
 
-    The samples are drawn by `seed`, from different recordings as far as there are any; one colour
-    scale in dB serves all, from the loudest value down to 80 dB below it.
+    The samples are drawn at random, always the same ones, from different recordings as far as there
+    are any; one colour scale in dB serves all, from the loudest value down to 80 dB below it.
 
     Raises:
         UserError: `per_class` is below 1, or the set holds no samples.
@@ -53,19 +54,16 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4, seed: i
         raise UserError(f"per_class {per_class}: give at least 1")
     if not len(shard_set.index):
         raise UserError(f"{shard_set}: holds no samples, so there is nothing to draw")
-    panels = choose_panels(shard_set, per_class, seed)
+    panels = choose_panels(shard_set, per_class)
     save(draw(shard_set, panels, per_class), output)
 
 
 def save(figure: "Figure", output: Path) -> None:
     """Write a figure of panels as the PNG `output`, whole or not at all."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=min(110, MAX_PIXELS / max(figure.get_size_inches())))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, png.getvalue())
+    write_output(output, to_png(figure, min(110, MAX_PIXELS / max(figure.get_size_inches()))))
 
 
-def choose_panels(shard_set: ShardSet, per_class: int, seed: int) -> list[Panel]:
+def choose_panels(shard_set: ShardSet, per_class: int, seed: int = 0) -> list[Panel]:
     """The samples to show, read, in the order of their places."""
     labels = np.array(shard_set.index["label"])
     holds = shard_set.label_table
@@ -75,13 +73,12 @@ def choose_panels(shard_set: ShardSet, per_class: int, seed: int) -> list[Panel]
     ]
     numbers = np.concatenate(chosen)
     rows = shard_set.index[numbers]
-    wanted = set(rows["recording"].tolist())
-    paths = {i: line["path"] for i, line in enumerate(shard_set.recordings()) if i in wanted}
+    lines = shard_set.lines_of(rows["recording"].tolist())
     with Reader(shard_set) as reader:
         values = reader.read(numbers)
     places = [(row, column) for row, some in enumerate(chosen) for column in range(len(some))]
     return [
-        Panel(*place, title(shard_set, paths[int(row["recording"])], row), image)
+        Panel(*place, title(shard_set, lines[int(row["recording"])]["path"], row), image)
         for place, row, image in zip(places, rows, values, strict=True)
     ]
 

@@ -30,6 +30,7 @@ from shards.write import Numbers, sample_bytes
 logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDS = 5
+LONGEST = 3600  # seconds of a segment
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -113,8 +114,10 @@ def settle(words: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--seed={words['seed']}: has to lie between 0 and {2**32 - 1}")
     if not 0 <= words["overlap"] < 1:
         raise UserError(f"--overlap={words['overlap']}: a share of a segment, 0 <= overlap < 1")
-    if not (math.isfinite(words["segment_seconds"]) and words["segment_seconds"] > 0):
-        raise UserError(f"--segment_seconds={words['segment_seconds']}: has to be above 0")
+    if not 0 < words["segment_seconds"] <= LONGEST:
+        raise UserError(
+            f"--segment_seconds={words['segment_seconds']:g}: above 0 and at most {LONGEST}"
+        )
     if not 0 <= words["min_seconds"] < math.inf:
         raise UserError(f"--min_seconds={words['min_seconds']}: has to be 0 or more")
     for name, known in (("pad", PADS), ("tail", TAILS), ("on_duplicate", RULES)):
@@ -138,7 +141,9 @@ def make_recipe(audio: Root, settings: Mapping[str, Any]) -> Recipe:
     )
     length = round(settings["segment_seconds"] * mel.sample_rate)
     hop = round(length * (1 - settings["overlap"]))
-    if length < mel.hop_length or hop < 1:
+    if hop < 1:
+        raise UserError(f"--overlap={settings['overlap']}: no sample is left between two starts")
+    if length < mel.hop_length:
         raise UserError(
             f"--segment_seconds={settings['segment_seconds']}: {length} samples at "
             f"{mel.sample_rate} Hz, less than one frame of --hop_length={mel.hop_length}; give more"

@@ -107,6 +107,8 @@ def options(scheme: str) -> dict[str, Any]:
         return {"client_kwargs": {"timeout": timeout}}
     if scheme == "s3":
         return {"config_kwargs": {"connect_timeout": STALL, "read_timeout": STALL}}
+    if scheme in ("file", "local"):
+        return {"auto_mkdir": True}
     return {}  # huggingface_hub has limits of its own
 
 

@@ -33,7 +33,6 @@ class RemoteSet(ShardSet):
 
     @property
     def is_remote(self) -> bool:
-        """It is."""
         return True
 
     def __post_init__(self) -> None:
@@ -44,11 +43,9 @@ class RemoteSet(ShardSet):
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
         return self.url.name
 
     def cache_figures(self) -> dict[str, int]:
-        """How often a file was in the cache, and how often this process fetched it."""
         return {"cache_hits": self.cache.hits, "cache_misses": self.cache.misses}
 
     @property

@@ -33,9 +33,8 @@ def find_shortcuts(shard_set: ShardSet) -> list[dict[str, Any]]:
     if shard_set.is_multi_label:
         return []
     count = shard_set.info["recordings"]
-    chosen = np.unique(np.linspace(0, count - 1, min(RECORDINGS, count)).astype(int))
-    wanted = set(chosen.tolist())
-    lines = [line for n, line in enumerate(shard_set.recordings()) if n in wanted]
+    chosen = np.linspace(0, count - 1, min(RECORDINGS, count)).astype(int)
+    lines = list(shard_set.lines_of(chosen.tolist()).values())
     columns = properties(lines)
     groups_of: dict[str, set[str]] = {}
     for line in lines:

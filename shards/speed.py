@@ -4,28 +4,21 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import numpy as np
 import torch
 
+from shards.draws import Stored
 from shards.errors import UserError
-from shards.feed import BUFFERS, Reading
+from shards.feed import Reading, buffers
 from shards.index import ShardSet
 from shards.loader import Loader
 from shards.order import Order, plan_batch
 
 BATCH = 256
-
-
-class InTurn:
-    """The order of the index, again and again."""
-
-    def __init__(self, n: int, batch_size: int):
-        self.n, self.batch_size = n, batch_size
-
-    def batch(self, step: int, places: range) -> np.ndarray:
-        return (step * self.batch_size + np.arange(places.start, places.stop)) % self.n
 
 
 def measure(shard_set: ShardSet, seconds: float, threads: int) -> Iterator[str]:
@@ -40,16 +33,17 @@ def measure(shard_set: ShardSet, seconds: float, threads: int) -> Iterator[str]:
         raise UserError(f"{shard_set.path}: no samples to read; build it with some")
     size = min(BATCH, n)
     sample = 2 * int(np.prod(shard_set.shape))
+    shuffled, reading = Order(n, size, 0), Reading(threads)
     ways: dict[str, Callable[[], Iterator[int]]] = {
-        "memory copy": lambda: copies(shard_set, size, threads)
+        "memory copy": partial(copies, shard_set, size, threads),
+        "in turn": partial(through, shard_set, replace(shuffled, draw=Stored(n)), reading),
+        "shuffled": partial(through, shard_set, shuffled, reading),
+        "shuffled, in memory": partial(
+            through, shard_set, shuffled, replace(reading, resident="memory")
+        ),
     }
-    for name, order in (("in turn", InTurn(n, size)), ("shuffled", Order(n, size, 0))):
-        ways[name] = lambda order=order: through(shard_set, order, Reading(threads))  # type: ignore
-    ways["shuffled, in memory"] = lambda: through(
-        shard_set, Order(n, size, 0), Reading(threads, resident="memory")
-    )
     if importlib.util.find_spec("webdataset"):
-        ways["webdataset"] = lambda: by_webdataset(shard_set)
+        ways["webdataset"] = partial(by_webdataset, shard_set)
     yield f"| {size} samples a batch, {threads} threads | samples/s | GB/s | of a memory copy |"
     yield "|---|---|---|---|"
     copied = 0.0
@@ -76,12 +70,12 @@ def copies(shard_set: ShardSet, size: int, threads: int) -> Iterator[int]:
     step = size * int(np.prod(shard_set.shape))
     room = max(2 * step, min(len(shard_set.index) * step // size, 1 << 28))
     source = torch.ones(room, dtype=torch.float16).numpy()
-    buffers = torch.zeros((BUFFERS, step), dtype=torch.float16).numpy()
+    ring = torch.zeros((buffers(2 * step), step), dtype=torch.float16).numpy()
     parts = [slice(step * n // threads, step * (n + 1) // threads) for n in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         for turn in count():
             at = turn % (room // step) * step
-            into, out_of = buffers[turn % BUFFERS], source[at : at + step]
+            into, out_of = ring[turn % len(ring)], source[at : at + step]
             list(pool.map(np.copyto, (into[p] for p in parts), (out_of[p] for p in parts)))
             yield size
 

@@ -78,7 +78,7 @@ def rejections(built: ShardSet) -> str:
 
 def kind(reason: str) -> str:
     """`not finite: 3 NaN or Inf samples` as `not finite`."""
-    return re.split(r"[:;]| \(| at \d", reason)[0]
+    return re.split(r"[:;]| \(| at \d|, such as |(?<=^a copy) of ", reason)[0]
 
 
 def known(value: float | None) -> str:

@@ -62,11 +62,12 @@ def read_table(
     try:
         with opened(file) as lines:
             columns = read_columns(file, lines, protocol_columns)
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        kind = file.suffix.lower().lstrip(".") or "protocol"
+    except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: not a {kind} file in UTF-8 ({error}); mend or rename it"
+            f"{file}: no text in UTF-8 ({error}); save a table so, or give the audio's folder"
         ) from None
+    except (csv.Error, json.JSONDecodeError) as error:
+        raise UserError(f"{file}: not a {file.suffix[1:]} file ({error}); mend it") from None
     table = {name: words for name, words in columns.items() if any(words)}
     if not table:
         raise UserError(f"{file}: no rows in it")

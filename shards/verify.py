@@ -96,15 +96,10 @@ def check_audio(shard_set: ShardSet, audio: Root) -> list[str]:
     for line in tqdm(shard_set.recordings(), "audio", shard_set.info["recordings"], disable=None):
         try:
             with local(audio, line["path"]) as file:
+                key, digest = ("xxh128", xxh128) if "xxh128" in line else ("sha256", sha256)  # old
                 if not file.is_file():
                     faults.append(f"recording {line['path']!r}: missing below {audio}")
-                elif (
-                    xxh128(file) != line["xxh128"]
-                    if "xxh128" in line
-                    else (
-                        sha256(file) != line["sha256"]  # of an older set
-                    )
-                ):
+                elif digest(file) != line[key]:
                     what = "its audio changed since the set was built"
                     faults.append(f"recording {line['path']!r}: {what}")
         except AudioError as error:
@@ -232,7 +227,7 @@ def check_sample(
         yield f"{int(odd.sum())} values are not finite"
     yield from check_about(shard_set, about, row, line)
     key = key_of(block)
-    if entry(f"{key}.npy", header + array) + entry(f"{key}.json", about) != block:
+    if b"".join([*entry(f"{key}.npy", header, array), *entry(f"{key}.json", about)]) != block:
         yield "tar or array headers or padding are not as written"
 
 

@@ -8,10 +8,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shards import __version__
+from shards import __version__, output
 from shards.errors import UserError
 from shards.index import (
     BESIDE,
@@ -24,17 +25,6 @@ from shards.index import (
     write_atomic,
 )
 from shards.notes import load
-from shards.output import (
-    SHARD,
-    check_contents,
-    check_manifest,
-    check_settings,
-    clear,
-    errors_named,
-    existing,
-    locked,
-    promises,
-)
 from shards.plan import Plan, make_recipe
 from shards.recording import Reject
 
@@ -43,6 +33,7 @@ DECIDE_BYTES = ["av", "librosa", "mkl", "mkl_fft", "numba", "numpy", "pyloudnorm
 DECIDE_BYTES += ["soundfile", "soxr", "torch"]
 
 
+@cache
 def installed(name: str) -> str | None:
     """The version of a library, None without it."""
     from importlib.metadata import PackageNotFoundError, version
@@ -89,9 +80,9 @@ def enter(plan: Plan, folder: Path) -> None:
 
 def agree(out: Path, mine: Mapping[str, Any]) -> None:
     """Raise a UserError that lists in what the promises that stand in `out` differ from `mine`."""
-    for there in promises(out):
-        check_settings(out, there, mine["settings"] | mine["versions"])
-        check_manifest(out, there, mine["manifest"])
+    for there in output.promises(out):
+        output.check_settings(out, there, mine["settings"] | mine["versions"])
+        output.check_manifest(out, there, mine["manifest"])
 
 
 def recall(out: Path) -> Plan:
@@ -100,7 +91,7 @@ def recall(out: Path) -> Plan:
     Raises:
         UserError: parts of different builds, or of another set to append to.
     """
-    there = promises(out)[0]
+    there = output.promises(out)[0]
     agree(out, there)
     if "convert" in there["settings"]:
         raise UserError(f"{out}: not of parts; start the same `convert` again")
@@ -136,7 +127,7 @@ def is_complete(plan: Plan) -> bool:
         return False
     there = read_info(plan.out)
     if plan.base is None or there["manifest"] != plan.base.info["manifest"]:
-        check_manifest(plan.out, there, plan.manifest)
+        output.check_manifest(plan.out, there, plan.manifest)
     return bool(there["manifest"] == plan.manifest)
 
 
@@ -147,12 +138,12 @@ def reopen(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
         UserError: the set there has other settings, or the folder holds what is none of a set.
     """
     if (folder / READY).exists():
-        with errors_named(folder), locked(folder):
+        with output.errors_named(folder), output.locked(folder):
             put_in_place(folder)
-    there = None if overwrite else existing(folder)
+    there = None if overwrite else output.existing(folder)
     if there:
-        check_settings(folder, there, settings)
-    check_contents(folder)
+        output.check_settings(folder, there, settings)
+    output.check_contents(folder)
 
 
 def is_finished(plan: Plan) -> bool:
@@ -160,7 +151,7 @@ def is_finished(plan: Plan) -> bool:
     if not is_complete(plan):
         return False
     if (plan.out / BESIDE).exists():
-        with locked(plan.out):
+        with output.locked(plan.out):
             put_in_place(plan.out)
     return True
 
@@ -169,8 +160,8 @@ def begin(plan: Plan, part: Path | None, overwrite: bool) -> None:
     """Make the workshop inside OUT, or enter the one that is there; a part has a folder in it."""
     workshop = plan.out / BESIDE
     if overwrite:
-        clear(plan.out)
-    others = [there for there in promises(plan.out) if there["manifest"] != plan.manifest]
+        output.clear(plan.out)
+    others = [there for there in output.promises(plan.out) if there["manifest"] != plan.manifest]
     if plan.base and part is None and others:
         shutil.rmtree(workshop)  # an append that was stopped, and then there were other files
     workshop.mkdir(exist_ok=True)
@@ -202,6 +193,6 @@ def put_in_place(out: Path) -> None:
         sync_folder(out)
     listed = {entry["name"] for entry in read_info(out)["shards"]}
     for entry in list(os.scandir(out)):
-        if SHARD.fullmatch(entry.name) and entry.name not in listed:
+        if output.SHARD.fullmatch(entry.name) and entry.name not in listed:
             os.unlink(entry.path)  # of a larger set that was being replaced
     shutil.rmtree(out / BESIDE, ignore_errors=True)

@@ -42,6 +42,15 @@ def train(world_size: int, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
 
 
+def held_port() -> socket.socket:
+    """A port of this machine that nobody else gets while the socket, or a fork's, is open; torch's
+    store can listen there all the same, since it reuses addresses."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
 def on_ranks(world_size: int, function: Callable[[], Any], timeout: float = 100) -> list[Any]:
     """What `function` returns on each of `world_size` forked processes joined by gloo; None of
     those that were killed, if all were."""
@@ -58,16 +67,15 @@ def fork(
     for module in ON_THE_WAY:
         importlib.import_module(module)
     context = multiprocessing.get_context("fork")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     results = context.Queue()
-    ranks = [
-        context.Process(target=one_rank, args=(rank, world_size, port, function, results))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
+    with held_port() as held:
+        port = str(held.getsockname()[1])
+        ranks = [
+            context.Process(target=one_rank, args=(rank, world_size, port, function, results))
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
     found, deadline = {}, time.monotonic() + timeout
     try:
         meanwhile()

@@ -134,9 +134,7 @@ def test_twice(grown: tuple[Path, Path]) -> None:
     assert open_set(out).info["recordings"] == 36 + 51 + 15
 
 
-def test_rejected_files_are_listed_once_and_not_tried_again(
-    grown: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_rejected_files_are_listed_once_and_not_tried_again(grown, tmp_path):
     audio, out = grown
     soundfile.write(audio / "low" / "low-g7-50.wav", np.zeros(RATE), RATE)
     (audio / "low" / "low-g7-51.wav").write_bytes(b"no audio")
@@ -149,6 +147,21 @@ def test_rejected_files_are_listed_once_and_not_tried_again(
     append(audio, out)
     assert (out / "rejected.csv").read_text().splitlines() == table
     assert open_set(out).info["recordings"] == 36 + 51 + 1 and verify(str(out)) == []
+
+
+def test_a_piece_that_is_rejected_costs_no_other_piece_of_its_file(tmp_path: Path) -> None:
+    table, out, words = tmp_path / "list.csv", tmp_path / "set", {"group_from": None, "folds": 2}
+    rows = ["path,label,start,end", "0.wav,low,9,10"]
+    for n, (label, hertz) in enumerate([("low", 440.0), ("high", 2000.0)] * 2):
+        write_tone(tmp_path / f"{n}.wav", hertz, seconds=4.0)
+        rows.append(f"{n}.wav,{label},0,1")
+    table.write_text("\n".join(rows))
+    build_tones(table, out, **words)
+    table.write_text("\n".join([*rows, "0.wav,low,2,3", "0.wav,low,20,21"]))
+    build_tones(table, out, append=True, **words)
+    assert [(x["path"], x["start"]) for x in lines(out)[4:]] == [("0.wav", 2.0)]
+    told = (out / "rejected.csv").read_text().splitlines()[1:]
+    assert sorted(x.partition("(from ")[2][:5] for x in told) == ["20 s,", "9 s, "]
 
 
 def test_what_is_refused(grown: tuple[Path, Path], tones: Path, tmp_path: Path) -> None:
@@ -216,9 +229,7 @@ def killed(at: int, audio: Path, out: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_killed_at_any_rename_the_old_set_or_the_new_one_is_whole(
-    grown: tuple[Path, Path], tone_set: Path, tmp_path: Path
-) -> None:
+def test_killed_at_any_rename_the_old_set_or_the_new_one_is_whole(grown, tone_set, tmp_path):
     audio, out = grown
     append(audio, out)
     new, n_new = hashes(out), open_set(out).info["samples"]
@@ -239,9 +250,7 @@ def test_killed_at_any_rename_the_old_set_or_the_new_one_is_whole(
     assert set(seen) == {54, n_new} and seen == sorted(seen)
 
 
-def test_an_unfinished_append_gives_way_to_more_files(
-    grown: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unfinished_append_gives_way_to_more_files(grown, tmp_path, monkeypatch):
     audio, out = grown
     with monkeypatch.context() as patch:
         patch.setattr("shards.build.finish", lambda plan: os.abort if plan else None)

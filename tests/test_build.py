@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +39,7 @@ def test_other_settings_and_other_audio_are_refused(small: Path, tmp_path: Path)
 def test_overwrite_removes_its_own_only(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     build_tones(small, out, folds=2, shard_size="10KB")
-    kept = {"show.png", "samples-notes.txt", "samples-000000.tar.bak"}
+    kept = {"shown.png", "samples-notes.txt", "samples-000000.tar.bak"}
     for name in kept:
         (out / name).write_text("mine")
     build_tones(small, out, folds=2, shard_size="1GB", n_mels=16, overwrite=True)
@@ -124,7 +123,10 @@ def test_given_folds_and_no_folds(tmp_path: Path) -> None:
         ({"split": "0.5,0.5,0", "split_from": "x"}, "exclude each other"),
         ({"split": "0.5,0.5"}, "three shares"),
         ({"overlap": 1.0}, "--overlap=1.0"),
-        ({"segment_seconds": 0.0}, "--segment_seconds=0.0"),
+        ({"overlap": 0.999999}, "--overlap=0.999999"),
+        ({"segment_seconds": 0.0}, "--segment_seconds=0"),
+        ({"segment_seconds": 1e300}, "--segment_seconds=1e+300"),
+        ({"path_from": "file"}, "--path_from=file: for tables only"),
         ({"segment_seconds": 0.001}, "less than one frame"),
         ({"seed": -1}, "--seed=-1"),
         ({"shard_size": "many"}, "--shard_size=many"),
@@ -132,11 +134,20 @@ def test_given_folds_and_no_folds(tmp_path: Path) -> None:
         ({"fmax": 9000.0}, "fmax 9000"),
         ({"fmin": 5000.0}, "fmin 5000"),
         ({"n_mels": 0}, "n_mels 0"),
+        ({"highpass": RATE / 2}, "--highpass=4000"),
+        ({"highpass": 0.0}, "--highpass=0"),
+        ({"trim_silence": -40.0}, "--trim_silence=-40"),
+        ({"loudness": 23.0}, "--loudness=23"),
+        ({"loudness": float("nan")}, "--loudness=nan"),
+        ({"peak": 1.0}, "--peak=1"),
+        ({"peak": -1.0, "loudness": -23.0}, "exclude each other"),
+        ({"pad": "mirror"}, "--pad=mirror"),
+        ({"tail": "keep"}, "--tail=keep"),
+        ({"min_seconds": -1.0}, "--min_seconds=-1"),
+        ({"file_timeout": -1.0}, "--file_timeout=-1"),
     ],
 )
-def test_bad_words_write_nothing(
-    small: Path, tmp_path: Path, words: dict[str, Any], message: str
-) -> None:
+def test_bad_words_write_nothing(small, tmp_path, words, message):
     with pytest.raises(UserError) as error:
         build_tones(small, tmp_path / "set", **{"folds": None} | words)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from processes import ROOT, environment, forked
+from runs import config_file, records
 from servers import Page, Site, folder_pages, serving
 
 from shards import remote
 from shards.cache import Cache, entries, locked
+from shards.durable import sha256
 from shards.errors import ShardError, UserError
 from shards.index import open_set
 from shards.read import Reader
@@ -102,26 +103,20 @@ def test_a_set_at_an_address_is_the_set(tone_set, cache) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_training_ends_in_the_same_weights(tone_set, tmp_path, monkeypatch) -> None:
     """Through 503, a wrong byte, cut connections and a stall, as from the disk."""
-    values = {
-        "run": {"name": "x", "dir": str(tmp_path)},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"max_steps": 4, "batch_size": 8, "threads": 1, "log_every": 1},
-    }
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    config = config_file(tmp_path, tone_set, "", train={"max_steps": 4, "log_every": 1})
     monkeypatch.setattr(remote, "STALL", 1.0)
-    assert forked(str(tmp_path / "c.yaml"), "--run.name=here")[0] == 0
+    assert forked(config, "--run.name=here")[0] == 0
     with serving(odd_weather(tone_set)) as site:
         words = ["--run.name=there", f"--data.shards={site.url}"]
-        code, said = forked(str(tmp_path / "c.yaml"), *words)
+        code, said = forked(config, *words)
         counts = gets(site)
     assert code == 0, said[-2000:]
     assert said.count("trying again") >= 6
     assert counts["/samples-000000.tar"] == 3 and counts["/samples-000001.tar"] == 2
     weights = [tmp_path / name / "fold-0/best.safetensors" for name in ("here", "there")]
-    assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in weights}) == 1
+    assert len({sha256(file) for file in weights}) == 1
     logged = [weights[1].with_name("metrics.jsonl"), weights[0].with_name("metrics.jsonl")]
-    lines = [json.loads(line) for line in logged[0].read_text().splitlines()]
+    lines = records(logged[0].parent)
     last = [line for line in lines if "bytes_per_s" in line][-1]
     files = len(open_set(tone_set).info["shards"]) + 2  # and index.npy, stats.npy
     assert last["cache_misses"] >= files - 1 and "cache_hits" not in logged[1].read_text()
@@ -246,20 +241,22 @@ def test_a_byte_that_stays_wrong_is_an_error(tone_set, tmp_path) -> None:
         assert word in said
 
 
-def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(tmp_path) -> None:
+def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(tmp_path, monkeypatch) -> None:
     """A shard that has come keeps its inode under its new name, and with it the readers' lock."""
     part, file, found = tmp_path / "part.1.x", tmp_path / "x", []
+    opened, flock = threading.Event(), fcntl.flock
 
     def wait() -> None:
         with locked(part) as is_mine:
             found.append(is_mine)
 
     reader = os.open(part, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(reader, fcntl.LOCK_SH)
+    flock(reader, fcntl.LOCK_SH)
+    monkeypatch.setattr(fcntl, "flock", lambda *words: opened.set() or flock(*words))
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
-    time.sleep(0.2)  # it has opened the file
+    assert opened.wait(60)
     part.rename(file)
-    waiting.join(5)
+    waiting.join(60)
     os.close(reader)
     assert found == [False] and file.exists()

@@ -40,7 +40,7 @@ def make(folder: Path, width=2, info=None, ema=0.9, microbatch=None, **train):
         model(torch.ones(4, 3)).square().mean().backward()
         strategy.optimizer.step()
         strategy.optimizer.zero_grad()
-        strategy.average.update(strategy.module, n)
+        strategy.average.update(n)
 
     return saver, step
 
@@ -88,6 +88,10 @@ def test_it_holds_what_was_when_it_was_asked_for_and_no_two_are_written_at_once(
     monkeypatch.setattr(saving.Snapshot, "take", slow_take)
     monkeypatch.setattr(checkpoint, "save_file", slow_save)
     before = copied(saver.strategy)
+    with saver.strategy.averaged():
+        assert_equal(saver.strategy.module.state_dict(), before["ema"])
+    assert_equal(saver.strategy.module.state_dict(), before["model"])
+    assert not torch.equal(before["model"]["weight"], before["ema"]["weight"])
     saver.save(state(1))
     threading.Timer(0.1, waiting.set).start()
     step()  # waits, or the copies would be of later weights

@@ -110,9 +110,7 @@ def test_missing_folds_and_differing_configs_are_named(run: Path) -> None:
         assert "optim.lr differs between the folds (1: 0.001, 3: 0.5)" in text
 
 
-def test_a_missing_fold_is_told_with_its_last_words(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_fold_is_told_with_its_last_words(run, capsys):
     (run / "fold-1/scores.json").unlink()
     told = "epoch 1\n\nMemoryError: <no room>\napi_key=abc123\nsrun: launch/slurm: ending\n"
     told += "srun: error: n1: Exited\n[2026-01-31T12:00Z job 3_1 on n1] ended with exit code 1"
@@ -205,9 +203,7 @@ def test_words_that_are_off_are_one_line(run: Path, capsys: pytest.CaptureFixtur
     assert "11 rows of level recording, scores.json has 12" in capsys.readouterr().err
 
 
-def test_report_is_rebuilt(
-    finished: tuple[Path, dict[str, Any]], run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_is_rebuilt(finished, run, capsys):
     for there, here in ((finished[0], run), (finished[0] / "fold-1", run / "fold-1")):
         assert main(["report", str(here)]) == 0
         assert capsys.readouterr().out.strip() == str(here / "report.html")

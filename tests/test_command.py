@@ -1,5 +1,6 @@
 """The command line: words kept as typed, mistakes said in one line before anything runs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,9 +91,7 @@ def test_any_number_of_words() -> None:
         (["gather", "--runs=a"], "unknown flag --runs"),
     ],
 )
-def test_mistakes_run_nothing(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_run_nothing(words, message, capsys):
     assert run(*words) == 2
     said = capsys.readouterr()
     assert CALLS == [] and said.out == ""
@@ -120,6 +119,8 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         (UserError("no such thing"), 2),
         (OSError(28, "No space left on device", "/out"), 1),
         (PermissionError(13, "Permission denied", "/out"), 2),
+        (FileNotFoundError(2, "No such file or directory", "/out"), 2),
+        (OSError(5, "Input/output error", "/out"), 1),
         (OSError(30, "Read-only file system"), 1),
         (KeyboardInterrupt(), 130),
     ],
@@ -135,6 +136,28 @@ def test_guard(error: BaseException, code: int, capsys: pytest.CaptureFixture[st
 def test_guard_lets_a_bug_through() -> None:
     with pytest.raises(ZeroDivisionError):
         command.guard(lambda: 1 // 0)
+
+
+def test_without_streams_and_without_a_home(tone_set: Path) -> None:
+    line = f"{sys.executable} -m shards {{}} >&- 2>&- <&-; echo $?"
+    for words, code in ((f"verify {tone_set}", "0"), (f"reset {tone_set}", "2")):
+        done = subprocess.run(["bash", "-c", line.format(words)], cwd=ROOT, capture_output=True)
+        assert done.stdout.decode().strip() == code
+    assert (tone_set / "dataset.json").exists()
+    home = "import os; os.environ.pop('HOME', 0); import pwd; pwd.getpwuid = {}.__getitem__"
+    code_ = f"{home}; from shards.__main__ import main; raise SystemExit(main(['info', 'x']))"
+    done = subprocess.run([sys.executable, "-c", code_], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: HOME is not set")
+
+
+def test_a_picture_for_a_device_does_not_replace_it(tone_set: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        assert main(["show", str(tone_set), f"--output={tmp_path}/pipe", "--per_class=1"]) == 0
+        assert reader.communicate(timeout=20)[0].startswith(b"\x89PNG")
+    assert (tmp_path / "pipe").is_fifo()
+    assert main(["duplicates", str(tone_set), f"--output={tmp_path}/new/copies.csv"]) == 0
+    assert (tmp_path / "new" / "copies.csv").read_text().startswith("kind,agreement,")
 
 
 def shards(*words: str) -> subprocess.CompletedProcess[str]:
@@ -154,9 +177,7 @@ def test_a_mistake_ends_the_process_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-def test_mistakes_of_every_command(
-    tone_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_of_every_command(tone_set, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     one = write_tones(tmp_path / "one", 2, {"low": 440.0})
     out = str(tmp_path / "out")
@@ -164,6 +185,10 @@ def test_mistakes_of_every_command(
         (["build", str(tmp_path / "empty"), out], "no audio in it"),
         (["build", str(one), out], "one class only, 'low'"),
         (["build", str(one), out, "--group_from=("], "--group_from=(: no regular expression"),
+        (["build", str(one), "s3:/bucket/set"], "two slashes behind its colon"),
+        (["build", str(one), ""], "OUT is empty"),
+        (["info", "a" * 300], "File name too long"),
+        (["show", str(tone_set), f"--output={tmp_path}"], f"Is a directory: {tmp_path}; give"),
         (["build", str(one), str(one / "low")], "lies inside the audio folder"),
         (["build", str(one), out, "--n_mels=x"], "--n_mels=x: expected a whole number"),
         (["verify", str(tmp_path / "empty")], "no shard set"),
@@ -195,9 +220,7 @@ def test_build_verify_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(row[0] == sum(row[1:]) for row in counts.values())
 
 
-def test_verify_exits_1_and_prints_each_fault(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_exits_1_and_prints_each_fault(tmp_path, capsys):
     audio = write_tones(tmp_path / "audio", 4, {"low": 440.0, "high": 2000.0})
     out = tmp_path / "set"
     assert main(["build", str(audio), str(out), "--folds=2", "--workers=1", *FLAGS]) == 0

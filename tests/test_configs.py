@@ -1,4 +1,4 @@
-"""Every config that ships: its head builds what it asks for, and it trains on made-up audio."""
+"""Every config that ships: its head says what it should, and it trains on made-up audio."""
 
 import re
 import runpy
@@ -12,6 +12,7 @@ from shards.build import build
 from shards.errors import UserError
 from shards.sources.demo import synthesize
 from toolkit.config import load
+from toolkit.cost import input_of, measure
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -26,16 +27,22 @@ KINDS = {
 #: Models of any size on 32 x 32 cells; what the config asks of its set is another test's.
 SMALL = (
     "--train.max_steps=2", "--train.batch_size=4", "--model.norm_batch=4", "--train.threads=1",
-    "--data.crops=0", "--augment.crop_frames=0", *(f"--data.{name}=null" for name in SETTINGS),
+    *(f"--data.{name}=null" for name in SETTINGS),
 )  # fmt: skip
+#: What a head has to say of a result, and of what it cost.
+FIGURES = (r"n = \d seed", r"95 %\s+interval", r"protocol\s+\w+"), ("core", r"commit\s+[0-9a-f]{7}")
+
+
+def head(file: Path) -> str:
+    """The comment that a config opens with."""
+    found = re.match(r"(#.*\n)+", file.read_text())
+    assert found, file
+    return re.sub("^# ?", "", found[0], flags=re.MULTILINE)
 
 
 def commands(file: Path, start: str) -> list[list[str]]:
     """The words of each command that a config's head shows."""
-    head = re.match(r"(#.*\n)+", file.read_text())
-    assert head, file
-    lines = [line.lstrip("# ") for line in head[0].splitlines()]
-    found = [line.partition(start)[2].partition(";")[0] for line in lines if start in line]
+    found = [line.partition(start)[2] for line in head(file).splitlines() if start in line]
     return [shlex.split(words) for words in found]
 
 
@@ -56,9 +63,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_two_steps_on_the_demo_set_of_its_kind(file, sets, tmp_path):
     kind = file.stem.partition("_")[0]
-    other = "drone" if load([str(file)]).data.protocol == "split" else "environment"
-    shards = sets.get(kind, sets[other])
-    code, said = forked(str(file), f"--data.shards={shards}", f"--run.dir={tmp_path}", *SMALL)
+    config = load([str(file)])
+    other = "drone" if config.data.protocol == "split" else "environment"
+    words = [f"--data.shards={sets.get(kind, sets[other])}", f"--run.dir={tmp_path}", *SMALL]
+    if config.data.crops:
+        words += ["--data.crops=2", f"--augment.crop_frames={min(config.augment.crop_frames, 32)}"]
+    code, said = forked(str(file), *words)
     assert code == 0, said[-2000:]
     assert len(list(tmp_path.rglob("best.safetensors"))) == 1
     assert len(list(tmp_path.rglob("confusion_matrix.png"))) == 1
@@ -80,6 +90,23 @@ def test_the_head_builds_what_the_config_asks_for(file):
         has_folds = {"folds", "fold_from"} & flags.keys()
         assert bool(has_folds) == (data.protocol != "split"), audio
     assert data.sample_rate and data.n_mels and data.n_fft and data.segment_seconds
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_head_gives_commands_result_and_cost(file):
+    shown, _, words = head(file).partition("\n\n")
+    assert re.search(rf"^(python|accelerate launch) .*configs/{file.name}", shown, re.MULTILINE)
+    assert "python -m shards build " in shown or file.stem == "demo"
+    result, _, cost = f"\n{words}".partition("\nResult")[2].partition("\nCost: ")
+    if result.startswith(": not measured"):
+        config = load([str(file)])
+        shape, n_classes, _ = input_of(config)
+        model = measure(config.model, n_classes, shape)
+        counted = f"{model.parameters / 1e6:.1f} M parameters, {model.flops / 1e9:.2f} GFLOPs"
+        assert counted in cost
+        return
+    for text, needed in zip((result, cost), FIGURES, strict=True):
+        assert not [what for what in needed if not re.search(what, text)], text
 
 
 def written(folder: Path, name: str, text: str) -> str:

@@ -3,14 +3,15 @@
 import csv
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from conftest import hashes, lines, read_plainly
 from legacy import CLASSES, M, T, clip, names, npy_set, npz_set, pickle_set
 from processes import forked
+from runs import config_file
 
 from shards.__main__ import main
 from shards.errors import UserError
@@ -92,14 +93,11 @@ def test_a_converted_set_is_told_of_and_shown(tmp_path, capsys):
 def test_a_converted_set_trains(tmp_path):
     out = tmp_path / "set"
     convert(str(npy_set(tmp_path / "old")), str(out))
-    values = {
-        "run": {"name": "old", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(out), "protocol": "split", "n_mels": M},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"batch_size": 4, "max_steps": 2, "log_every": 1, "threads": 1},
-    }
-    (tmp_path / "old.yaml").write_text(yaml.safe_dump(values))
-    code, errors = forked(str(tmp_path / "old.yaml"))
+    config = config_file(
+        tmp_path, out, data={"protocol": "split", "n_mels": M}, run={"name": "old"},
+        train={"batch_size": 4, "max_steps": 2, "log_every": 1},
+    )  # fmt: skip
+    code, errors = forked(config)
     assert code == 0, errors[-2000:]
     scores = json.loads((tmp_path / "runs/old/scores.json").read_text())
     assert np.isfinite(scores["recording"]["loss"])
@@ -207,7 +205,42 @@ def test_sets_that_are_refused(tmp_path):
     (old / "metadata.csv").write_text(text.replace("s0-00.wav,dog", "s0-00.wav,;"))
     with pytest.raises(UserError, match=r"s0-00\.npy' has no label"):
         convert(str(old), out)
+    (old / "metadata.csv").write_text(text.replace("s0-01.wav,rain,train", "s0-01.wav,rain,"))
+    (old / "train" / "s0-01.npy").rename(old / "s0-01.npy")  # or its folder would tell
+    with pytest.raises(UserError, match=r"s0-01\.npy' has no split; fill it in"):
+        convert(str(old), out)
+    (old / "metadata.csv").write_text(text.replace("dog", "ñandú"), encoding="latin-1")
+    with pytest.raises(UserError, match="not a csv file in UTF-8"):
+        convert(str(old), out)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("labels", [0, 1], "2 values for the 16 of features.pkl"),
+        ("labels", 7, "1 values for the 16"),
+        ("labels", np.array(7), "1 values for the 16"),
+        ("labels", [None] * 16, "has no label; fill it in"),
+        ("labels", [float("nan"), 1.0] * 8, "has no label; fill it in"),
+        ("folds", 7, "1 values for the 16"),
+        ("class_mapping", 7, "a int; expected names by their labels"),
+        ("class_mapping", {"dog": 0}, "no name for label '1'; add it"),
+    ],
+)
+def test_pickles_that_are_refused(tmp_path, name, content, told):
     pickles = pickle_set(tmp_path / "pickles")
-    (pickles / "labels.pkl").write_bytes(pickle.dumps([0, 1]))
-    with pytest.raises(UserError, match=r"2 values for the 16 of features.pkl"):
-        convert(str(pickles), out)
+    (pickles / f"{name}.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=re.escape(told)):
+        convert(str(pickles), str(tmp_path / "set"))
+
+
+def test_arrays_and_labels_as_keras_and_python_2_left_them(tmp_path):
+    pickles = pickle_set(tmp_path / "pickles")
+    arrays = np.stack([clip(n % 2, n) for n in range(16)])[..., None]  # (N, M, T, 1)
+    (pickles / "features.pkl").write_bytes(pickle.dumps(arrays))
+    (pickles / "labels.pkl").write_bytes(pickle.dumps([b"dog", b"rain"] * 8))
+    (pickles / "folds.pkl").write_bytes(pickle.dumps([n // 2 % 2 for n in range(16)]))
+    (pickles / "class_mapping.pkl").unlink()
+    convert(str(pickles), str(tmp_path / "set"))
+    found = open_set(tmp_path / "set")
+    assert found.info["classes"] == ["dog", "rain"] and found.shape == (M, T)

@@ -33,9 +33,12 @@ def test_attention_keeps_no_matrix_but_counts_its_products():
 
 
 def test_the_input_of_a_config(tone_set):
-    file = str(ROOT / "configs/esc10_cnn_small.yaml")
+    file = str(ROOT / "configs/kfold_cnn_conv1d.yaml")
     shape, n_classes, note = input_of(load([file, "--data.shards=nowhere"]))
-    assert (shape, n_classes) == ((128, 157), 2) and "nowhere is not there" in note
+    assert (shape, n_classes) == ((128, 216), 2) and "nowhere is not there" in note
+    for shards, bands in (("nowhere", 128), (str(tone_set), 32)):  # what the model sees of it
+        words = [f"--data.shards={shards}", "--augment.crop_frames=40"]
+        assert input_of(load([file, *words]))[0] == (bands, 40)
     assert input_of(load([file, f"--data.shards={tone_set}"])) == ((32, 63), 3, "")
     with pytest.raises(UserError, match="nowhere"):
         input_of(load([file, "--data.shards=nowhere", "--data.n_mels="]))

@@ -4,7 +4,6 @@ Each body runs in a child of its own: the parent forks others, and CUDA does not
 """
 
 import dataclasses
-import json
 import os
 from functools import partial
 
@@ -13,11 +12,11 @@ import pytest
 import torch
 from conftest import GPUS
 from processes import on_ranks
+from runs import configured, records
 from test_fused import WORDS, compare
 from test_step import batches, make_stepper
 
 from toolkit import loop
-from toolkit.config import parse
 from toolkit.precision import compiled, missing_for_compiling
 from toolkit.snapshot import Snapshot
 from toolkit.speed import peak_flops
@@ -123,13 +122,9 @@ def test_a_snapshot_is_of_what_was_when_it_was_asked_for():
 
 def config(tone_set, tmp_path, **train_words):
     words = {"epochs": 4, "batch_size": 12, "microbatch": 12, "log_every": 1, "exact": True}
-    return parse({
-        "run": {"name": "gpu", "dir": str(tmp_path)},
-        "data": {"shards": str(tone_set), "protocol": "kfold", "fold": 0},
-        "model": {"name": "cnn_tiny", "norm_batch": 4, "dropout": 0.1},
-        "optim": {"ema": 0.9},
-        "train": words | train_words,
-    })  # fmt: skip
+    return configured(
+        tone_set, tmp_path, model={"dropout": 0.1}, optim={"ema": 0.9}, train=words | train_words
+    )
 
 
 def test_stopped_and_resumed_it_ends_in_the_same_bits_and_says_how_fast_it_was(tone_set, tmp_path):
@@ -140,8 +135,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits_and_says_how_fast_it_was(t
             on_gpu(partial(loop.fit, run))
         found.append((run.folder() / "best.safetensors").read_bytes())
     assert found[0] == found[1]
-    lines = map(json.loads, (run.folder() / "metrics.jsonl").read_text().splitlines())
-    last = [line for line in lines if line["kind"] == "train"][-1]
+    last = records(run.folder(), "train")[-1]
     assert last["gpu_memory_gb"] > 0
     known = peak_flops(on_gpu(lambda: [torch.cuda.get_device_name()])[0], "no")
     assert ("mfu" in last) == bool(known)

@@ -1,14 +1,13 @@
 """Batches on a GPU's side stream, and a training with the losses of the CPU; see test_cuda."""
 
 import gc
-import json
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import GPUS
 from processes import train
+from runs import config_file, records
 from test_cuda import on_gpu
 
 from shards import feed
@@ -121,23 +120,13 @@ def test_an_evaluation_on_the_device_sees_what_it_sees_on_the_cpu(tone_set, monk
 @pytest.mark.parametrize("where", WAYS)
 def test_a_training_has_the_losses_of_the_cpu(tone_set, tmp_path, monkeypatch, where):
     """In float32, without TF32: rounding is all that differs."""
-    config = {
-        "run": {"name": "gpu", "dir": str(tmp_path)},
-        "data": {"shards": str(tone_set), "protocol": "kfold", "resident": where},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {
-            "max_steps": 12, "batch_size": 8, "microbatch": 4, "log_every": 1, "threads": 1,
-            "precision": "no", "tf32": False,
-        },
-    }  # fmt: skip
-    (tmp_path / "gpu.yaml").write_text(yaml.safe_dump(config))
+    words = {"max_steps": 12, "microbatch": 4, "log_every": 1, "precision": "no", "tf32": False}
+    config = config_file(tmp_path, tone_set, "", data={"resident": where}, train=words)
 
     def losses(name):
-        run = train(1, str(tmp_path / "gpu.yaml"), f"--run.name={name}")
+        run = train(1, config, f"--run.name={name}")
         assert run.returncode == 0, run.stderr
-        lines = (tmp_path / name / "fold-0" / "metrics.jsonl").read_text().splitlines()
-        rows = map(json.loads, lines)
-        return [row["loss"] for row in rows if row["kind"] == "train"]
+        return [row["loss"] for row in records(tmp_path / name / "fold-0", "train")]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", GPUS.partition(",")[0])
     on_the_gpu = losses("gpu")

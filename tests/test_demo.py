@@ -1,6 +1,5 @@
 """The demonstration set: its bytes, its balance, its sounds."""
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 
@@ -10,6 +9,7 @@ import soundfile
 from scipy.signal import stft
 
 from shards.audio import AudioError, decode, is_silent, probe
+from shards.durable import sha256
 from shards.errors import UserError
 from shards.sources.demo import synthesize
 from shards.sources.environment import BROKEN, SECONDS, SILENT, plan, write_extras
@@ -18,10 +18,7 @@ from shards.sources.sounds import RATE, SOUNDS
 
 def digests(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 @pytest.fixture(scope="module")

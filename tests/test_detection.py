@@ -6,11 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import soundfile
-import yaml
 from conftest import RATE, SETTINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import forked
+from runs import config_file, records
 from sklearn import metrics as sk
 
 from shards.build import build
@@ -164,24 +164,18 @@ def fakes(tmp_path_factory):
 
 @pytest.fixture
 def config(fakes, tmp_path):
-    values = {
-        "run": {"name": "r", "dir": str(tmp_path)},
-        "data": {"shards": str(fakes)},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "optim": {"lr": 1e-2, "warmup_epochs": 0},
-        "train": {"epochs": 12, "batch_size": 8, "threads": 1, "best_metric": "eer"},
-        "report": {"by": "attack"},
-    }
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
-    return str(tmp_path / "r.yaml")
+    return config_file(
+        tmp_path, fakes, "", run={"name": "r"}, data={"protocol": "split"},
+        optim={"lr": 1e-2, "warmup_epochs": 0}, report={"by": "attack"},
+        train={"epochs": 12, "best_metric": "eer"},
+    )  # fmt: skip
 
 
 def test_a_run_of_two_classes_tells_of_attacks_seen_and_unseen(config, tmp_path):
     run = tmp_path / "r"
     code, told = forked(config)
     assert code == 0 and "EER" in told, told
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    values = [entry["eer"] for entry in entries if entry["kind"] == "eval"]
+    values = [entry["eer"] for entry in records(run, "eval")]
     result = json.loads((run / "scores.json").read_text())
     assert result["epoch"] == int(np.argmin(values)) + 1  # the first of the lowest
     assert main(["collect", str(run)]) == 0
@@ -221,18 +215,12 @@ def test_what_does_not_fit_is_refused(config):
 
 
 def test_the_reported_fold_may_choose_the_epoch_only_by_name(tone_set, tmp_path, capsys):
-    values = {
-        "run": {"name": "o", "dir": str(tmp_path)},
-        "data": {"shards": str(tone_set), "protocol": "kfold_optimistic"},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"epochs": 3, "batch_size": 8, "threads": 1},
-    }
-    (tmp_path / "o.yaml").write_text(yaml.safe_dump(values))
-    code, told = forked(str(tmp_path / "o.yaml"))
+    data = {"protocol": "kfold_optimistic"}
+    config = config_file(tmp_path, tone_set, "", run={"name": "o"}, data=data, train={"epochs": 3})
+    code, told = forked(config)
     assert code == 0 and "optimistic" in told.splitlines()[-1], told
     fold = tmp_path / "o/fold-0"
-    entries = [json.loads(line) for line in (fold / "metrics.jsonl").read_text().splitlines()]
-    values = [entry["macro_f1"] for entry in entries if entry["kind"] == "eval"]
+    values = [entry["macro_f1"] for entry in records(fold, "eval")]
     result = json.loads((fold / "scores.json").read_text())
     assert result["segment"]["macro_f1"] == pytest.approx(max(values))
     assert main(["collect", str(tmp_path / "o")]) == 0

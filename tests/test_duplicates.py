@@ -127,9 +127,7 @@ def test_exact_copies_whatever_the_container(leaking: Path, tmp_path: Path) -> N
     assert across and f"{across} across folds" in said
 
 
-def test_the_command_reports_and_leaves_the_set_as_it_is(
-    leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_reports_and_leaves_the_set_as_it_is(leaking, tmp_path, capsys):
     out = tmp_path / "set"
     build(str(leaking), str(out), **SETTINGS)
     before = hashes(out)
@@ -191,9 +189,7 @@ def test_given_folds_that_part_copies_are_refused(originals: Path, tmp_path: Pat
         build(str(audio), str(tmp_path / "set"), on_duplicate="hide", **words)
 
 
-def test_append_is_refused_where_copies_would_move_what_is_there(
-    originals: Path, tmp_path: Path
-) -> None:
+def test_append_is_refused_where_copies_would_move_what_is_there(originals, tmp_path):
     words = SETTINGS | {"on_duplicate": "group"}
     with pytest.raises(UserError, match="--append with --on_duplicate=group"):
         build(str(originals), str(tmp_path / "set"), append=True, **words)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from toolkit import environment
@@ -20,9 +19,7 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
 
 
-def test_the_environment_has_the_changes_and_no_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_has_the_changes_and_no_secret(tmp_path, monkeypatch):
     tree = tmp_path / "tree"
     (tree / "inner").mkdir(parents=True)
     (tree / "a.py").write_text("a = 1\n")

@@ -1,6 +1,5 @@
 """train.exact: one SHA-256 of everything a training leaves, whatever processes it ran on."""
 
-import hashlib
 import json
 import os
 import re
@@ -11,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from processes import on_ranks
+from runs import records
 
+from shards.durable import sha256
 from shards.errors import UserError
 from toolkit import exact, figures, report
 from toolkit.checkpoint import checkpoints
@@ -52,10 +53,9 @@ def left_by(run: Path) -> dict[str, str]:
     assert last.name == f"step-{STEPS:08d}"
     files = [*sorted(last.glob("*.safetensors")), run / "best.safetensors", run / "predictions.csv"]
     assert len(files) == 5
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     told = ("step", "loss", "grad_norm", "lr", "macro_f1", "accuracy")
-    measured = [[line.get(name) for name in told] for line in lines]
-    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    measured = [[line.get(name) for name in told] for line in records(run)]
+    found = {file.name: sha256(file) for file in files}
     return found | {"metrics": json.dumps(measured)}
 
 

@@ -1,6 +1,5 @@
 """Shards that break while they are read: one line that names them, on every rank, and no hang."""
 
-import json
 import os
 import shutil
 import time
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from processes import forked_ranks
+from runs import config_file
 
 from shards import feed
 from shards.errors import ShardError
@@ -109,13 +109,10 @@ def test_a_read_that_hangs_is_named_and_does_not_keep_the_process(copy, monkeypa
 
 @pytest.mark.parametrize("how", BREAK)
 def test_both_of_two_processes_end_within_ten_seconds(copy, tmp_path, how):
-    words = {
-        "run": {"name": "broken", "dir": str(tmp_path)},
-        "data": {"shards": str(copy), "protocol": "kfold"},
-        "model": {"name": "cnn_tiny", "norm_batch": 2},
-        "train": {"epochs": 100000, "batch_size": 8, "log_every": 1, "threads": 1},
-    }
-    (tmp_path / "config.yaml").write_text(json.dumps(words))  # which is YAML
+    train = {"epochs": 100000, "log_every": 1}
+    config = config_file(
+        tmp_path, copy, "", run={"name": "broken"}, model={"norm_batch": 2}, train=train
+    )
     last, metrics = sorted(copy.glob("samples-*.tar"))[-1], tmp_path / "broken/fold-0/metrics.jsonl"
     began = []
 
@@ -125,7 +122,7 @@ def test_both_of_two_processes_end_within_ten_seconds(copy, tmp_path, how):
         BREAK[how](last)
         began.append(time.monotonic())
 
-    ranks = forked_ranks(2, str(tmp_path / "config.yaml"), meanwhile=break_it)
+    ranks = forked_ranks(2, config, meanwhile=break_it)
     assert time.monotonic() - began[0] < 10
     assert [code for code, _ in ranks] == [1, 1]
     errors = [line for _, said in ranks for line in said.splitlines() if "rror" in line]

@@ -1,12 +1,12 @@
 """Training from end to end: on one process and two, killed and resumed, refused in one line."""
 
-import hashlib
 import io
 import json
 import os
 import runpy
+import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,13 @@ import torch
 import xxhash
 import yaml
 from processes import ROOT, forked, forked_ranks, on_ranks, train
+from runs import config_file, records
 
+from shards.durable import sha256
 from shards.index import ROW, ShardSet
 from shards.loader import Loader
 from shards.order import Order, plan_batch
+from toolkit import checkpoint
 from toolkit.augment import Augment, Transform
 from toolkit.evaluate import log_probabilities
 from toolkit.metrics import scores
@@ -38,28 +41,16 @@ AUGMENT = [
 @pytest.fixture
 def config(tone_set, tmp_path):
     """A small training on the tones, as a config file; its run goes below tmp_path."""
-    values = {
-        "run": {"name": "tones", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(tone_set), "protocol": "kfold", "fold": 0},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "optim": {"lr": 3e-3},
-        "augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
-        "train": {"epochs": 8, "batch_size": 8, "log_every": 1, "threads": 1},
-    }
-    file = tmp_path / "tones.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return str(file)
+    return config_file(
+        tmp_path, tone_set, optim={"lr": 3e-3}, train={"epochs": 8, "log_every": 1},
+        augment={"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
+    )  # fmt: skip
 
 
 def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "train"]
+    steps = records(run, "train")
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))  # each step once
     return [line["loss"] for line in steps]
-
-
-def digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
@@ -120,7 +111,7 @@ def test_killed_before_what_follows_its_last_checkpoint_it_catches_up(config, tm
     def files(run: str) -> dict[str, str]:
         folder = tmp_path / "runs" / run / "fold-0"
         found = [f for f in folder.rglob("*") if f.suffix == ".safetensors" or f.name == "latest"]
-        return {str(file.relative_to(folder)): digest(file) for file in found}
+        return {str(file.relative_to(folder)): sha256(file) for file in found}
 
     assert forked(*words, "--run.name=whole")[0] == 0
     last = (tmp_path / "runs/whole/fold-0/checkpoints/latest").read_text()
@@ -143,12 +134,40 @@ def test_killed_before_what_follows_its_last_checkpoint_it_catches_up(config, tm
     assert files("killed") == files("whole")
 
 
+def test_a_disk_that_is_full_ends_it_with_a_line_and_room_brings_it_back(
+    config, tmp_path, small_disk, monkeypatch
+):
+    """From the checkpoint of step 4 on; in the end metrics.jsonl stops in the middle of a line."""
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    words = [config, "--train.max_steps=40", "--train.save_every=2", "--train.keep_last=3"]
+    here, run = [*words, f"--run.dir={small_disk}"], small_disk / "tones/fold-0"
+    write, filler = checkpoint.write, small_disk / "filler"
+
+    def fill_up(folder, step, *groups):
+        if step == 4:
+            with suppress(OSError), open(filler, "wb", buffering=0) as out:
+                while out.write(bytes(4096)):
+                    pass
+        write(folder, step, *groups)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", fill_up)
+        code, said = forked(*here)
+    assert code == 1 and "the checkpoint of step 4 could not be written" in said
+    assert f"error: No space left on device: {run}/metrics.jsonl; make room" in said
+    assert (run / "checkpoints/latest").read_text() == "step-00000002"
+    filler.unlink()
+    assert forked(*here)[0] == forked(*words)[0] == 0
+    whole = tmp_path / "runs/tones/fold-0"
+    assert losses(run) == losses(whole) and len(losses(run)) == 40
+    assert sha256(run / "best.safetensors") == sha256(whole / "best.safetensors")
+
+
 def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):
     code, said = forked(config, "--data.protocol=kfold_nested", "--train.epochs=4")
     assert code == 0, said
     run = tmp_path / "runs/tones/fold-0"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    values = [(line["macro_f1"], -line["epoch"]) for line in lines if line["kind"] == "eval"]
+    values = [(line["macro_f1"], -line["epoch"]) for line in records(run, "eval")]
     assert len(values) == 4
     assert json.loads((run / "scores.json").read_text())["epoch"] == -max(values)[1]
 

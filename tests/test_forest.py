@@ -4,28 +4,22 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 from processes import forked, forked_ranks, on_ranks, train
+from runs import config_file
+from safetensors.numpy import load_file
 from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
 
 from shards.index import open_set
 from toolkit.__main__ import main
 from toolkit.band_statistics import BAND, OVER_TIME, SHAPE, feature_names, pooled
-from toolkit.forest import features, joined, log_shares, read_forest, tree_arrays, votes
+from toolkit.forest import features, log_shares, tree_arrays, votes
 from toolkit.predictions import read_predictions
 
 
 @pytest.fixture
 def config(tone_set, tmp_path):
-    values = {
-        "run": {"name": "f", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {"name": "forest", "trees": 20},
-        "train": {"threads": 1},
-    }
-    (tmp_path / "f.yaml").write_text(yaml.safe_dump(values))
-    return str(tmp_path / "f.yaml")
+    return config_file(tmp_path, tone_set, run={"name": "f"}, model={"name": "forest", "trees": 20})
 
 
 def test_statistics_of_a_band_by_hand():
@@ -55,9 +49,7 @@ def test_trees_vote_as_in_scikit_learn_to_the_last_bit(classes):
     x, y = make_classification(300, 12, n_informative=6, n_classes=3, random_state=0)
     x, kept = x.astype(np.float32), np.isin(y, classes)
     forest = RandomForestClassifier(7, random_state=1).fit(x[kept][:150], y[kept][:150])
-    trees = forest.estimators_
-    arrays = joined([tree_arrays(forest, trees[:3], 3), tree_arrays(forest, trees[3:], 3)])
-    shares = votes(arrays, x) / 7
+    shares = votes(tree_arrays(forest, forest.estimators_, 3), x) / 7
     np.testing.assert_array_equal(shares[:, classes], forest.predict_proba(x))
     assert not shares[:, [c for c in range(3) if c not in classes]].any()
     assert np.exp(log_shares(7 * shares, 7)).sum(1) == pytest.approx(1)
@@ -75,7 +67,8 @@ def test_a_run_leaves_what_every_run_does_and_predicts_as_it_did(config, tone_se
     }  # fmt: skip
     assert not [name for name in names if "pkl" in name or "pickle" in name or "joblib" in name]
     numbers = np.flatnonzero(shard_set.index["fold"] == 0)
-    again = log_shares(votes(read_forest(folder), features(shard_set, numbers)), 20)
+    arrays = load_file(folder / "best.safetensors")
+    again = log_shares(votes(arrays, features(shard_set, numbers)), 20)
     rows = read_predictions(folder / "predictions.csv").at("segment")
     np.testing.assert_allclose(rows.probabilities, np.exp(again), rtol=1e-8)
     assert main(["collect", str(folder.parent)]) == 0

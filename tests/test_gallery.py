@@ -3,7 +3,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
-import yaml
+from runs import config_file
 
 from toolkit.__main__ import main
 from toolkit.config import load
@@ -12,15 +12,7 @@ from toolkit.gallery import alone, first_batch
 
 @pytest.fixture
 def config(tone_set, tmp_path):
-    values = {
-        "run": {"name": "tones", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "augment": {"gain_db": 10, "mix": "mixup"},
-        "train": {"batch_size": 8},
-    }
-    (tmp_path / "tones.yaml").write_text(yaml.safe_dump(values))
-    return str(tmp_path / "tones.yaml")
+    return config_file(tmp_path, tone_set, augment={"gain_db": 10, "mix": "mixup"})
 
 
 def test_the_picture(config, tmp_path, capsys):
@@ -59,4 +51,4 @@ def test_a_stage_is_one_augmentation_and_columns_are_of_all_classes(config):
 def test_bad_words_are_one_line(config, tmp_path, capsys, words, message):
     assert main(["show_augment", config, *words]) == 2
     assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["tones.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

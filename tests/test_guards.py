@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from processes import on_ranks
+from runs import configured, records
 from test_step import batches, make_stepper, train
 
 from shards.command import guard
 from shards.errors import TrainingError, UserError
 from shards.index import open_set
-from toolkit import config as config_module
 from toolkit.data import open_parts
 from toolkit.debug import at_the_desk
 from toolkit.guards import suspects
@@ -31,14 +31,11 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 def make_config(path, tmp_path, **train):
     """Nine steps an epoch on the tones."""
-    values = {
-        "run": {"name": "tones", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(path), "protocol": "kfold", "check": False, "resident": "none"},
-        "model": {"name": "cnn_tiny", "norm_batch": 2},
-        "optim": {"ema": 0.9},
-        "train": {"batch_size": 4, "epochs": 1, "log_every": 1, "threads": 1} | train,
-    }
-    return config_module.parse(values)
+    train = {"batch_size": 4, "epochs": 1, "log_every": 1} | train
+    return configured(
+        path, tmp_path / "runs", data={"check": False, "resident": "none"},
+        model={"norm_batch": 2}, optim={"ema": 0.9}, train=train,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -54,8 +51,7 @@ def poisoned(tone_set, tmp_path):
 
 
 def lines(config, kind):
-    file = config.folder() / "metrics.jsonl"
-    return [x for x in map(json.loads, file.read_text().splitlines()) if x["kind"] == kind]
+    return records(config.folder(), kind)
 
 
 def test_a_sample_that_is_not_finite_is_named_and_ends_both_ranks(poisoned, tmp_path, capsys):
@@ -243,11 +239,12 @@ def test_what_is_profiled_comes_after_a_warm_up(tmp_path):
 
 def test_debug_is_a_short_run_of_its_own(tone_set, tmp_path, monkeypatch):
     config = make_config(tone_set, tmp_path, epochs=30, timeout=5.0)
-    config = dataclasses.replace(config, hub=HubConfig(repo="my/run"))  # not for such epochs
+    config = dataclasses.replace(config, hub=HubConfig(repo="owner/name"))
 
     def run():
         debugged = at_the_desk(config)
         assert torch.is_anomaly_enabled() and debugged.train.timeout == 0
+        assert debugged.hub.repo is None
         return [fit(debugged)["steps"] for _ in range(2)]  # the second one starts over
 
     assert on_ranks(1, run) == [[4, 4]]

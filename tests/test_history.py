@@ -1,6 +1,5 @@
 """What scores decide: the best epoch, the plateau, early stopping; on all ranks, after a kill."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -10,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from processes import on_ranks
+from runs import configured, records
 
+from shards.durable import sha256
 from shards.errors import UserError
 from shards.index import open_set
 from toolkit import checkpoint, history, loop
@@ -38,19 +39,12 @@ def test_early_stopping_and_the_best_epoch():
     assert best([], "loss") is None
 
 
-VALUES = {
-    "run": {"name": "tones"},
-    "model": {"name": "cnn_tiny", "norm_batch": 4},
-    "optim": {"lr": 3e-3},
-    "train": {"epochs": 8, "batch_size": 8, "log_every": 1, "threads": 1, "save_every": 3},
-}
-
-
-def make_config(tone_set, runs, **sections):
+def make_config(tone_set, runs, data=None, train=None, **sections):
     """A training on the tones with a validation part, below `runs`."""
-    values = {**VALUES, "data": {"shards": str(tone_set), "protocol": "kfold_nested"}}
-    values["run"] = {**VALUES["run"], "dir": str(runs)}
-    return parse({name: {**values.get(name, {}), **sections.get(name, {})} for name in values})
+    data = {"protocol": "kfold_nested"} | (data or {})
+    train = {"epochs": 8, "log_every": 1, "save_every": 3} | (train or {})
+    sections["optim"] = {"lr": 3e-3} | sections.get("optim", {})
+    return configured(tone_set, runs, data=data, train=train, **sections)
 
 
 @pytest.mark.parametrize(
@@ -116,15 +110,6 @@ def test_rank_0_decides_for_all(tone_set, tmp_path):
     assert (chosen["epoch"], stop["epoch"], dropped) == (1, 3, 1)
 
 
-def digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def lines(run: Path, kind: str):
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if line["kind"] == kind]
-
-
 def decided(tone_set, runs):
     """A training whose plateau drops the rate, with averaged weights, that stops early."""
     optim = {"name": "sgd", "lr": 0.1, "schedule": "plateau", "ema": 0.9}
@@ -139,11 +124,11 @@ def test_two_ranks_stop_together_and_the_run_is_finished(tone_set, tmp_path):
     assert second == {} and first["stopped"], (first, second)
     run = config.folder()
     result = json.loads((run / "scores.json").read_text())
-    values = [line["loss"] for line in lines(run, "eval")]
+    values = [line["loss"] for line in records(run, "eval")]
     last, chosen = len(values), values.index(min(values)) + 1
     assert last == chosen + 3 < 30  # patience
     assert (result["epoch"], result["stopped"]["epoch"]) == (chosen, last)
-    assert result["steps"] == result["stopped"]["step"] == lines(run, "train")[-1]["step"]
+    assert result["steps"] == result["stopped"]["step"] == records(run, "train")[-1]["step"]
     assert "for 3 evaluations" in result["stopped"]["why"]
     page = (run / "report.html").read_text()
     assert f"stopped early, after epoch {last}" in page
@@ -183,11 +168,11 @@ def test_killed_four_times_it_decides_and_ends_as_if_it_never_was(tone_set, tmp_
     """Also between a checkpoint and the best weights that belong to it."""
     whole, killed = decided(tone_set, tmp_path / "whole"), decided(tone_set, tmp_path / "killed")
     (result,) = on_ranks(1, lambda: loop.fit(whole))
-    rates = {line["lr"] for line in lines(whole.folder(), "train")[10:]}
+    rates = {line["lr"] for line in records(whole.folder(), "train")[10:]}
     assert result["stopped"]["epoch"] > 5 and len(rates) >= 3  # the plateau has dropped the rate
     # 4 steps an epoch. Of the ends of two epochs better than those before, the checkpoint is left
     # and the best weights are not.
-    values = [line["loss"] for line in lines(whole.folder(), "eval")]
+    values = [line["loss"] for line in records(whole.folder(), "eval")]
     better = [4 * (n + 1) for n, v in enumerate(values) if n > 1 and v < min(values[:n])]
     assert len(better) >= 2
     first, second = better[0], better[-1]
@@ -202,13 +187,13 @@ def test_killed_four_times_it_decides_and_ends_as_if_it_never_was(tone_set, tmp_
     assert not (killed.folder() / "scores.json").exists()
     assert on_ranks(1, lambda: loop.fit(killed))[0]["stopped"] == result["stopped"]
     for kind, names in (("train", ("step", "loss", "lr")), ("eval", ("step", "loss", "macro_f1"))):
-        one, two = ([[line[n] for n in names] for line in lines(c.folder(), kind)]
+        one, two = ([[line[n] for n in names] for line in records(c.folder(), kind)]
                     for c in (whole, killed))  # fmt: skip
         assert one == two
     last = f"checkpoints/step-{result['steps']:08d}"
     for name in (f"{last}/model", f"{last}/ema", f"{last}/optimizer", "best"):
         file = f"{name}.safetensors"
-        assert digest(whole.folder() / file) == digest(killed.folder() / file), file
+        assert sha256(whole.folder() / file) == sha256(killed.folder() / file), file
 
 
 def test_averaged_weights_are_what_is_scored_and_kept(tone_set, tmp_path):
@@ -218,23 +203,23 @@ def test_averaged_weights_are_what_is_scored_and_kept(tone_set, tmp_path):
     )
     for config in (plain, averaged):
         on_ranks(1, lambda config=config: loop.fit(config))
-    one, two = ([line["loss"] for line in lines(c.folder(), "train")] for c in (plain, averaged))
+    one, two = ([line["loss"] for line in records(c.folder(), "train")] for c in (plain, averaged))
     assert one == two  # the average follows the training, it does not change it
-    assert lines(plain.folder(), "eval") != lines(averaged.folder(), "eval")
+    assert records(plain.folder(), "eval") != records(averaged.folder(), "eval")
     last = sorted((averaged.folder() / "checkpoints").glob("step-*"))[-1]
-    best_weights = digest(averaged.folder() / "best.safetensors")
-    assert digest(last / "model.safetensors") != best_weights
+    best_weights = sha256(averaged.folder() / "best.safetensors")
+    assert sha256(last / "model.safetensors") != best_weights
     if json.loads((averaged.folder() / "scores.json").read_text())["epoch"] == 2:
-        assert digest(last / "ema.safetensors") == best_weights
+        assert sha256(last / "ema.safetensors") == best_weights
 
 
 def test_a_dry_run_inside_an_epoch_decides_nothing(tone_set, tmp_path):
     whole, tried = (decided(tone_set, tmp_path / name) for name in ("whole", "tried"))
     (result,) = on_ranks(1, lambda: loop.fit(whole))
     words = tried.to_dict()
-    words["train"]["max_steps"] = lines(whole.folder(), "eval")[1]["step"] - 1
+    words["train"]["max_steps"] = records(whole.folder(), "eval")[1]["step"] - 1
     (dry,) = on_ranks(1, lambda: loop.fit(parse(words)))
     assert dry["epoch"] == 1 and not dry["stopped"]
     assert on_ranks(1, lambda: loop.fit(tried))[0]["stopped"] == result["stopped"]
     files = [config.folder() / "best.safetensors" for config in (whole, tried)]
-    assert digest(files[0]) == digest(files[1])
+    assert sha256(files[0]) == sha256(files[1])

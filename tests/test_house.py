@@ -177,14 +177,6 @@ def test_there_are_documents_and_configs() -> None:
     assert (ROOT / "configs" / "demo.yaml").is_file()
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_a_config_opens_with_its_command(config: Path) -> None:
-    opening = re.match(r"(#.*\n)+", config.read_text(encoding="utf-8"))
-    assert opening, "a config opens with a comment"
-    programs = ("train.py", "launch.local")
-    assert any(f"{program} configs/{config.name}" in opening[0] for program in programs)
-
-
 def test_changelog_knows_this_version() -> None:
     version = re.search(r'__version__ = "(.+)"', (ROOT / "shards/__init__.py").read_text())
     assert version and version[1] in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

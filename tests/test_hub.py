@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from processes import ROOT, forked
+from runs import config_file, records
 from safetensors.numpy import load_file, save_file
 
 from shards.errors import UserError
@@ -82,21 +82,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
         thread.join()
 
 
-def run_words(shards: Path, folder: Path) -> list[str]:
+def run_config(shards: Path, folder: Path) -> str:
     """A training of two epochs whose weights go to the Hub."""
-    values = {
-        "run": {"name": "r", "dir": str(folder / "runs")},
-        "data": {"shards": str(shards), "protocol": "kfold", "fold": 1},
-        "model": {"name": "cnn_tiny", "filters": [4, 4, 4]},
-        "train": {"epochs": 2, "threads": 1, "keep_epochs": True},
-        "hub": {"repo": REPO, "timeout": 60},
-    }
-    (folder / "c.yaml").write_text(yaml.safe_dump(values))
-    return [str(folder / "c.yaml")]
+    return config_file(
+        folder, shards, run={"name": "r"}, data={"fold": 1}, hub={"repo": REPO, "timeout": 60},
+        model={"filters": [4, 4, 4], "norm_batch": 16},
+        train={"epochs": 2, "batch_size": 32, "keep_epochs": True},
+    )  # fmt: skip
 
 
 def test_each_epoch_of_a_fold_is_pushed(hub, tone_set, tmp_path):
-    code, said = forked(*run_words(tone_set, tmp_path))
+    code, said = forked(run_config(tone_set, tmp_path))
     assert code == 0, said
     run = tmp_path / "runs/r/fold-1"
     kept = {f"fold_1/{file.name}": file.read_bytes() for file in (run / "epochs").glob("*.s*")}
@@ -129,7 +125,7 @@ def test_the_kfold_recipe_goes_on_at_fold_and_epoch_and_tells_all_histories(
     run = tmp_path / "kfold_cnn_conv1d"
     code, said = forked(*words, "--data.fold=0")
     assert code == 0, said
-    lines = [json.loads(line) for line in (run / "fold-0/metrics.jsonl").read_text().splitlines()]
+    lines = records(run / "fold-0")
     per_epoch = max(line["step"] for line in lines) // 2
     code, said = forked(*words, "--data.fold=1", f"--train.max_steps={per_epoch}")
     assert code == 0 and {name for name in hub.files if "fold_1" in name} == {
@@ -147,8 +143,7 @@ def test_the_kfold_recipe_goes_on_at_fold_and_epoch_and_tells_all_histories(
     assert list(histories) == open_set(tone_set).folds
     for fold, epochs in enumerate(histories.values()):
         assert [epoch["epoch"] for epoch in epochs] == [1, 2]
-        lines = (run / f"fold-{fold}/metrics.jsonl").read_text().splitlines()
-        evaluated = [line for line in map(json.loads, lines) if line["kind"] == "eval"]
+        evaluated = records(run / f"fold-{fold}", "eval")
         told = [(epoch["val_loss"], epoch["val_macro_f1"]) for epoch in epochs]
         assert told == [(line["loss"], line["macro_f1"]) for line in evaluated]
         assert all(epoch["train_loss"] > 0 and epoch["step"] for epoch in epochs)
@@ -162,7 +157,7 @@ def test_the_kfold_recipe_goes_on_at_fold_and_epoch_and_tells_all_histories(
 
 def test_a_hub_that_refuses_costs_a_warning_without_the_token(hub, tone_set, tmp_path):
     hub.fault = "refuses"
-    code, said = forked(*run_words(tone_set, tmp_path))
+    code, said = forked(run_config(tone_set, tmp_path))
     assert code == 0 and (tmp_path / "runs/r/fold-1/scores.json").exists()
     assert "was not pushed to hub.repo=somebody/epochs" in said
     assert "2 of 2 epochs are not at hub.repo=somebody/epochs" in said

@@ -108,7 +108,7 @@ def test_a_plain_job_is_named_by_its_own_id(tmp_path: Path) -> None:
 def test_signals_reach_the_child_and_its_own_status_counts(tmp_path: Path, number: int) -> None:
     """Each interrupts bash's `wait`; the child takes its time, and ends as it wants."""
     (tmp_path / "child.sh").write_text(
-        "told=0\ntrap 'told=$((told + 1))' USR1 TERM\ntouch ready\n"
+        "told=0\ntrap 'told=$((told + 1)); touch told-$told' USR1 TERM\ntouch told-0\n"
         "while [ $told -lt 2 ]; do sleep 0.05; done\nsleep 0.3\nexit 42\n"
     )
     text = HEAD + 'supervise bash child.sh\necho "$status $signal"\n'
@@ -116,10 +116,10 @@ def test_signals_reach_the_child_and_its_own_status_counts(tmp_path: Path, numbe
     shell = subprocess.Popen(
         ["bash", "-c", text], env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
-    while not (tmp_path / "ready").exists():
-        time.sleep(0.02)
-    for _ in range(2):
-        shell.send_signal(number)
-        time.sleep(0.2)
+    for told in range(3):
+        while not (tmp_path / f"told-{told}").exists():
+            time.sleep(0.02)
+        if told < 2:
+            shell.send_signal(number)
     said, _ = shell.communicate(timeout=30)
     assert said.split() == ["42", signal.Signals(number).name.removeprefix("SIG")]

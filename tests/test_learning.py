@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from processes import ROOT, forked
+from runs import records
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -52,9 +53,8 @@ def trained(shards: Path) -> tuple[float, Mapping[str, float]]:
     code, said = forked(str(ROOT / "configs/demo.yaml"), *words)
     assert code == 0, said
     fold = shards.parent / f"{shards.name}-runs/demo/fold-0"
-    lines = map(json.loads, (fold / "metrics.jsonl").read_text().splitlines())
-    evaluated = [line["accuracy"] for line in lines if line["kind"] == "eval"]
-    return evaluated[-1], json.loads((fold / "scores.json").read_text())["segment"]
+    scores = json.loads((fold / "scores.json").read_text())
+    return records(fold, "eval")[-1]["accuracy"], scores["segment"]
 
 
 def linear(shards: Path) -> float:

@@ -11,8 +11,8 @@ import threading
 import time
 
 import pytest
-import yaml
 from processes import ROOT, environment, forked
+from runs import config_file
 
 from launch import job, local
 
@@ -47,20 +47,8 @@ sys.exit(code) if code >= 0 else os.kill(os.getpid(), -code)
 
 
 @pytest.fixture
-def values(tone_set, tmp_path):
-    return {
-        "run": {"name": "tones", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {"name": "cnn_tiny", "norm_batch": 4, "dropout": 0.1},
-        "train": {"epochs": 2, "batch_size": 8, "threads": 1},
-    }
-
-
-@pytest.fixture
-def config(values, tmp_path):
-    file = tmp_path / "tones.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return str(file)
+def config(tone_set, tmp_path):
+    return config_file(tmp_path, tone_set, model={"dropout": 0.1}, train={"epochs": 2})
 
 
 @pytest.fixture

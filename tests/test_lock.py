@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import runs
 import yaml
 from processes import forked, on_ranks
 
@@ -146,12 +147,7 @@ def test_whoever_lost_it_ends_and_whoever_deleted_it_did_nothing(tmp_path):
 
 @pytest.fixture
 def values(tone_set, tmp_path):
-    return {
-        "run": {"name": "tones", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"epochs": 1, "batch_size": 8, "max_steps": 2, "threads": 1},
-    }
+    return runs.values(tone_set, tmp_path / "runs", train={"epochs": 1, "max_steps": 2})
 
 
 def test_all_ranks_leave_alike_where_another_trains(values):

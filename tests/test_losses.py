@@ -7,14 +7,15 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
-import yaml
 from conftest import RATE, SETTINGS
 from processes import forked
+from runs import config_file
 from sklearn import metrics as sk
 
 from shards.build import build
 from toolkit import tagging
 from toolkit.__main__ import main
+from toolkit.decision import learn
 from toolkit.losses import Loss, log_probabilities
 from toolkit.metrics import scores
 from toolkit.predictions import read_predictions
@@ -102,7 +103,8 @@ def test_tags_pool_by_mean_log_odds_and_thresholds_by_f1():
     assert np.exp(pooled) == pytest.approx(np.array([[0.6, 0.7], [0.75, 0.2]]))  # odds 9, 1: 3
     p = np.array([[0.1, 0.2, 0.9], [0.2, 0.3, 0.8], [0.3, 0.6, 0.1], [0.4, 0.7, 0.2]])
     truth = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 0], [1, 1, 0]], bool)
-    assert tagging.thresholds(truth, np.log(p)) == pytest.approx([0.15, 0.5, 0.5])
+    decision = learn(truth, np.log(p), ["a", "b", "c"], 0, "macro_f1")
+    assert list(decision["thresholds"].values()) == pytest.approx([0.15, 0.5, 0.5])
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +128,11 @@ def tag_set(tmp_path_factory):
 
 
 def run(tmp_path, shards, *words):
-    values = {
-        "run": {"name": "r", "dir": str(tmp_path)},
-        "data": {"shards": str(shards)},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "optim": {"lr": 1e-2, "warmup_epochs": 0},
-        "train": {"epochs": 15, "batch_size": 12, "threads": 1},
-    }
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
-    code, told = forked(str(tmp_path / "r.yaml"), *words)
+    config = config_file(
+        tmp_path, shards, "", run={"name": "r"}, data={"protocol": "split"},
+        optim={"lr": 1e-2, "warmup_epochs": 0}, train={"epochs": 15, "batch_size": 12},
+    )  # fmt: skip
+    code, told = forked(config, *words)
     assert code == 0, told
     assert main(["collect", str(tmp_path / "r")]) == 0
     rows = read_predictions(tmp_path / "r/predictions.csv").at("recording")
@@ -159,16 +157,14 @@ def test_several_classes_from_config_to_report(tag_set, tmp_path, model, capsys)
 
 
 def test_a_distribution_loss_is_refused_for_several_classes(tag_set, tmp_path):
-    values = {"run": {"name": "r", "dir": str(tmp_path)}, "data": {"shards": str(tag_set)}}
-    values["model"] = {"name": "cnn_tiny"}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+    config = config_file(tmp_path, tag_set, data={"protocol": "split"})
     for word, said in (
         ("--optim.loss=cross_entropy", "takes one class a sample"),
         ("--data.balance=class", "none of which can be drawn alone"),
         ("--optim.class_weights={loud: 2}", "no class 'loud'"),
         ("--train.best_metric=eer", "train.best_metric=eer: for two classes"),
     ):
-        code, told = forked(str(tmp_path / "r.yaml"), word)
+        code, told = forked(config, word)
         assert code == 2 and said in told and told.count("\n") == 1, told
 
 
@@ -193,8 +189,5 @@ def small_parts(tmp_path_factory):
 
 
 def test_one_score_for_three_classes_is_refused(tone_set, tmp_path):
-    values = {"run": {"name": "r", "dir": str(tmp_path)}, "data": {"shards": str(tone_set)}}
-    values["model"] = {"name": "cnn_tiny", "outputs": 1}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
-    code, told = forked(str(tmp_path / "r.yaml"))
+    code, told = forked(config_file(tmp_path, tone_set, model={"outputs": 1}))
     assert code == 2 and "one score is for two classes" in told

@@ -2,23 +2,11 @@
 
 import numpy as np
 import pytest
-import yaml
 from processes import on_ranks
+from runs import config_file, configured
 
 from toolkit.__main__ import main
-from toolkit.config import parse
 from toolkit.lr_range import steepest, sweep
-
-
-def make_config(tone_set, runs):
-    """A training on the tones, below `runs`."""
-    values = {
-        "run": {"name": "tones", "dir": str(runs)},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"batch_size": 8, "threads": 1},
-    }
-    return parse(values)
 
 
 def test_the_steepest_descent_is_where_the_curve_says():
@@ -34,10 +22,8 @@ def test_the_steepest_descent_is_where_the_curve_says():
 
 
 def test_lr_find_suggests_a_rate_and_leaves_the_run_alone(tone_set, tmp_path):
-    config = make_config(tone_set, tmp_path / "runs")
-    file, out = tmp_path / "tones.yaml", tmp_path / "curve.png"
-    file.write_text(yaml.safe_dump(config.to_dict()))
-    words = ["lr_find", str(file), "--optim.weight_decay=0", f"--out={out}", "--steps=60"]
+    file, out = config_file(tmp_path, tone_set), tmp_path / "curve.png"
+    words = ["lr_find", file, "--optim.weight_decay=0", f"--out={out}", "--steps=60"]
     assert on_ranks(1, lambda: main(words)) == [0]
     assert out.read_bytes().startswith(b"\x89PNG") and not (tmp_path / "runs").exists()
     for more in ["--lowest=2"], ["--steps=3"], ["--optim.weight_decy=0"], ["--highest=2e-6"]:
@@ -45,7 +31,7 @@ def test_lr_find_suggests_a_rate_and_leaves_the_run_alone(tone_set, tmp_path):
 
 
 def test_a_sweep_raises_the_rate_step_by_step(tone_set, tmp_path):
-    config, tried = make_config(tone_set, tmp_path), np.geomspace(1e-5, 1e4, 40)
+    config, tried = configured(tone_set, tmp_path), np.geomspace(1e-5, 1e4, 40)
     ((rates, losses),) = on_ranks(1, lambda: sweep(config, tried))
     assert 5 < len(rates) == len(losses) and np.array_equal(rates, tried[: len(rates)])
     assert losses[0] == pytest.approx(np.log(3), abs=0.05)  # an untrained model of 3 classes

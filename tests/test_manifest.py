@@ -142,9 +142,7 @@ def test_digest_sees_what_decides(audio: Path) -> None:
         (["a/x1.wav", "b/x.wav"], {"group_from": "x([0-9])?"}, "does not match 'b/x.wav' (1 of 2"),
     ],
 )
-def test_bad_input_is_named(
-    tmp_path: Path, names: list[str], flags: dict[str, str], message: str
-) -> None:
+def test_bad_input_is_named(tmp_path, names, flags, message):
     (tmp_path / "audio").mkdir()
     with pytest.raises(UserError) as error:
         scan(make(tmp_path / "audio", *names), **flags)

@@ -75,8 +75,8 @@ def oracle(segments, s):
         (CD_HALF, 661500, 1292),
         (ODD, 12345, 49),
         ({"n_fft": 512, "hop_length": 160, "n_mels": 64}, 16000, 100),
+        ({"n_fft": 6, "hop_length": 4, "n_mels": 1}, 100, 25),
         ({"hop_length": 2048}, 2049, 2),
-        ({}, 100, 1),
         ({}, 1, 1),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_segment_does_not_hear_its_neighbours(settings, length, step):
     found = log_mel(wave, starts, length, settings)
     alone = each(np.stack([wave[s : s + length] for s in starts]), settings)
     assert len(starts) > 2 and found.shape == alone.shape and found.dtype == np.float32
-    np.testing.assert_allclose(found, alone, atol=1e-4)
+    np.testing.assert_array_equal(found, alone)
     found = log_mel(wave, starts, length, settings, "cpu:0")
     np.testing.assert_allclose(found, alone, atol=1e-2)
 

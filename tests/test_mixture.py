@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from conftest import TONES, build_tones, write_tones
 from processes import forked
+from runs import config_file
 
 from shards.errors import UserError
 from shards.index import open_set
@@ -97,6 +97,7 @@ def test_only_some_classes_numbered_in_the_order_given(tone_set):
         ({}, r"differ in their classes \(high, low, mid\)"),
         ({"classes": ["nois"]}, "data.classes: no class 'nois'; did you mean noise"),
         ({"classes": ["noise", "noise"]}, "named twice"),
+        ({"classes": ["noise"]}, "a classifier needs at least two"),
     ],
 )
 def test_sets_that_do_not_agree_are_one_line(tone_set, second, words, message):
@@ -118,6 +119,8 @@ def test_other_settings_folds_and_weights_are_named(tone_set, tmp_path):
     assert mixed.stats.sum() == pytest.approx(sum(whole))
     with pytest.raises(UserError, match="every set needs a weight"):
         open_data(data((tone_set, 1), (tmp_path / "two", None)))
+    with pytest.raises(UserError, match="every set needs a weight"):
+        open_data(data((tone_set, 1), (tmp_path / "two", float("inf"))))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,8 @@ def test_other_settings_folds_and_weights_are_named(tone_set, tmp_path):
     [
         ({"balance": "class", "shuffle": "window"}, "use data.shuffle=full"),
         ({"weights": {"hihg": 2.0}}, "no class 'hihg'; did you mean high"),
-        ({"weights": {"high": -1.0}}, "high: -1.0; at least 0"),
+        ({"weights": {"high": -1.0}}, "high: -1.0; a finite number, at least 0"),
+        ({"weights": {"high": float("inf")}}, "high: inf; a finite number"),
         ({"weights": "nowhere.npy"}, "nowhere.npy: .* save it by numpy.save"),
         ({"weights": "WRONG"}, "expected \\(54,\\) numbers, one a sample"),
         ({"weights": "NEGATIVE"}, "negative or not finite"),
@@ -183,19 +187,17 @@ def test_weights_of_samples_come_from_a_file(tone_set, tmp_path):
 def test_a_training_on_two_sets_from_end_to_end(tone_set, second, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(tone_set, moved)
-    values = {
-        "run": {"name": "both", "dir": str(tmp_path / "runs")},
-        "data": {
-            "shards": [{"path": str(tone_set), "weight": 2}, {"path": str(second), "weight": 1}],
-            "protocol": "kfold", "classes": ["low", "high", "mid", "noise"], "balance": "class",
-            "fraction": 0.6, "samples_per_epoch": 24,
-        },
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"epochs": 2, "batch_size": 8, "threads": 1},
+    data = {
+        "shards": [{"path": str(tone_set), "weight": 2}, {"path": str(second), "weight": 1}],
+        "classes": ["low", "high", "mid", "noise"], "balance": "class", "fraction": 0.6,
+        "samples_per_epoch": 24,
     }  # fmt: skip
-    file = tmp_path / "both.yaml"
-    file.write_text(yaml.safe_dump(values))
-    code, errors = forked(str(file))
+
+    def started():
+        words = {"run": {"name": "both"}, "data": data, "train": {"epochs": 2}}
+        return forked(config_file(tmp_path, "", **words))
+
+    code, errors = started()
     assert code == 0, errors[-2000:]
     run = tmp_path / "runs/both/fold-0"
     assert json.loads((run / "scores.json").read_text())["steps"] == 6
@@ -205,11 +207,9 @@ def test_a_training_on_two_sets_from_end_to_end(tone_set, second, tmp_path):
     assert len(rows) == sum(np.count_nonzero(s.index["fold"] == 0) for s in sets)
     assert {row["recording"].split("/")[0] for row in rows} == {"set-1", "set-2"}
     # A set may be moved between two starts, its weight may not change.
-    values["data"]["shards"][0]["path"] = str(moved)
-    file.write_text(yaml.safe_dump(values))
-    code, errors = forked(str(file))
+    data["shards"][0]["path"] = str(moved)
+    code, errors = started()
     assert code == 0 and "is finished" in errors
-    values["data"]["shards"][0]["weight"] = 5
-    file.write_text(yaml.safe_dump(values))
-    code, errors = forked(str(file))
+    data["shards"][0]["weight"] = 5
+    code, errors = started()
     assert code == 2 and "data.shards: " in errors

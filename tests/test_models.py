@@ -110,7 +110,7 @@ def test_logits_and_gradients(kind):
         torch.testing.assert_close(model(x).float(), alone, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("kind", ["basic", "spectrogram", "vgg", "crnn", "vit"])
+@pytest.mark.parametrize("kind", SMALL)
 def test_compiles_in_one_piece(kind):
     model = build(SMALL[kind], 5, (64, 50))
     x = torch.randn(4, 1, 64, 50)

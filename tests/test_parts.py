@@ -42,9 +42,7 @@ def part(tones: Path, out: Path, text: str, **words: Any) -> str:
     return build_tones(tones, out, **{**WORDS, "shard_size": "30KB", "part": text, **words})
 
 
-def test_three_processes_at_once(
-    tones: Path, tmp_path: Path, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_three_processes_at_once(tones, tmp_path, whole, monkeypatch):
     out = tmp_path / "set"
     with monkeypatch.context() as patch:
         patch.setattr("shards.build.warm_up", lambda: None)  # starts processes, its parent's here
@@ -67,9 +65,7 @@ def test_folders_copied_together(tones: Path, tmp_path: Path, whole: dict[str, s
     assert hashes(out) == whole
 
 
-def test_merge_names_what_is_missing_and_how_to_make_it(
-    tones: Path, tmp_path: Path, whole: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merge_names_what_is_missing_and_how_to_make_it(tones, tmp_path, whole, capsys):
     out = tmp_path / "a set"
     said = part(tones, out, "1/3")
     assert re.search(r"part 1/3: done; \d+ of \d+ shards are not here yet", said)
@@ -85,9 +81,7 @@ def test_merge_names_what_is_missing_and_how_to_make_it(
     assert hashes(out) == whole
 
 
-def test_a_whole_build_goes_on_from_parts(
-    tones: Path, tmp_path: Path, whole: dict[str, str]
-) -> None:
+def test_a_whole_build_goes_on_from_parts(tones, tmp_path, whole):
     out = tmp_path / "set"
     part(tones, out, "2/3")
     first = (out / "samples-000002.tar").stat().st_ino
@@ -95,9 +89,7 @@ def test_a_whole_build_goes_on_from_parts(
     assert hashes(out) == whole and (out / "samples-000002.tar").stat().st_ino == first
 
 
-def test_parts_of_other_settings_or_audio_or_versions(
-    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_of_other_settings_or_audio_or_versions(tones, tmp_path, monkeypatch):
     out, more = tmp_path / "set", Path(shutil.copytree(tones, tmp_path / "more"))
     write_tone(more / "low" / "low-g9-0.wav", 440.0)
     part(tones, out, "0/2")
@@ -119,9 +111,7 @@ def test_parts_of_other_settings_or_audio_or_versions(
         merge(str(out))
 
 
-def test_two_parts_that_begin_at_the_same_moment_agree_or_stop(
-    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_parts_that_begin_at_the_same_moment_agree_or_stop(tones, tmp_path, monkeypatch):
     out, agree = tmp_path / "set", workshop_module.agree
 
     def slow(folder: Path, mine: Any) -> None:
@@ -174,9 +164,7 @@ def test_words_that_exclude_each_other(tones: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "set").exists()
 
 
-def test_order_of_the_file_system(
-    tones: Path, tmp_path: Path, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_order_of_the_file_system(tones, tmp_path, whole, monkeypatch):
     scandir = os.scandir
 
     @contextmanager

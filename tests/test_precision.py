@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from processes import on_ranks, train
+from runs import configured, records
 from safetensors.torch import load_file
 from torch import nn
 
@@ -25,13 +26,6 @@ from toolkit.schema import TrainConfig
 from toolkit.world import World, start
 
 CPU = torch.device("cpu")
-VALUES = {
-    "run": {"name": "tones"},
-    "data": {"protocol": "kfold_nested"},
-    "model": {"name": "cnn_tiny", "norm_batch": 4},
-    "optim": {"lr": 3e-3, "ema": 0.9},
-    "train": {"epochs": 3, "batch_size": 16, "microbatch": 8, "log_every": 1, "threads": 1},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +37,13 @@ def no_report(monkeypatch):
 
 def make_config(tone_set, runs, **train):
     """A training on the tones, 2 micro-steps a step, 2 steps an epoch, below `runs`."""
-    values = {**VALUES, "train": {**VALUES["train"], **train}}
-    values["data"] = {**VALUES["data"], "shards": str(tone_set)}
-    values["run"] = {**VALUES["run"], "dir": str(runs)}
-    return parse(values)
+    train = {"epochs": 3, "batch_size": 16, "microbatch": 8, "log_every": 1} | train
+    data, optim = {"protocol": "kfold_nested"}, {"lr": 3e-3, "ema": 0.9}
+    return configured(tone_set, runs, data=data, optim=optim, train=train)
 
 
 def lines(config, kind="train"):
-    found = (config.folder() / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, found) if line["kind"] == kind]
+    return records(config.folder(), kind)
 
 
 def losses(config):

@@ -101,9 +101,7 @@ def test_levels_are_kept_apart() -> None:
         ("b.wav", '"b.wav', 4, "unexpected end of data"),
     ],
 )
-def test_damage_is_told_with_file_and_line(
-    tmp_path: Path, old: str, new: str, line: int, why: str
-) -> None:
+def test_damage_is_told_with_file_and_line(tmp_path, old, new, line, why):
     file = tmp_path / "p.csv"
     predictions = made_up(["a.wav", "b.wav", "c.wav"])
     predictions.labels[:] = 0

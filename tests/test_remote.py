@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,19 +157,18 @@ def test_strict_does_not_go_on_without_one(small, tmp_path) -> None:
 
 
 def test_a_stall_and_a_cut_are_tries(tmp_path, monkeypatch) -> None:
-    import time
-
-    monkeypatch.setattr(remote, "STALL", 0.3)
+    monkeypatch.setattr(remote, "STALL", 1.0)
     (tmp_path / "data").write_bytes(bytes(range(256)) * 4096)
-    pages, stalls = folder_pages(tmp_path), [1]
+    pages, stalls, over = folder_pages(tmp_path), [1], threading.Event()
 
     def slow(path: str) -> Page | None:
         if stalls:
             stalls.pop()
-            time.sleep(1)
+            over.wait(60)
         return pages(path)
 
     with serving(Site(slow, cut={"/data": 2})) as site, local(Url(site.url), "data") as file:
+        over.set()
         assert file.read_bytes() == (tmp_path / "data").read_bytes()
     assert len(site.asked) == 3
 

@@ -106,9 +106,7 @@ def test_what_was_asked_for_is_what_is_there() -> None:
         (1, 2, "zero3", "deepspeed_zero3"),
     ],
 )  # fmt: skip
-def test_the_launch_file_follows_from_the_shape(
-    nodes: int, gpus: int, strategy: str, file: str
-) -> None:
+def test_the_launch_file_follows_from_the_shape(nodes, gpus, strategy, file):
     found = node.launch_file(nodes, gpus, strategy)
     assert found.is_file() and found.stem == file
 
@@ -138,7 +136,7 @@ def test_slurm_is_read_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
         job=12, restart=2, node=1, names=["n1", "n2"], tasks=2, gpus=2, address="10.0.0.1"
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert world.visible_gpus() == 0
+    assert world.visible_gpus() == []
 
 
 def driver(tmp_path: Any) -> Callable[[str], None]:
@@ -152,14 +150,12 @@ def driver(tmp_path: Any) -> Callable[[str], None]:
     return say
 
 
-def test_gpus_without_slurms_word_are_the_drivers(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_without_slurms_word_are_the_drivers(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert world.visible_gpus() == 0
+    assert world.visible_gpus() == []
     driver(tmp_path)("GPU 0: H100 (UUID: x)\\nGPU 1: H100 (UUID: y)\\n")
-    assert world.visible_gpus() == 2
+    assert world.visible_gpus() == ["0", "1"]
 
 
 def test_a_later_life_does_not_start_over_again(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ def copy(tone_set: Path, tmp_path: Path) -> Path:
 
 
 def test_only_what_build_wrote_goes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mine = {"show.png", "samples-notes.txt", "recording.wav", "samples-000000.tar.bak"}
+    mine = {"shown.png", "samples-notes.txt", "recording.wav", "samples-000000.tar.bak"}
     for name in mine:
         (copy / name).write_text("mine")
+    (copy / "show.png").write_text("what `show` drew")
     (copy / "audio").mkdir()
     (copy / "audio" / "a.wav").write_text("audio")
     assert main(["reset", str(copy), "--yes"]) == 0
@@ -34,6 +35,17 @@ def test_only_what_build_wrote_goes(copy: Path, capsys: pytest.CaptureFixture[st
 def test_a_folder_of_nothing_else_goes_too(copy: Path) -> None:
     output.reset(copy)
     assert not copy.exists()
+
+
+def test_a_link_and_the_current_folder_are_emptied(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = shutil.copytree(copy, tmp_path / "again")
+    (tmp_path / "link").symlink_to(copy)
+    assert main(["reset", str(tmp_path / "link"), "--yes"]) == 0
+    monkeypatch.chdir(again)
+    assert main(["reset", ".", "--yes"]) == 0
+    assert list((tmp_path / "link").iterdir()) == list(again.iterdir()) == []
 
 
 def test_an_unfinished_build_can_be_reset(tmp_path: Path, small: Path) -> None:
@@ -60,18 +72,14 @@ def kill_at_a_tar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (folder / "dataset.json").exists() and list(folder.glob("*.tar"))
 
 
-def test_a_reset_that_was_killed_can_be_started_again(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reset_that_was_killed_can_be_started_again(copy, monkeypatch):
     kill_at_a_tar(copy, monkeypatch)
     assert len(list(copy.glob("*.tar"))) > 1
     output.reset(copy)
     assert not copy.exists()
 
 
-def test_a_build_leaves_nothing_of_a_killed_reset(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_leaves_nothing_of_a_killed_reset(small, tmp_path, monkeypatch):
     build_tones(small, tmp_path / "set", folds=2, shard_size="10KB")
     build_tones(small, tmp_path / "fresh", folds=2, shard_size="1GB")
     kill_at_a_tar(tmp_path / "set", monkeypatch)
@@ -81,9 +89,7 @@ def test_a_build_leaves_nothing_of_a_killed_reset(
 
 
 @pytest.mark.parametrize("name", [None, "dataset.json"])
-def test_other_folders_are_refused(
-    tmp_path: Path, name: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_folders_are_refused(tmp_path, name, capsys):
     (tmp_path / "index.npy").write_text("somebody's")
     if name:
         (tmp_path / name).write_text(json.dumps({"format": 1}))
@@ -93,19 +99,17 @@ def test_other_folders_are_refused(
     assert hashes(tmp_path) == before
 
 
-def test_it_asks_first(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_asks_first(copy, monkeypatch, capsys):
     before = hashes(copy)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     assert main(["reset", str(copy)]) == 2  # nobody is there to be asked
     assert "--yes" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    for answer in ("", "n", "maybe"):
-        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+    for answer in ("", "\n", "n\n", "maybe\n"):  # the first is Ctrl-D
+        monkeypatch.setattr("sys.stdin.readline", lambda answer=answer: answer)
         assert main(["reset", str(copy)]) == 0
         assert hashes(copy) == before
-    monkeypatch.setattr("builtins.input", lambda _: "y")
+    monkeypatch.setattr("sys.stdin.readline", lambda: "y\n")
     assert main(["reset", str(copy)]) == 0
     assert not copy.exists()
 

@@ -67,9 +67,7 @@ def test_what_is_planted_is_told(tmp_path: Path, planted: str) -> None:
     assert told(make(tmp_path / "audio", change), tmp_path / "set") == expected
 
 
-def test_build_and_info_say_so_and_the_bytes_stay_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_build_and_info_say_so_and_the_bytes_stay_the_same(tmp_path, capsys):
     audio = make(tmp_path / "audio", slower)
     said = build(str(audio), str(tmp_path / "1"), workers=1, **SETTINGS)
     build(str(audio), str(tmp_path / "2"), workers=2, **SETTINGS)

@@ -1,6 +1,5 @@
 """A training that is asked to stop: checkpoint, marker, exit code 75, and nothing left running."""
 
-import hashlib
 import json
 import os
 import platform
@@ -13,23 +12,18 @@ import psutil
 import pytest
 import yaml
 from processes import ROOT, environment, on_ranks, train_command
+from runs import configured, records
 
+from shards.durable import sha256
 from toolkit import loop, signals
 from toolkit.checkpoint import checkpoints, damage, step_of
-from toolkit.config import parse
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def make_config(tone_set, runs, **train):
-    values = {
-        "run": {"name": "tones", "dir": str(runs)},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {"name": "cnn_tiny", "norm_batch": 4, "dropout": 0.1},
-        "optim": {"ema": 0.9},
-        "train": {"epochs": 3, "batch_size": 8, "log_every": 1, "threads": 1} | train,
-    }
-    return parse(values)
+    train = {"epochs": 3, "log_every": 1} | train
+    return configured(tone_set, runs, model={"dropout": 0.1}, optim={"ema": 0.9}, train=train)
 
 
 def stopped(config, at, number, rank):
@@ -51,14 +45,10 @@ def stopped(config, at, number, rank):
     return None
 
 
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def ended(run):
     """What a training ended in: its weights, and the losses of its steps."""
-    steps = [(line["step"], line["loss"]) for line in lines(run) if line["kind"] == "train"]
-    return hashlib.sha256((run / "best.safetensors").read_bytes()).hexdigest(), steps
+    steps = [(line["step"], line["loss"]) for line in records(run, "train")]
+    return sha256(run / "best.safetensors"), steps
 
 
 def test_a_signal_is_noted_and_interrupts_nothing():
@@ -79,7 +69,7 @@ def test_stopped_twice_it_ends_as_if_it_never_was(tone_set, tmp_path):
     for at, number in ((5, signal.SIGUSR1), (last, signal.SIGTERM)):
         assert on_ranks(1, lambda at=at, n=number: stopped(config, at, n, 0)) == [75]
         marker = json.loads((run / "requeue").read_text())
-        assert marker["step"] == at == lines(run)[-1]["step"]
+        assert marker["step"] == at == records(run)[-1]["step"]
         assert (marker["signal"], marker["host"]) == (number.name, platform.node())
         assert abs(time.time() - time.mktime(time.strptime(marker["time"], "%Y-%m-%dT%H:%M:%SZ"))
                    + time.timezone) < 60  # fmt: skip
@@ -97,23 +87,6 @@ def test_all_ranks_obey_what_one_of_them_was_told(tone_set, tmp_path):
     assert json.loads((config.folder() / "requeue").read_text())["step"] == 5
 
 
-def launched_and_told(command, run, number, to_worker=False):
-    """Signal a launcher, or one of its workers, in the middle of a training; its exit code."""
-    launcher = psutil.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
-    while not (run / "metrics.jsonl").exists() or len(lines(run)) < 5:
-        assert launcher.poll() is None, launcher.stderr.read()
-        time.sleep(0.05)
-    below = launcher.children(recursive=True)
-    workers = [p for p in below if any(word.endswith("train.py") for word in p.cmdline()[:3])]
-    (workers[-1] if to_worker else launcher).send_signal(number)
-    launcher.communicate(timeout=60)
-    _, alive = psutil.wait_procs(below, timeout=30)
-    assert workers and not alive
-    newest, marker = checkpoints(run / "checkpoints")[-1], json.loads((run / "requeue").read_text())
-    assert marker["step"] == step_of(newest) == lines(run)[-1]["step"] and not damage(newest)
-    return launcher.returncode
-
-
 @pytest.fixture
 def long(tone_set, tmp_path):
     """A training that does not end by itself, as a file; its run."""
@@ -128,12 +101,29 @@ ACCELERATE += [f"--config_file={ROOT}/launch/cpu.yaml", str(ROOT / "train.py")]
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels tell no child of its parent")
-def test_a_launcher_that_dies_of_its_signal_takes_the_worker_to_a_checkpoint(long):
+@pytest.mark.parametrize(
+    "command, told, number, code",
+    [
+        (train_command(1), "worker", signal.SIGTERM, 75),
+        (ACCELERATE, "launcher", signal.SIGUSR1, -signal.SIGUSR1),  # dies of it
+        (train_command(2), "launcher", signal.SIGTERM, 1),
+        (train_command(2), "worker", signal.SIGUSR1, 1),
+    ],
+)
+def test_whoever_is_told_there_is_a_checkpoint_and_a_marker_and_nothing_is_left_running(
+    long, command, told, number, code
+):
+    """Launchers hide the exit code of their workers."""
     config, run = long
-    assert launched_and_told([*ACCELERATE, config], run, signal.SIGUSR1) == -signal.SIGUSR1
-
-
-@pytest.mark.slow
-def test_torchrun_passes_sigterm_on_and_hides_the_code(long):
-    config, run = long
-    assert launched_and_told(train_command(2, config), run, signal.SIGTERM) == 1
+    words = [*command, config]
+    launcher = psutil.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").exists() or len(records(run)) < 5:
+        assert launcher.poll() is None, launcher.stderr.read()
+        time.sleep(0.05)
+    all_of_it = [launcher, *launcher.children(recursive=True)]
+    workers = [p for p in all_of_it if any(word.endswith("train.py") for word in p.cmdline()[:3])]
+    (workers[-1] if told == "worker" else launcher).send_signal(number)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode == code and not psutil.wait_procs(all_of_it, timeout=30)[1]
+    newest, marker = checkpoints(run / "checkpoints")[-1], json.loads((run / "requeue").read_text())
+    assert marker["step"] == step_of(newest) == records(run)[-1]["step"] and not damage(newest)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster import until
-from submitted import DIR, MARKS, Runs, Story, Told, lives, submitted, telling, weights
+from submitted import DIR, MARKS, Runs, Told, lives, submitted, telling, weights
 
 from toolkit import checkpoint
 
@@ -156,9 +156,7 @@ def test_a_signal_and_a_requeue_of_one_task(runs: Runs, told: Told, untouched: s
         (died, "taken over from process"),
     ],
 )
-def test_what_ends_a_task_changes_nothing(
-    runs: Runs, told: Told, untouched: str, story: Story, said: str
-) -> None:
+def test_what_ends_a_task_changes_nothing(runs, told, untouched, story, said):
     told(story)
     folder = runs.fold(story.__name__)
     begun = [life for life in lives(folder) if life[3] == "begin"]

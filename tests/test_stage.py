@@ -5,9 +5,9 @@ import multiprocessing
 import shutil
 
 import pytest
-import yaml
 from conftest import hashes
 from processes import forked
+from runs import config_file
 
 from shards import stage
 from shards.errors import UserError
@@ -82,16 +82,10 @@ def test_without_room_training_goes_on_from_where_it_lies(tone_set, tmp_path, mo
 
 def test_a_training_reads_the_copy(tone_set, tmp_path, monkeypatch):
     source = shutil.copytree(tone_set, tmp_path / "set")
-    values = {
-        "run": {"name": "tones", "dir": str(tmp_path / "runs")},
-        "data": {"shards": str(source), "protocol": "kfold", "stage": "$NODE_DISK/x"},
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "train": {"epochs": 1, "batch_size": 8, "max_steps": 2, "threads": 1},
-    }
-    file = tmp_path / "a.yaml"
-    file.write_text(yaml.safe_dump(values))
-    code, said = forked(str(file), "--run.name=unset")
+    train = {"epochs": 1, "max_steps": 2}
+    file = config_file(tmp_path, source, data={"stage": "$NODE_DISK/x"}, train=train)
+    code, said = forked(file, "--run.name=unset")
     assert code == 0 and "data.stage=$NODE_DISK/x: NODE_DISK is not set" in said
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
-    code, said = forked(str(file))
+    code, said = forked(file)
     assert code == 0 and f"on {tmp_path}/disk/x/wavefold-" in said

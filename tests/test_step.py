@@ -65,7 +65,7 @@ def batches(plan, rank, step, shape=SHAPE) -> list[Batch]:
 def train(stepper, steps=4):
     """Losses, norms, and all weights and averages after some steps."""
     taken = [stepper(batches(stepper.plan, stepper.world.rank, s), s, 0.01) for s in range(steps)]
-    tensors = [*stepper.strategy.weights().values(), *stepper.strategy.average.module.parameters()]
+    tensors = [*stepper.strategy.weights().values(), *stepper.strategy.average.tensors.values()]
     flat = torch.cat([t.detach().flatten().double() for t in tensors])
     return [t.loss for t in taken], [t.norm for t in taken], flat.numpy()
 

@@ -16,7 +16,7 @@ from processes import ROOT
 
 from launch import scripts, slurm, submission
 from launch.scripts import Place
-from launch.site import Site, default_file, read_site
+from launch.site import Site, read_site
 from launch.status import clock, table
 from launch.submit import main
 from launch.tasks import Task, tasks
@@ -97,9 +97,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tone_set: Path) -> Pat
     return tmp_path
 
 
-def test_a_dry_run_prints_and_leaves_nothing(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_prints_and_leaves_nothing(here, capsys):
     assert main(["tones.yaml", "--folds=4", "--gpus=2", "--seeds=2", "--dry_run"]) == 0
     said = capsys.readouterr().out
     assert "#SBATCH --array=0-7\n" in said and "#SBATCH --gpus-per-node=2\n" in said
@@ -108,10 +106,8 @@ def test_a_dry_run_prints_and_leaves_nothing(
     assert sorted(path.name for path in here.iterdir()) == ["tones.yaml"]
 
 
-def test_a_file_says_what_the_site_wants_and_flags_overrule_it(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = default_file()
+def test_a_file_says_what_the_site_wants_and_flags_overrule_it(here, capsys):
+    file = here / "home/wavefold/slurm.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(
         "account: proj\ngpus: 8\ntime: '8:00:00'\nmodules: [cuda, gcc]\nsbatch: --x=1\n"
@@ -156,9 +152,7 @@ def test_a_file_says_what_the_site_wants_and_flags_overrule_it(
         ([], "say which folds"),
     ],
 )
-def test_what_cannot_be_is_one_line(
-    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
-) -> None:
+def test_what_cannot_be_is_one_line(here, capsys, words, message):
     assert main(["tones.yaml", *words, "--dry_run"]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
@@ -173,9 +167,7 @@ def test_help_loads_nothing_heavy(module: str) -> None:
     assert "launch.slurm" in loaded and not loaded & {"torch", "sklearn", "matplotlib"}
 
 
-def test_without_slurm(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_slurm(here, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(here))
     assert main(["tones.yaml", "--folds=4"]) == 2
     said = capsys.readouterr().err
@@ -239,9 +231,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         assert not list((here / "runs/tones/jobs").iterdir())
 
 
-def test_the_copy_runs_and_not_the_working_folder(
-    here: Path, pretended: list[tuple[str, ...]]
-) -> None:
+def test_the_copy_runs_and_not_the_working_folder(here, pretended):
     """Whatever lies in the working folder or PYTHONPATH by then; and it knows its commit."""
     assert main(["tones.yaml", "--folds=4"]) == 0
     (kept,) = submission.submissions(Path("runs/tones"))

@@ -17,7 +17,7 @@ from toolkit import curves, figures, report
 from toolkit.__main__ import main
 from toolkit.figures import to_png
 from toolkit.predictions import read_predictions
-from toolkit.trainings import find_trainings
+from toolkit.results import find_trainings
 
 
 def validate(folder: Path, value: float) -> None:
@@ -87,9 +87,7 @@ def test_seeds_are_joined(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [line.split()[1] for line in table[2:]] == ["0", "1", "mean", "std"]
 
 
-def test_missing_trainings_are_named_and_give_no_interval(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_trainings_are_named_and_give_no_interval(run, capsys):
     run = run / "lr=0.1"
     (run / "seed-1/fold-2/scores.json").unlink()
     assert main(["collect", str(run)]) == 0
@@ -137,9 +135,7 @@ def test_a_setting_with_fewer_trainings_comes_last(run: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["kfold", "kfold_optimistic"])
-def test_without_validation_nothing_is_ranked(
-    run: Path, capsys: pytest.CaptureFixture[str], protocol: str
-) -> None:
+def test_without_validation_nothing_is_ranked(run, capsys, protocol):
     for training in find_trainings(run):
         change(training.folder, protocol=protocol)
         if protocol != "kfold":

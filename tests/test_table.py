@@ -137,7 +137,7 @@ def test_pieces_of_a_long_file(tmp_path: Path, suffix: str) -> None:
     said = build_tones(tmp_path / "audio" / "list.csv", tmp_path / "set", folds=2, group_from=None)
     assert "8 recordings (0.00 h) of 4 classes in 2 groups" in " ".join(said.split())
     assert (tmp_path / "set" / "rejected.csv").read_text().splitlines()[1:] == [
-        f'y.{suffix},"starts at 9 s, the file ends at 4 s"'
+        f'y.{suffix},"begins behind the end of its file (from 9 s, it has 4 s)"'
     ]
     samples = read_plainly(tmp_path / "set")
     assert len(samples) == 8
@@ -200,12 +200,13 @@ def test_paths_are_found_however_they_are_spelt(audio: Path, tmp_path: Path) -> 
         ("a.csv", "path,label\nx,y\n,z\n", "row 2 names no path"),
         ("a.csv", 'path,label\nx,"y\n', "not a csv file"),
         ("a.jsonl", '{"path": "x"', "not a jsonl file"),
+        ("a.ogg", "OggS\xff", "no text in UTF-8"),
         ("a.jsonl", '["x"]', "row 1 is no JSON object"),
         ("a.txt", "LA_1 x - - spoof\nLA_1 x\n", "row 2 has 2 columns, expected 5"),
     ],
 )
 def test_bad_tables(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="latin-1")
     with pytest.raises(UserError) as error:
         read_table(tmp_path / name)
     assert message in str(error.value) and str(tmp_path / name) in str(error.value)
@@ -220,6 +221,8 @@ def test_bad_tables(tmp_path: Path, name: str, text: str, message: str) -> None:
         ("low/0.wav,a,0,1\nlow/0.wav,b,0,1\n", "'low/0.wav' is in 2 rows"),
         ("low/0.wav,a,2,1\nlow/1.wav,b,,\n", "'low/0.wav': start '2' and end '1'"),
         ("low/0.wav,a,x,\nlow/1.wav,b,,\n", "'low/0.wav': start 'x'"),
+        ("low/0.wav,a,,inf\nlow/1.wav,b,,\n", "'low/0.wav': start '' and end 'inf'"),
+        ("low/0.wav,a,1e305,\nlow/1.wav,b,,\n", "'low/0.wav': start '1e305'"),
         ("low/0.wav,a,-1,\nlow/1.wav,b,,\n", "'low/0.wav': start '-1'"),
         ("low/0.wav,a,,\nlow/1.wav,,,\n", "--label_from=label: 'low/1.wav' has nothing in that"),
         ("low/0.wav,a,,\nlow/1.wav,;,,\n", "--label_from=label: 'low/1.wav' has nothing in that"),

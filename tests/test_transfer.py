@@ -5,8 +5,8 @@ import logging
 
 import pytest
 import torch
-import yaml
 from processes import on_ranks
+from runs import config_file
 from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
@@ -86,16 +86,11 @@ def test_what_cannot_be_had_is_told(tmp_path):
 
 
 def test_a_linear_probe_trains_the_head_alone_and_goes_on_where_it_stopped(tone_set, tmp_path):
-    values = {
-        "run": {"name": "first", "dir": str(tmp_path)},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {"name": "cnn_tiny", "norm_batch": 4, "dropout": 0.1},
-        "train": {"epochs": 1, "batch_size": 8, "threads": 1, "precision": "no"},
-    }
-    (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
+    words = {"epochs": 1, "precision": "no"}
+    file = config_file(tmp_path, tone_set, "", model={"dropout": 0.1}, train=words)
 
     def trained(name, *words):
-        config = load([str(tmp_path / "a.yaml"), f"--run.name={name}", *words])
+        config = load([file, f"--run.name={name}", *words])
         (result,) = on_ranks(1, lambda: fit(config))
         assert "recording" in result, result
         return load_file(tmp_path / name / "fold-0/best.safetensors")

@@ -3,14 +3,13 @@
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 
 import pytest
 import torch.distributed as dist
-from processes import on_ranks
+from processes import held_port, on_ranks
 
 from toolkit import watch
 from toolkit.watch import Place, at, ending_together, sentence
@@ -48,13 +47,19 @@ def one_rank(rank, size, port, troubled, trouble, log, timeout):
     sys.stderr = os.fdopen(2, "w", buffering=1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    watch.STALL, watch.LOOK_EVERY = 2.0, 0.1
+    watch.STALL, watch.LOOK_EVERY, watch.LISTEN = 3.0, 0.1, 1
     watch.log.warning = lambda *words: print(words[0] % words[1:], file=sys.stderr)
+    watches, begin = [], watch.Watch.start
+    watch.Watch.start = lambda self: (watches.append(self), begin(self))
     start("no", 1, timeout)
     with ending_together(timeout):
         for step in (1, 2):
             at("train, step", step)
-            time.sleep(0.8)  # to be heard of
+            others = set(range(size)) - {rank}
+            while {r for r, (_, p) in [*watches[0].heard.items()] if p.number == step} != others:
+                time.sleep(0.02)
+            if size > 1:
+                dist.barrier()  # all have heard of all
             if rank == troubled and step == 2:
                 TROUBLE[trouble]()
             at("collective of step", step)
@@ -65,16 +70,14 @@ def one_rank(rank, size, port, troubled, trouble, log, timeout):
 class Launch:
     """A training with a rank in trouble, and what became of it."""
 
-    def __init__(self, log, size, troubled, trouble, timeout=5.0):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+    def __init__(self, log, size, troubled, trouble, timeout=8.0):
         context = multiprocessing.get_context("fork")
-        words = (size, port, troubled, trouble, log, timeout)
         self.log, self.stopped = log, troubled if trouble == "stops" else None
-        self.ranks = [context.Process(target=one_rank, args=(n, *words)) for n in range(size)]
-        for process in self.ranks:
-            process.start()
+        with held_port() as held:
+            words = (size, held.getsockname()[1], troubled, trouble, log, timeout)
+            self.ranks = [context.Process(target=one_rank, args=(n, *words)) for n in range(size)]
+            for process in self.ranks:
+                process.start()
 
     def end(self):
         """Exit codes of the ranks, None for one that was stopped; what they said."""
@@ -107,26 +110,26 @@ def test_a_rank_that_hangs_is_named_with_its_stack_and_all_end(launched):
     codes, said = launched["hangs"]
     assert codes == [1, 1, 1]
     where = "rank 1: train, step 2; others: collective of step 2"
-    assert said.count(f"no progress for 2 s: {where}\n") == 1
+    assert said.count(f"no progress for 3 s: {where}\n") == 1
     assert "rank 1 stands here:" in said and "in hang_here" in said
     assert said.count("stands here") == 1
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert errors == [f"error: no progress for 5 s, train.timeout=5: {where}"]
+    assert errors == [f"error: no progress for 8 s, train.timeout=8: {where}"]
     assert "Traceback" not in said
 
 
 def test_a_process_alone_is_watched_too(launched):
     codes, said = launched["alone"]
     assert codes == [1]
-    assert "no progress for 2 s: train, step 2\n" in said and "in hang_here" in said
-    assert "error: no progress for 5 s, train.timeout=5: train, step 2\n" in said
+    assert "no progress for 3 s: train, step 2\n" in said and "in hang_here" in said
+    assert "error: no progress for 8 s, train.timeout=8: train, step 2\n" in said
 
 
 def test_a_rank_that_is_stopped_gives_no_sign_and_the_other_ends(launched):
     codes, said = launched["stops"]
     assert codes == [None, 1]
     assert "rank 0: train, step 2 (no sign of it); rank 1: collective of step 2" in said
-    assert said.count("error: ") == 1 and "train.timeout=5" in said and "stands" not in said
+    assert said.count("error: ") == 1 and "train.timeout=8" in said and "stands" not in said
 
 
 @pytest.mark.parametrize("trouble, code", [("dies", -9), ("raises", 1)])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from processes import forked
+from runs import config_file
 from safetensors.torch import load_file
 from scipy.stats import chisquare, kstest
 from test_augment import augment, batch, noise_like, seen
@@ -111,18 +111,12 @@ def test_an_evaluation_looks_at_what_is_heard_from_its_start_to_its_end():
 
 def test_scores_are_of_the_mean_log_probability_over_windows(tone_set, tmp_path):
     """A training to its end; its predictions against windows cut and averaged here."""
-    config = {
-        "run": {"name": "w", "dir": str(tmp_path)},
-        "data": {
-            "shards": str(tone_set), "protocol": "kfold", "normalize": "peak", "crops": 3,
-            "check": False,
-        },
-        "model": {"name": "cnn_tiny", "norm_batch": 4},
-        "augment": {"crop_frames": 11, "time_scale": 1.2},
-        "train": {"epochs": 1, "batch_size": 8, "threads": 1},
-    }  # fmt: skip
-    (tmp_path / "w.yaml").write_text(yaml.safe_dump(config))
-    assert forked(str(tmp_path / "w.yaml"))[0] == 0
+    config = config_file(
+        tmp_path, tone_set, "", run={"name": "w"}, train={"epochs": 1},
+        data={"normalize": "peak", "crops": 3, "check": False},
+        augment={"crop_frames": 11, "time_scale": 1.2},
+    )  # fmt: skip
+    assert forked(config)[0] == 0
     folder, shard_set = tmp_path / "w" / "fold-0", open_set(tone_set)
     info = json.loads((folder / "model.json").read_text())
     assert info["windows"] == {"count": 3, "frames": 11}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shards.command import Commands
 from shards.command import main as run_command
@@ -17,38 +18,35 @@ def collect(run: str, *, bootstrap_unit: str = "auto", expect: int | None = None
     of a grid each setting has them, and RUN sweep.md and sweep.png, sorted by the validation part.
     With --expect=N fewer finished trainings than N are exit code 1, once all that is written.
     """
-    from toolkit import trainings
+    from toolkit.results import find_trainings, unfinished
 
-    write_collected(run, bootstrap_unit)
-    begun = trainings.find_trainings(Path(run))
+    write_collected(Path(run), bootstrap_unit)
+    begun = find_trainings(Path(run))
     done = sum(one.finished for one in begun)
     if expect and done < expect:
-        names = ", ".join(trainings.unfinished(begun, Path(run))) or "the others never began"
+        names = ", ".join(unfinished(begun, Path(run))) or "the others never began"
         raise TrainingError(f"{run}: {done} of {expect} trainings are finished; see {names}")
 
 
-def write_collected(run: str, bootstrap_unit: str) -> None:
+def write_collected(run: Path, bootstrap_unit: str) -> None:
     """Write and print what `collect` promises."""
-    from toolkit import folds, seeds, sweep, tables, trainings
+    from toolkit import folds, seeds, sweep, tables
+    from toolkit.results import find_trainings
 
-    several = [t for t in trainings.find_trainings(Path(run)) if t.grid or t.seed is not None]
-    if any(t.finished for t in several):
-        swept = any(t.grid for t in several)
-        join, page = (sweep.collect_sweep, sweep) if swept else (seeds.collect_seeds, seeds)
-        found = join(Path(run), several, bootstrap_unit)
-        print(page.table(found), end="\n\n")
-        for line in page.notices(found):
-            print(f"note: {line}")
-        print(page.score_line(found))
-        print(Path(run) / ("sweep.md" if swept else "seeds.md"))
-        return
-    summary = folds.collect(Path(run), bootstrap_unit)
-    print(tables.fold_table(summary, "recording"))
-    print()
-    for line in tables.notices(summary):
+    several = [t for t in find_trainings(run) if t.grid or t.seed is not None]
+    page: Any
+    found: Any
+    if not any(t.finished for t in several):
+        page, found, file = tables, folds.collect(run, bootstrap_unit), "report.html"
+    elif any(t.grid for t in several):
+        page, found, file = sweep, sweep.collect_sweep(run, several, bootstrap_unit), "sweep.md"
+    else:
+        page, found, file = seeds, seeds.collect_seeds(run, several, bootstrap_unit), "seeds.md"
+    print(page.table(found), end="\n\n")
+    for line in page.notices(found):
         print(f"note: {line}")
-    print(tables.score_line(summary))
-    print(Path(run) / "report.html")
+    print(page.score_line(found))
+    print(run / file)
 
 
 def compare(first: str, second: str, *, out: str = "compare", bootstrap_unit: str = "auto") -> None:
@@ -122,12 +120,8 @@ def models(*config: str) -> None:
 
 
 COMMANDS: Commands = {
-    "collect": collect,
-    "compare": compare,
-    "report": report,
-    "show_augment": show_augment,
-    "lr_find": lr_find,
-    "models": models,
+    command.__name__: command
+    for command in (collect, compare, report, show_augment, lr_find, models)
 }
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from shards.errors import UserError
 from toolkit import detection
-from toolkit.intervals import Interval, percentiles, resamples, units_of
+from toolkit.intervals import percentiles, ranked, units_of
+from toolkit.metrics import resampled
 from toolkit.predictions import Predictions
 
 RESAMPLES = 2000
@@ -51,65 +52,44 @@ def summary(
     noted = next(iter(notes.values()), None)
     if not noted:
         return None
-    costs = detection.Costs(**noted["costs"])
     target = rows.labels == rows.classes.index(noted["target"])
-    found = [row("all", rows, target, ~target, costs, unit)]
+
+    def row(name: str, others: np.ndarray) -> dict[str, Any]:
+        """The scores of the target against `others` (N,) bool, and their bootstrap intervals."""
+        kept = rows.take(target | others)
+        units, score = units_of(kept, unit), ranked(kept, noted)
+        once = score(np.ones((1, len(units))))
+        drawn = resampled(lambda drawn: score(drawn[:, units]), units, RESAMPLES)
+        between = {key: percentiles(values) for key, values in drawn.items()}
+        single = {key: None if np.isnan(v[0]) else float(v[0]) for key, v in once.items()}
+        return {"name": name, "n": int(others.sum()), **single, "interval": between}
+
+    found = [row("all", ~target)]
     if noted["by"]:
         names = attack_names(noted["by"], told(rows))
         known = np.array([n in notes[f]["seen"] for n, f in zip(names, rows.fold, strict=True)])
         for name, here in (("seen attacks", known), ("unseen attacks", ~known)):
             if (here & ~target).any():
-                found.append(row(name, rows, target, here & ~target, costs, unit))
+                found.append(row(name, here & ~target))
         for name in sorted(set(names[~target])):
             here = (names == name) & ~target
             heard = set(known[here].tolist())
-            seen = heard.pop() if len(heard) == 1 else None
-            found.append(row(name, rows, target, here, costs, unit) | {"seen": seen})
-    return {"target": noted["target"], "costs": costs._asdict(), "by": noted["by"], "rows": found}
-
-
-def row(
-    name: str,
-    rows: Predictions,
-    target: np.ndarray,
-    others: np.ndarray,
-    costs: detection.Costs,
-    unit: str,
-) -> dict[str, Any]:
-    """The scores of the target against `others` (N,) bool, in per-unit bootstrap intervals."""
-    kept = target | others
-    score, truth = target_score(rows, target)[kept], target[kept]
-    once = detection.weighted(truth, score, np.ones((1, len(truth))), costs)
-    values: dict[str, list[np.ndarray]] = {name: [] for name in once}
-    for weights in resamples(units_of(rows, unit)[kept], RESAMPLES):
-        for key, value in detection.weighted(truth, score, weights, costs).items():
-            values[key].append(value)
-    between: dict[str, Interval] = {k: percentiles(np.concatenate(v)) for k, v in values.items()}
-    single = {key: None if np.isnan(v[0]) else float(v[0]) for key, v in once.items()}
-    return {"name": name, "n": int(others.sum()), **single, "interval": between}
-
-
-def target_score(rows: Predictions, target: np.ndarray) -> np.ndarray:
-    """The target's log-odds (N,)."""
-    logs = rows.log_probs
-    number = int(rows.labels[target][0]) if target.any() else 1
-    return logs[:, number] - logs[:, 1 - number]
+            found.append(row(name, here) | {"seen": heard.pop() if len(heard) == 1 else None})
+    return {"target": noted["target"], "costs": noted["costs"], "by": noted["by"], "rows": found}
 
 
 def curves(
     rows: Predictions, found: Mapping[str, Any]
 ) -> Sequence[tuple[str, detection.Curve, float, float]]:
     """Of all, and of seen and unseen attacks where both are there: name, curve, EER, min-DCF."""
-    target = rows.labels == rows.classes.index(found["target"])
-    score = target_score(rows, target)
+    number, logs = rows.classes.index(found["target"]), rows.log_probs
+    target, score = rows.labels == number, logs[:, number] - logs[:, 1 - number]
     scored = {row["name"]: row for row in found["rows"]}
     kept = {"all": np.ones(len(target), bool)}
-    for title, flag in (("seen attacks", True), ("unseen attacks", False)):
-        if (
-            title in scored
-            and len({row.get("seen") for row in scored.values()} & {True, False}) == 2
-        ):
-            names = attack_names(found["by"], told(rows))
+    heard = {row.get("seen") for row in scored.values()}
+    if {True, False} <= heard:
+        names = attack_names(found["by"], told(rows))
+        for title, flag in (("seen attacks", True), ("unseen attacks", False)):
             some = [name for name, row in scored.items() if row.get("seen") is flag]
             kept[title] = target | np.isin(names, some)
     return [

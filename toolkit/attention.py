@@ -10,11 +10,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from shards.index import ShardSet, write_atomic
+from shards.index import ShardSet
 from shards.loader import evaluation_batches
 from toolkit.augment import Transform
-from toolkit.detection_figures import marked
-from toolkit.figures import ORANGE, STYLE, short, to_png
+from toolkit.figures import ORANGE, STYLE, save, short
 from toolkit.models import REGISTRY, build
 from toolkit.schema import ModelConfig
 
@@ -32,8 +31,7 @@ def draw_fold(
     shown = np.unique(labels, return_index=True)[1][:most]
     spectrograms, attention = attend(folder, info, shard_set, numbers[shown])
     titles = [shard_set.label_names[labels[i]] for i in shown]
-    figure = marked(draw(spectrograms, attention, titles), caution)
-    write_atomic(folder / "attention.png", to_png(figure))
+    save(draw(spectrograms, attention, titles), folder / "attention.png", caution)
 
 
 @torch.no_grad()
@@ -69,5 +67,5 @@ def draw(spectrograms: np.ndarray, attention: np.ndarray, titles: list[str]) -> 
         below.stairs(attention[i] * attention.shape[1], edges, fill=True, color=ORANGE)
         below.set(ylim=(0, top), xlabel="frame")
     grid[0, 0].set_ylabel("mel band")
-    grid[1, 0].set_ylabel("attention")
+    grid[1, 0].set_ylabel("attention\n(mean 1)")
     return figure

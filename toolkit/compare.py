@@ -12,7 +12,8 @@ import numpy as np
 from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import detection, folds, tables, tagging
-from toolkit.intervals import Noted, has_groups, percentiles, resamples, sampled, units_of
+from toolkit.intervals import Noted, chosen_unit, percentiles, scorer, units_of
+from toolkit.metrics import resampled
 from toolkit.predictions import Predictions, join
 from toolkit.results import read_fold
 
@@ -36,9 +37,7 @@ def compare(first: Path, second: Path, unit: str = "auto") -> dict[str, Any]:
     if detection.asked(noted, one.classes) != detection.asked(other, two.classes):
         raise UserError(f"{first} and {second}: different targets or costs of detection; "
                         "train both with the same report.target and report.dcf_*")  # fmt: skip
-    if unit not in ("auto", "recording", "group"):
-        raise UserError(f"--bootstrap_unit={unit}: expected recording or group, or auto")
-    unit = ("group" if has_groups(one) else "recording") if unit == "auto" else unit
+    unit = chosen_unit(one, unit)
     right = [rows.labels == rows.predicted for rows in (one, two)]
     a, b = (r.all(axis=1) if r.ndim == 2 else r for r in right)
     counts = [int(n.sum()) for n in (a & b, a & ~b, ~a & b, ~a & ~b)]
@@ -100,17 +99,15 @@ def differences(
     one: Predictions, two: Predictions, units: np.ndarray, noted: Noted
 ) -> dict[str, Any]:
     """Each score of both, and the interval of its difference; see `compare`."""
-    whole = np.ones((1, len(one.labels)))
-    points = [sampled(rows, whole, noted) for rows in (one, two)]
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in points[0]}
-    for weights in resamples(units, RESAMPLES):
-        for name, value in sampled(one, weights, noted).items():
-            drawn[name].append(-value)
-        for name, value in sampled(two, weights, noted).items():
-            drawn[name][-1] = drawn[name][-1] + value
+    scorers = [scorer(rows, units, noted) for rows in (one, two)]
+    points = [score(np.ones((1, units.max() + 1))) for score in scorers]
+
+    def gains(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        before, after = (score(drawn) for score in scorers)
+        return {name: after[name] - before[name] for name in before}
+
     found = {}
-    for name, parts in drawn.items():
-        values = np.concatenate(parts)
+    for name, values in resampled(gains, units, RESAMPLES).items():
         values = values[~np.isnan(values)]
         first, second = (float(point[name][0]) for point in points)
         if len(values) and not np.isnan(first):
@@ -148,9 +145,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         for name, m in found["metrics"].items()
     ]  # fmt: skip
     head = ["per recording", "first %", "second %", "difference", "95 % interval"]
-    differing = tables.table([*head, "resamples above 0 %"], rows, caption(found))
+    differing = tables.rendered([*head, "resamples above 0 %"], rows, caption(found))
     both, first, second, neither = found["counts"]
-    counts = tables.table(
+    counts = tables.rendered(
         ["", "second right", "second wrong"],
         [["first right", both, first], ["first wrong", second, neither]],
         caption(found),
@@ -170,15 +167,12 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def write(found: Mapping[str, Any], out: Path) -> Sequence[Path]:
     """Write the comparison beside each other as OUT.md and OUT.png; returns both paths."""
-    from toolkit.detection_figures import marked
-    from toolkit.figures import to_png
-    from toolkit.rivals import draw
+    from toolkit import figures
 
     out.parent.mkdir(parents=True, exist_ok=True)
     files = [out.with_name(out.name + end) for end in (".md", ".png")]
     write_atomic(files[0], markdown(found).encode("utf-8", "replace"))
     optimistic = any(protocol in folds.CAUTION for protocol in found["protocols"])
-    write_atomic(
-        files[1], to_png(marked(draw(found, NAMES), caption(found) if optimistic else None))
-    )
+    caution = caption(found) if optimistic else None
+    figures.save(figures.draw_rivals(found, NAMES), files[1], caution)
     return files

@@ -24,10 +24,11 @@ class AsTyped(yaml.SafeLoader):
     """Scalars as they were typed, but for null: `cast` knows what they are. YAML 1.1 by itself has
     1.1 for a run named 1.10, False for a class named off, a date for 2026-01-31."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [one for one in found if one[0].endswith((":null", ":merge"))]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+
+AsTyped.yaml_implicit_resolvers = {
+    first: [one for one in found if one[0].endswith((":null", ":merge"))]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def load(words: Sequence[str]) -> Config:

@@ -105,4 +105,4 @@ def input_of(config: Config) -> tuple[Shape, int, str]:
             raise
     frames = math.ceil(round(seconds * rate) / hop)
     note = f" (assumed: {data.shards} is not there)"
-    return (data.n_mels, frames), len(data.classes or "ab"), note
+    return config.input_shape((data.n_mels, frames)), len(data.classes or "ab"), note

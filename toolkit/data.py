@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,24 +179,21 @@ def shares(shard_set: ShardSet, sizes: np.ndarray, data: DataConfig) -> np.ndarr
     counts = sizes.reshape(len(weights), -1)
     part = np.where(counts > 0, 1.0, 0.0) if data.balance == "class" else counts.astype(np.float64)
     if isinstance(data.weights, Mapping):
-        part *= class_weights(shard_set, data.weights)
+        part *= by_class("data.weights", data.weights, shard_set.class_names)
     totals = part.sum(axis=1, keepdims=True)
     if not totals.all():
         raise UserError(f"data.weights={data.weights}: a shard set has no sample left to draw")
     return (np.array(weights)[:, None] * part / totals).ravel()
 
 
-def class_weights(shard_set: ShardSet, weights: Mapping[str, float]) -> np.ndarray:
-    """A weight for each class, 1 where none is given. Shape: (K,)."""
-    names = shard_set.class_names
-    found = dict.fromkeys(names, 1.0)
+def by_class(key: str, weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+    """A weight for each class, 1 where the setting `key` gives none. Shape: (K,)."""
     for name, weight in weights.items():
-        if name not in found:
-            raise UserError(f"data.weights: no class {name!r}; {nearest(name, names)}")
-        if not weight >= 0:
-            raise UserError(f"data.weights: {name}: {weight}; at least 0")
-        found[name] = weight
-    return np.array([found[name] for name in names])
+        if name not in names:
+            raise UserError(f"{key}: no class {name!r}; {nearest(name, names)}")
+        if not 0 <= weight < math.inf:
+            raise UserError(f"{key}: {name}: {weight}; a finite number, at least 0")
+    return np.array([float(weights.get(name, 1.0)) for name in names])
 
 
 def by_sample(shard_set: ShardSet, train: Selection, file: str, length: int, seed: int) -> Weighted:

@@ -1,8 +1,7 @@
 """The same training as a debugger likes it: `train.py CONFIG --debug`."""
 
-import dataclasses
 import os
-from typing import Any
+from dataclasses import replace
 
 from shards.errors import UserError
 from toolkit.limits import check
@@ -10,14 +9,6 @@ from toolkit.schema import Config
 from toolkit.world import launched
 
 EPOCHS, STEPS = 2, 2  #: at most, and steps of each
-
-#: What is set whatever the config says; a key that this version does not have is left alone.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "train": {"resume": "never", "timeout": 0.0, "log_every": 1, "compile": "off"},
-    "data": {"threads": 1, "resident": "none"},
-    "track": {"wandb": "disabled", "tensorboard": False},
-    "hub": {"repo": None},
-}
 
 
 def at_the_desk(config: Config) -> Config:
@@ -37,23 +28,18 @@ def at_the_desk(config: Config) -> Config:
 
     torch.autograd.set_detect_anomaly(True)
     tqdm.monitor_interval = 0  # its thread draws over the debugger's prompt
-    train, data = config.train, config.data
-    settings = {section: dict(keys) for section, keys in SETTINGS.items()}
-    settings["run"] = {"name": f"{config.run.name}-debug"}
-    settings["train"]["epochs"] = min(train.epochs, EPOCHS)
-    samples = STEPS * train.batch_size
-    settings["data"]["samples_per_epoch"] = min(data.samples_per_epoch or samples, samples)
-    found = {
-        section: changed(getattr(config, section), keys)
-        for section, keys in settings.items()
-        if hasattr(config, section)
-    }
-    config = dataclasses.replace(config, **found)
+    train, data, samples = config.train, config.data, STEPS * config.train.batch_size
+    few = min(data.samples_per_epoch or samples, samples)
+    config = replace(
+        config,
+        run=replace(config.run, name=f"{config.run.name}-debug"),
+        data=replace(data, threads=1, resident="none", samples_per_epoch=few),
+        train=replace(
+            train, epochs=min(train.epochs, EPOCHS), resume="never", timeout=0.0, log_every=1,
+            compile="off",
+        ),
+        track=replace(config.track, wandb="disabled", tensorboard=False),
+        hub=replace(config.hub, repo=None),  # where the real run's epochs have the same names
+    )  # fmt: skip
     check(config)
     return config
-
-
-def changed(section: Any, keys: dict[str, Any]) -> Any:
-    """A section with those of `keys` that it has."""
-    known = {field.name for field in dataclasses.fields(section)}
-    return dataclasses.replace(section, **{k: v for k, v in keys.items() if k in known})

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from toolkit import tagging
 from toolkit.metrics import RESAMPLED
 
 Decision = Mapping[str, Any] | None
@@ -42,17 +41,16 @@ def learn(
     """
     if not len(labels) or (labels.ndim == 1 and (len(classes) != 2 or len(set(labels)) < 2)):
         return None
+    probability, n = np.exp(log_probs), len(labels)
     if labels.ndim == 2:
-        found, chosen_by = tagging.thresholds(labels, log_probs).tolist(), "f1"
-        return {
-            "thresholds": dict(zip(classes, found, strict=True)),
-            "chosen_by": chosen_by,
-            "n": len(labels),
+        chosen = {
+            name: best_threshold(labels[:, k], probability[:, k], "f1")
+            for k, name in enumerate(classes)
         }
-    threshold = best_threshold(labels == target, np.exp(log_probs[:, target]), metric)
+        return {"thresholds": chosen, "chosen_by": "f1", "n": n}
     name = classes[target]
-    thresholds = {name: threshold}
-    return {"target": name, "thresholds": thresholds, "chosen_by": metric, "n": len(labels)}
+    chosen = {name: best_threshold(labels == target, probability[:, target], metric)}
+    return {"target": name, "thresholds": chosen, "chosen_by": metric, "n": n}
 
 
 def best_threshold(truth: np.ndarray, probability: np.ndarray, metric: str) -> float:
@@ -67,7 +65,9 @@ def best_threshold(truth: np.ndarray, probability: np.ndarray, metric: str) -> f
     support = np.array([(~truth).sum(), truth.sum()])
     hits = np.stack([passed, support[1] - lost], axis=1)
     guesses = np.stack([below, len(truth) - below], axis=1)
-    if metric == "eer":
+    if metric == "f1":
+        value = 2 * hits[:, 1] / np.maximum(support[1] + guesses[:, 1], 1)
+    elif metric == "eer":
         value = -np.abs(lost / support[1] - (support[0] - passed) / support[0])
     else:
         value = RESAMPLED[metric](hits.astype(float), support.astype(float), guesses.astype(float))

@@ -1,10 +1,9 @@
-"""ROC and DET of two classes, and the mark of figures that need a caution."""
+"""ROC and DET of two classes."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from toolkit.detection import Curve, roc_auc
@@ -48,7 +47,9 @@ def draw_det(curves: Curves, target: str) -> Figure:
         axes.plot(deviate(eer), deviate(eer), "o", color=colour, markersize=4)
     edge = (deviate(0.0005), deviate(0.9))
     axes.plot(edge, edge, color=INK, lw=0.8, ls=(0, (4, 3)))
-    set_ticks(axes)
+    labels, places = [f"{100 * tick:g}" for tick in TICKS], [float(deviate(x)) for x in TICKS]
+    axes.set_xticks(places, labels)
+    axes.set_yticks(places, labels)
     axes.set(xlim=edge, ylim=edge)
     figure.legend(loc="outside lower center")
     return figure
@@ -59,18 +60,3 @@ def deviate(rate: np.ndarray | float) -> np.ndarray:
     from scipy.special import ndtri
 
     return ndtri(np.clip(rate, 1e-6, 1 - 1e-6))
-
-
-def set_ticks(axes: Axes) -> None:
-    """Shares in per cent on both axes."""
-    labels = [f"{100 * tick:g}" for tick in TICKS]
-    axes.set_xticks([float(deviate(tick)) for tick in TICKS], labels)
-    axes.set_yticks([float(deviate(tick)) for tick in TICKS], labels)
-
-
-def marked(figure: Figure, caution: str | None) -> Figure:
-    """The figure with a caution above it, if there is one."""
-    if caution:
-        narrow = figure.get_size_inches()[0] < 5
-        figure.suptitle(caution.replace(": ", ":\n") if narrow else caution, color=ORANGE, size=9)
-    return figure

@@ -1,6 +1,6 @@
 """Figures of a run: matplotlib without pyplot, so nothing is global and no display is needed.
 
-Each `draw_*` returns a Figure; `to_png` makes a file of it, `to_svg` a part of an HTML page that
+Each `draw_*` returns a Figure; `save` makes a file of it, `to_svg` a part of an HTML page that
 takes the page's text colour.
 """
 
@@ -8,13 +8,17 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from shards.durable import write_output
 from shards.labels import shorten
+from toolkit.band_statistics import BAND, OVER_TIME, SHAPE
 
 INK, BLUE, ORANGE = "#1c2430", "#3566d6", "#d9730d"
 FOLD_COLOURS = (BLUE, ORANGE, "#2a9d6f", "#c2417c", "#7b5bd6", "#a88415", "#1b93b3", "#b4483a")
@@ -44,12 +48,26 @@ STYLE: Any = {
     "svg.hashsalt": "wavefold",
 }
 
+COSTS = ("eer", "min_dcf")  #: lower is better
 Records = Sequence[Mapping[str, Any]]
 
 
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG on white."""
     return rendered(figure, "png", dpi=140, facecolor="white")
+
+
+def save(figure: Figure, file: Path, caution: str | None = None) -> None:
+    """Write the figure as a PNG, with a caution above it if there is one."""
+    write_output(file, to_png(marked(figure, caution)))
+
+
+def marked(figure: Figure, caution: str | None) -> Figure:
+    """The figure with a caution above it, if there is one."""
+    if caution:
+        narrow = figure.get_size_inches()[0] < 5
+        figure.suptitle(caution.replace(": ", ":\n") if narrow else caution, color=ORANGE, size=9)
+    return figure
 
 
 def to_svg(figure: Figure) -> str:
@@ -95,8 +113,8 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     for row, column in np.argwhere(matrix > 0):
         strength = share[row, column]
         colour = BLUE if row == column else ORANGE
-        box = (column - 0.5, row - 0.5)
-        axes.add_patch(rectangle(box, colour, float(0.1 + 0.9 * strength)))
+        box, opacity = (column - 0.5, row - 0.5), float(0.1 + 0.9 * strength)
+        axes.add_patch(Rectangle(box, 1, 1, facecolor=colour, alpha=opacity, linewidth=0))
         ink = "white" if strength > 0.5 else INK
         count = int(matrix[row, column])
         axes.text(column, row, f"{count}", ha="center", va="center", fontsize=size, color=ink)
@@ -115,13 +133,6 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         axes.axvline(edge - 0.5, color=INK, alpha=0.1, lw=0.5, zorder=0)
     axes.spines[:].set_visible(True)
     return figure
-
-
-def rectangle(corner: tuple[float, float], colour: str, opacity: float) -> Any:
-    """A unit square with its lower corner at `corner`."""
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, 1, 1, facecolor=colour, alpha=opacity, linewidth=0)
 
 
 @rc_context(STYLE)
@@ -158,4 +169,61 @@ def draw_reliability(count: np.ndarray, confidence: np.ndarray, accuracy: np.nda
     top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     below.bar(edges, count, width, align="edge", color=INK, alpha=0.35, linewidth=0)
     below.set(xlabel="confidence", ylabel="count")
+    return figure
+
+
+@rc_context(STYLE)
+def draw_importance(importance: np.ndarray, n_mels: int) -> Figure:
+    """Shares of the whole importance (F,): statistic by band, and below it the spectral shapes."""
+    cut = len(BAND) * n_mels
+    bands = 100 * importance[:cut].reshape(len(BAND), n_mels)
+    shapes = 100 * importance[cut:].reshape(len(OVER_TIME), len(SHAPE))
+    figure = Figure(figsize=(7.6, 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=(3, 2))
+    image = upper.imshow(bands, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
+    upper.set_yticks(range(len(BAND)), BAND)
+    upper.set(xlabel="mel band", title=f"statistics of bands: {bands.sum():.0f} % of all")
+    figure.colorbar(image, ax=upper, label="% of all, each")
+    place, width = np.arange(len(SHAPE)), 0.8 / len(OVER_TIME)
+    for n, (how, row) in enumerate(zip(OVER_TIME, shapes, strict=True)):
+        lower.bar(place + n * width, row, width, color=BLUE, alpha=1 - 0.3 * n, label=how)
+    even = 100 / len(importance)
+    lower.axhline(even, color="black", lw=0.8, ls=(0, (4, 3)), label="if all were alike")
+    lower.set_xticks(place + width, SHAPE)
+    lower.set(ylabel="% of all", title=f"shape of the spectrum: {shapes.sum():.0f} % of all")
+    lower.set_ylim(0, 1.3 * max(shapes.max(), even))
+    lower.legend(ncols=4, loc="upper right")
+    for axes in (upper, lower):
+        axes.grid(False)
+    return figure
+
+
+@rc_context(STYLE)
+def draw_rivals(found: Mapping[str, Any], names: Mapping[str, str]) -> Figure:
+    """Differences with their intervals, green where the second is better beyond them; and how many
+    recordings only one of the runs has right."""
+    metrics = found["metrics"]
+    figure = Figure(figsize=(8.6, 1.5 + 0.34 * max(4, len(metrics))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    first, second = ("/".join(Path(run).parts[-2:]) for run in found["runs"])
+    left.axvline(0, color=INK, lw=0.8, ls=(0, (4, 3)))
+    for place, (name, one) in enumerate(metrics.items()):
+        low, high = (100 * x for x in one["interval"])
+        sign = -1 if name in COSTS else 1
+        better, worse = sign * low > 0 and sign * high > 0, sign * low < 0 and sign * high < 0
+        colour = "#2a9d6f" if better else ORANGE if worse else INK
+        left.plot([low, high], [place, place], color=colour, lw=2)
+        left.plot(100 * one["difference"], place, "o", color=colour)
+    labels = [names[n] + (" (lower is better)" if n in COSTS else "") for n in metrics]
+    left.set_yticks(range(len(metrics)), labels)
+    left.set(ylim=(len(metrics) - 0.5, -0.5), xlabel="second less first, % points, 95 % interval")
+    left.set_title(f"{short(second, 30)} less\n{short(first, 30)}")
+    bars = ("both right", "only the first", "only the second", "neither")
+    right.barh(bars, found["counts"], color=[INK, ORANGE, BLUE, "#9aa3ae"], alpha=0.85)
+    for place, count in enumerate(found["counts"]):
+        right.text(count, place, f" {count}", va="center")
+    right.invert_yaxis()
+    right.set(xlabel="recordings", xlim=(0, 1.15 * max(found["counts"])))
+    right.set_title(f"right by, McNemar p = {found['mcnemar']:.2g}")
+    right.grid(False)
     return figure

@@ -4,7 +4,7 @@ A *summary* is the dict that folds.json holds; `summarise` makes it, tables and 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,7 +15,7 @@ from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import attacks, tagging
 from toolkit.detection import asked
-from toolkit.intervals import has_groups, intervals, units_of
+from toolkit.intervals import chosen_unit, intervals, units_of
 from toolkit.metrics import confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
 from toolkit.results import Fold, last_words, read_fold
@@ -76,14 +76,12 @@ def check(folds: Sequence[Fold]) -> None:
         pair = f"{first.folder} and {fold.folder}"
         if fold.predictions.classes != first.predictions.classes:
             raise UserError(f"{pair}: different classes; train both on one shard set")
-        for key, what in (
-            ("protocol", "protocols"),
-            ("part", "parts"),
-            ("shard_set", "shard sets"),
-        ):
+        for key in ("protocol", "part", "shard_set"):
             if fold.result.get(key) != first.result.get(key):
                 values = f"{first.result.get(key)} and {fold.result.get(key)}"
-                raise UserError(f"{pair}: different {what}, {values}; train both alike")
+                raise UserError(
+                    f"{pair}: different {key.replace('_', ' ')}s, {values}; train both alike"
+                )
     fold_of: dict[str, str] = {}
     for fold in folds:
         for recording in fold.predictions.at("recording").recording:
@@ -104,16 +102,28 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def config_warnings(folds: Sequence[Fold]) -> list[str]:
-    """One line for each setting that differs between the folds and should not."""
-    configs = [flat(fold.config) for fold in folds]
+def config_warnings(
+    configs: Mapping[Any, Mapping[str, Any]], what: str, free: Container[str] = LAUNCH
+) -> list[str]:
+    """One line for each setting, none of those that are `free`, in which configs differ that should
+    not: those of the folds, or `what` else they are of, by its name."""
+    known = {name: flat(config) for name, config in configs.items()}
     lines = []
-    for key in dict.fromkeys(key for config in configs for key in config):
-        values = [config.get(key) for config in configs]
-        if key not in LAUNCH and any(value != values[0] for value in values):
-            told = ", ".join(f"{f.name}: {v}" for f, v in zip(folds, values, strict=True))
-            lines.append(f"{key} differs between the folds ({told})")
+    for key in dict.fromkeys(key for config in known.values() for key in config):
+        first, *others = (config.get(key) for config in known.values())
+        if key not in free and any(value != first for value in others):
+            told = ", ".join(f"{name}: {config.get(key)}" for name, config in known.items())
+            lines.append(f"{key} differs between the {what} ({told})")
     return lines
+
+
+def spread(results: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:
+    """`mean` and `std`, of the sample, of each score over those results that have it."""
+    found = {name: [one[name] for one in results if one[name] is not None] for name in names}
+    return {
+        "mean": {name: mean(values) if values else None for name, values in found.items()},
+        "std": {name: stdev(v) if len(v) > 1 else None for name, v in found.items()},
+    }
 
 
 def level_summary(
@@ -121,15 +131,12 @@ def level_summary(
 ) -> dict[str, Any]:
     """Pooled scores, intervals, confusion matrix, and mean and spread over folds, of one level."""
     metrics = tagging.METRICS if rows.is_multi_label else METRICS
-    values = {name: [fold.result[level][name] for fold in folds] for name in metrics}
-    values = {name: [v for v in found if v is not None] for name, found in values.items()}
     noted = folds[0].result.get("detection")
     target, costs = asked(noted, rows.classes)
     return {
         "pooled": scores(rows.labels, rows.log_probs, rows.predicted, target=target, costs=costs),
         "interval": intervals(rows, unit, RESAMPLES, noted),
-        "mean": {name: mean(found) if found else None for name, found in values.items()},
-        "std": {name: stdev(v) if len(v) > 1 else None for name, v in values.items()},
+        **spread([fold.result[level] for fold in folds], metrics),
         "confusion": confusion(rows.labels, rows.predicted, len(rows.classes)).tolist(),
         "units": len(np.unique(units_of(rows, unit))),
     }
@@ -143,12 +150,9 @@ def summarise(
     Raises:
         UserError: the folds do not belong together, or a recording is in two of them.
     """
-    if unit not in ("auto", "recording", "group"):
-        raise UserError(f"--bootstrap_unit={unit}: expected recording or group, or auto")
     check(folds)
     joined = join([fold.predictions for fold in folds])
-    if unit == "auto":
-        unit = "group" if has_groups(joined.at("recording")) else "recording"
+    unit = chosen_unit(joined.at("recording"), unit)
     first = folds[0].result
     names = [fold.name for fold in folds]
     whole = folds[0].folder.resolve() == run.resolve()  # a page of one fold misses none
@@ -166,7 +170,7 @@ def summarise(
         "folds": [{key: fold.result.get(key) for key in parts} for fold in folds],
         "missing": missing,
         "why": {n: last_words(run / f"fold-{fold_names(folds).index(n)}") for n in missing},
-        "warnings": config_warnings(folds),
+        "warnings": config_warnings({fold.name: fold.config for fold in folds}, "folds"),
         "bootstrap": {"n": RESAMPLES, "unit": unit, "seed": 0, "level": 0.95},
     }
     notes = {fold.predictions.fold[0]: fold.result.get("detection") for fold in folds}

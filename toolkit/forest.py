@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from safetensors.numpy import load_file
 from safetensors.numpy import save as as_safetensors
 
 from shards.errors import UserError
@@ -61,26 +60,26 @@ def fit(config: Config) -> dict[str, Any]:
              folder, trees, shard_set, sizes)  # fmt: skip
     x = {name: features(shard_set, numbers) for name, numbers in parts.items()}
     y = {name: truth(shard_set, numbers[:]) for name, numbers in parts.items()}
-    grown, several = list[Arrays](), shard_set.is_multi_label
-    total = np.zeros(0)
+    several, k, done = shard_set.is_multi_label, len(shard_set.class_names), 0
+    total = np.zeros((len(parts["val"]), k))
     for forest in stages(config, wanted, trees, x["train"], y["train"]):
         stop_if_asked(folder)
-        done = sum(len(some["roots"]) for some in grown)
-        grown.append(tree_arrays(forest, forest.estimators_[done:], len(shard_set.class_names)))
+        new, done = forest.estimators_[done:], forest.n_estimators
         if len(parts["val"]):
-            some = votes(grown[-1], x["val"])
-            total = total + some if len(total) else some
+            total += votes(tree_arrays(forest, new, k), x["val"])
             seconds = round(time.perf_counter() - begun, 3)
-            now = {"step": forest.n_estimators, "epoch": 1, "seconds": seconds}
-            shares = log_shares(total, forest.n_estimators, several)
-            result = score(config, shard_set, parts["val"][:], shares)
+            now = {"step": done, "epoch": 1, "seconds": seconds}
+            result = score(config, shard_set, parts["val"][:], log_shares(total, done, several))
             metrics.write("eval", part="val", **now, **track.plain(result))
-    arrays = joined(grown)
+    arrays = tree_arrays(forest, forest.estimators_, k)
     importance = forest.feature_importances_
     write_atomic(folder / "best.safetensors", as_safetensors({**arrays, "importance": importance}))
     plain = replace(config, data=replace(config.data, normalize="none"))
     track.write_model(folder, plain, shard_set, data.mean[:0], data.std[:0])
-    draw_importance(folder, importance, shard_set, CAUTION.get(config.data.protocol))
+    from toolkit import figures
+
+    drawn = figures.draw_importance(importance, shard_set.shape[0])
+    figures.save(drawn, folder / "importance.png", CAUTION.get(config.data.protocol))
     state = {"step": trees, "seconds": round(time.perf_counter() - begun, 3)}
     header = track.header(config, shard_set, world, {"step": trees, "epoch": 1}, state, None)
     found = {"test": log_shares(votes(arrays, x["test"]), trees, several)}
@@ -182,22 +181,6 @@ def tree_arrays(forest: Any, trees: Sequence[Any], n_classes: int) -> Arrays:
     return {**found, "share": share}
 
 
-def joined(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """The arrays of all trees, whose nodes are numbered on."""
-    found: dict[str, np.ndarray] = {}
-    firsts = np.cumsum([0, *(len(part["left"]) for part in parts[:-1])], dtype=np.int32)
-    for name in parts[0]:
-        shifts = firsts if name in ("left", "right", "roots") else np.zeros_like(firsts)
-        pieces = [p[name] + n if n else p[name] for p, n in zip(parts, shifts, strict=True)]
-        found[name] = np.concatenate(pieces)
-    return found
-
-
-def read_forest(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of the forest of a run's folder."""
-    return load_file(folder / "best.safetensors")
-
-
 def votes(arrays: Arrays, x: np.ndarray) -> np.ndarray:
     """The sum of the shares that all trees give; over E it is what scikit-learn calls
     predict_proba, to the last bit. Shape: (N, F) float32 -> (N, K) float64."""
@@ -218,15 +201,3 @@ def log_shares(total: np.ndarray, trees: int, several: bool = False) -> np.ndarr
     """Log-probabilities; one more tree that holds all classes for equally likely, or where a sample
     has `several` each for as likely as not, rules none out. Shape: (N, K) votes -> (N, K)."""
     return np.log((total + (0.5 if several else 1 / total.shape[1])) / (trees + 1))
-
-
-def draw_importance(
-    folder: Path, importance: np.ndarray, shard_set: ShardSet, caution: str | None
-) -> None:
-    """importance.png: which bands, and which of their statistics, the forest asks for."""
-    from toolkit.detection_figures import marked
-    from toolkit.figures import to_png
-    from toolkit.importance import draw
-
-    figure = marked(draw(importance, shard_set.shape[0]), caution)
-    write_atomic(folder / "importance.png", to_png(figure))

@@ -1,7 +1,7 @@
 """A loss or gradient that is not finite: who is to blame, and whether training goes on."""
 
 import logging
-from itertools import islice
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,12 +75,6 @@ def suspects(stepper: Stepper, batches: list[Batch], step: int) -> tuple[int, li
     """
     model = stepper.strategy.module
 
-    def stored(batch: Batch) -> torch.Tensor:
-        return batch.x
-
-    def augmented(batch: Batch) -> torch.Tensor:
-        return stepper.augment(batch, step)[0]
-
     @torch.no_grad()
     def output(batch: Batch) -> torch.Tensor:
         return stepper.forward(batch, step)[0]
@@ -91,7 +85,9 @@ def suspects(stepper: Stepper, batches: list[Batch], step: int) -> tuple[int, li
         stepper.strategy.optimizer.zero_grad()
         return torch.stack(sums).sum().expand(len(batch.numbers))
 
-    looks = (stored, augmented) if sharding() else (stored, augmented, output, gradient)
+    looks: list[Callable[[Batch], torch.Tensor]] = [lambda batch: batch.x]
+    looks += [lambda batch: stepper.augment(batch, step)[0]]
+    looks += [] if sharding() else [output, gradient]
     for level, look in enumerate(looks):
         bad = [batch.numbers[~finite_rows(look(batch))] for batch in batches]
         stepper.reduction.forget()  # what a forward has left in batch norm
@@ -107,10 +103,8 @@ def finite_rows(values: torch.Tensor) -> np.ndarray:
 
 def recordings_of(shard_set: ShardSet, numbers: list[int]) -> list[str]:
     """The paths of the recordings that samples were cut from, as recordings.jsonl has them."""
-    wanted = sorted(set(shard_set.rows(np.array(numbers, np.int64))["recording"].tolist()))
-    lines = shard_set.recordings()
-    gaps = np.diff(wanted, prepend=-1) - 1
-    return [next(islice(lines, int(gap), None))["path"] for gap in gaps]
+    wanted = shard_set.rows(np.array(numbers, np.int64))["recording"].tolist()
+    return [line["path"] for line in shard_set.lines_of(wanted).values()]
 
 
 def told(level: int, numbers: list[int], paths: list[str], ranks: list[int]) -> str:

@@ -3,28 +3,40 @@
 Shapes: `N` rows, `K` classes, `U` units (recordings or groups), `R` resamples.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from toolkit.metrics import RESAMPLED, bootstrap, draw
+from shards.errors import UserError
+from toolkit import detection
+from toolkit.metrics import Scorer, counted, resampled
 from toolkit.predictions import Predictions
 
 Interval = list[float] | None
 Noted: TypeAlias = Mapping[str, Any] | None
-BLOCK = 4_000_000  #: weights that are drawn at a time
 
 
-def has_groups(rows: Predictions) -> bool:
-    """Whether some recordings share a group, and there are several groups to draw from."""
-    return 1 < len(np.unique(units_of(rows, "group"))) < len(rows.labels)
+def chosen_unit(rows: Predictions, asked: str) -> str:
+    """What resamples of recordings draw. `auto`: groups, where some recordings share one and there
+    are several to draw from.
+
+    Raises:
+        UserError: no such unit.
+    """
+    if asked not in ("auto", "recording", "group"):
+        raise UserError(f"--bootstrap_unit={asked}: expected recording or group, or auto")
+    if asked != "auto":
+        return asked
+    grouped = 1 < len(np.unique(units_of(rows, "group"))) < len(rows.labels)
+    return "group" if grouped else "recording"
 
 
 def units_of(rows: Predictions, unit: str) -> np.ndarray:
-    """The name of what each row is drawn with; a recording without a group is one by itself."""
+    """The number of what each row is drawn with; a recording without a group is one by itself."""
     alone = rows.group == ""
-    return np.where((unit == "recording") | alone, rows.recording, rows.group)
+    names = np.where((unit == "recording") | alone, rows.recording, rows.group)
+    return np.unique(names, return_inverse=True)[1].reshape(-1)
 
 
 def intervals(
@@ -37,17 +49,8 @@ def intervals(
     where it is defined in none.
     """
     units = units_of(rows, unit)
-    found: dict[str, Interval] = {}
-    if not rows.is_multi_label:
-        for name in RESAMPLED:
-            found[name] = list(bootstrap(rows.labels, rows.predicted, units, name, n))
-        if len(rows.classes) != 2:
-            return found
-    values: dict[str, list[np.ndarray]] = {}
-    for weights in resamples(units, n):
-        for name, value in weighted(rows, weights, noted).items():
-            values.setdefault(name, []).append(value)
-    return found | {name: percentiles(np.concatenate(v)) for name, v in values.items()}
+    found = resampled(scorer(rows, units, noted), units, n)
+    return {name: percentiles(values) for name, values in found.items()}
 
 
 def percentiles(values: np.ndarray) -> Interval:
@@ -56,36 +59,22 @@ def percentiles(values: np.ndarray) -> Interval:
     return np.percentile(values, [2.5, 97.5]).tolist() if len(values) else None
 
 
-def resamples(units: np.ndarray, n: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """(R, N) float64, some at a time: how often each row is in each of `n` resamples."""
-    _, unit = np.unique(units, return_inverse=True)
-    unit, rng = unit.reshape(-1), np.random.default_rng(seed)
-    block = max(1, BLOCK // len(unit))
-    for i in range(0, n, block):
-        yield draw(rng, min(block, n - i), int(unit.max()) + 1)[:, unit]
-
-
-def sampled(rows: Predictions, weights: np.ndarray, noted: Noted = None) -> dict[str, np.ndarray]:
-    """Every score that tables show, for each row of weights (R, N): (R,), NaN where undefined."""
+def scorer(rows: Predictions, units: np.ndarray, noted: Noted = None) -> Scorer:
+    """What gives every score that tables show; `units` are those of the rows (N,)."""
     if rows.is_multi_label:
-        return weighted_tags(rows, weights)
-    classes = np.arange(len(rows.classes))
-    labels, predicted = rows.labels[:, None] == classes, rows.predicted[:, None] == classes
-    counts = [weights @ which for which in (labels & predicted, labels, predicted)]
-    found = {name: score(*counts) for name, score in RESAMPLED.items()}
-    return found | (weighted(rows, weights, noted) if len(classes) == 2 else {})
+        return lambda drawn: weighted_tags(rows, drawn[:, units])
+    by_counts = counted(rows.labels, rows.predicted, units)
+    if len(rows.classes) != 2:
+        return by_counts
+    by_ranks = ranked(rows, noted)
+    return lambda drawn: by_counts(drawn) | by_ranks(drawn[:, units])
 
 
-def weighted(rows: Predictions, weights: np.ndarray, noted: Noted = None) -> dict[str, np.ndarray]:
-    """What depends on ranks, for each row of weights (R, N): (R,), NaN where undefined."""
-    if rows.is_multi_label:
-        return weighted_tags(rows, weights)
-    from toolkit import detection
-
-    logs = rows.log_probs
-    target, costs = detection.asked(noted, rows.classes)
-    score = logs[:, target] - logs[:, 1 - target]
-    return detection.weighted(rows.labels == target, score, weights, costs)
+def ranked(rows: Predictions, noted: Noted) -> Scorer:
+    """What gives the scores of two classes that depend on ranks, of weights of the rows (R, N)."""
+    logs, (target, costs) = rows.log_probs, detection.asked(noted, rows.classes)
+    truth, score = rows.labels == target, logs[:, target] - logs[:, 1 - target]
+    return lambda weights: detection.weighted(truth, score, weights, costs)
 
 
 def weighted_tags(rows: Predictions, weights: np.ndarray) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
-from torch import nn
 
 from shards.feed import Reading
 from shards.index import ShardSet
@@ -68,8 +67,8 @@ def fit(config: Config) -> dict[str, Any]:
     strategy = make_model(config, shard_set, accelerator, world, plan)
     stepper = Stepper(strategy, augment, config, plan, world, make_loss(config, shard_set, parts))
 
-    def evaluate(model: nn.Module, numbers: Selection) -> np.ndarray:
-        return log_probabilities(model, transform, shard_set, numbers, world, accelerator,
+    def evaluate(numbers: Selection) -> np.ndarray:
+        return log_probabilities(strategy.model, transform, shard_set, numbers, world, accelerator,
                                  stepper.microbatch, reading, stepper.loss.link)  # fmt: skip
 
     # Run: what is in it, and where it stopped.
@@ -127,7 +126,8 @@ def fit(config: Config) -> dict[str, Any]:
             metrics.write("epoch", **now, train_loss=epoch_loss)
             result = {}
             if len(parts["val"]):
-                found = evaluate(strategy.judged, parts["val"])
+                with strategy.averaged():
+                    found = evaluate(parts["val"])
                 result = score(config, shard_set, parts["val"][:], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
                 if step % per_epoch == 0:  # a dry run that ends inside an epoch decides nothing
@@ -149,7 +149,7 @@ def fit(config: Config) -> dict[str, Any]:
     saver.close()  # where a signal came, the process ends here
     chosen = past.best or {"step": state["step"], "epoch": -(-state["step"] // per_epoch)}
     strategy.load_weights(load_file(folder / "best.safetensors"))
-    said = {p: evaluate(strategy.model, parts[p]) for p in judged(config, shard_set, parts)}
+    said = {p: evaluate(parts[p]) for p in judged(config, shard_set, parts)}
     at("report")
     result = {}
     if world.is_main:

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from shards.command import nearest
 from shards.errors import UserError
 from shards.index import ShardSet
 from shards.selection import Selection
-from toolkit.data import link_of
+from toolkit.data import by_class, link_of
 from toolkit.schema import Config, OptimConfig
 
 
@@ -25,9 +24,7 @@ class Loss:
     """
 
     binary: bool = False  #: each class for itself, as where samples have several
-    gamma: float = (
-        0.0  #: Lin et al., ICCV 2017: what is right with probability p counts (1-p)^gamma
-    )
+    gamma: float = 0.0  #: right with probability p counts (1-p)^gamma: Lin et al., ICCV 2017
     smoothing: float = 0.0  #: share of the target that all classes have alike
     weights: tuple[float, ...] | None = None  #: (K,): of a class; if `binary` of its presence
     link: str = "softmax"  #: how `log_probabilities` reads the logits
@@ -93,13 +90,7 @@ def class_weights(
     each class by itself the samples without it over those with it."""
     asked, names = optim.class_weights, shard_set.class_names
     if isinstance(asked, Mapping):
-        for name in asked:
-            if name not in names:
-                raise UserError(f"optim.class_weights: no class {name!r}; {nearest(name, names)}")
-        found = tuple(float(asked.get(name, 1.0)) for name in names)
-        if min(found) < 0:
-            raise UserError(f"optim.class_weights={dict(asked)}: each at least 0")
-        return found
+        return tuple(by_class("optim.class_weights", asked, names).tolist())
     if asked is None:
         return None
     if asked != "balanced":

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import UserError
-from shards.index import write_atomic
 from toolkit import curves, figures
 from toolkit.schema import Config
 from toolkit.trial import open_trial
@@ -33,7 +32,7 @@ def find(config: Config, out: Path, steps: int, lowest: float, highest: float) -
         )
     rates, losses = sweep(config, np.geomspace(lowest, highest, steps))
     smooth, place = steepest(losses)
-    write_atomic(out, figures.to_png(curves.draw_lr_range(rates, losses, smooth, place)))
+    figures.save(curves.draw_lr_range(rates, losses, smooth, place), out)
     if place is None:
         raise UserError(
             f"{out}: the loss never fell below that of the untrained model; "

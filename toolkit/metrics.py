@@ -13,6 +13,9 @@ from toolkit import detection
 from toolkit.detection import Costs
 
 Scores = dict[str, Any]
+#: How often each unit is in each resample (R, U) -> scores (R,), NaN where undefined.
+Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
+BLOCK = 4_000_000  #: weights that are drawn at a time
 
 #: What a run can be chosen by: metric -> 1 where higher is better, -1 where lower is.
 SIGNS = {
@@ -189,34 +192,39 @@ RESAMPLED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]]
 
 
 def bootstrap(
-    labels: np.ndarray,
-    predicted: np.ndarray,
-    units: np.ndarray,
-    metric: str,
-    n: int = 2000,
-    seed: int = 0,
+    labels: np.ndarray, predicted: np.ndarray, units: np.ndarray, metric: str, n: int = 2000
 ) -> tuple[float, float]:
     """95 % percentile interval of `metric` over `n` resamples of whole units (Efron, 1979).
 
     `labels`, `predicted` and `units` are (N,); rows of one unit (a recording, a speaker) are drawn
     together, since they are not independent. `metric` is a key of RESAMPLED.
     """
-    _, unit = np.unique(units, return_inverse=True)
-    unit = unit.reshape(-1)
+    unit = np.unique(units, return_inverse=True)[1].reshape(-1)
+    values = resampled(counted(labels, predicted, unit), unit, n)[metric]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def counted(labels: np.ndarray, predicted: np.ndarray, unit: np.ndarray) -> Scorer:
+    """The scores of RESAMPLED; `labels`, `predicted` and the number of each row's `unit` (N,)."""
     shape = (int(unit.max()) + 1, int(max(labels.max(), predicted.max())) + 1)
     right = labels == predicted
-    hits = count_pairs(unit[right], labels[right], shape)
-    support, guesses = count_pairs(unit, labels, shape), count_pairs(unit, predicted, shape)
-    counts = np.concatenate([hits, support, guesses], axis=1).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    # Drawn in blocks: 2000 resamples of 100,000 recordings at once would be 1.6 GB.
-    block = max(1, 4_000_000 // shape[0])
-    values = [
-        RESAMPLED[metric](*np.split(draw(rng, min(block, n - i), shape[0]) @ counts, 3, axis=1))
-        for i in range(0, n, block)
-    ]
-    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
-    return float(low), float(high)
+    pairs = (unit[right], labels[right]), (unit, labels), (unit, predicted)
+    counts = [count_pairs(one, other, shape).astype(np.float64) for one, other in pairs]
+
+    def score(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        sums = [drawn @ one for one in counts]
+        return {name: metric(*sums) for name, metric in RESAMPLED.items()}
+
+    return score
+
+
+def resampled(score: Scorer, unit: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    """`score` of `n` samples with replacement of the units, whose number each row has in `unit`
+    (N,). Drawn some at a time: 2000 resamples of 100,000 recordings at once would be 1.6 GB."""
+    rng, units, block = np.random.default_rng(0), int(unit.max()) + 1, max(1, BLOCK // len(unit))
+    found = [score(draw(rng, min(block, n - i), units)) for i in range(0, n, block)]
+    return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
 def draw(rng: np.random.Generator, n: int, units: int) -> np.ndarray:

@@ -2,15 +2,14 @@
 
 import math
 import re
-from copy import deepcopy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from toolkit.fused import spare_compiler
-from toolkit.precision import autocast
 from toolkit.schema import OptimConfig
-from toolkit.world import World
+from toolkit.world import sharding
 
 #: Parameters of two dimensions or more that do not decay, by the last words of their names.
 EMBEDDING = re.compile(
@@ -37,6 +36,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     ]
     fused = all(p.is_floating_point() for _, p in named)  # for complex ones there is no such kernel
     if config.name == "sgd":
+        fused = fused and sharding() != "FSDP"  # nor one of SGD for tensors that are spread
         momentum = config.momentum
         return torch.optim.SGD(groups, config.lr, momentum, nesterov=momentum > 0, fused=fused)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
@@ -86,29 +86,40 @@ def one_cycle(config: OptimConfig, step: int, total: int) -> float:
 
 
 class Average:
-    """An exponential moving average of a model's weights, float32, in a copy of the model.
+    """An exponential moving average of weights, float32, beside the tensors that it is of.
 
     The decay warms up, min(decay, (1 + t) / (10 + t)) at step t = 1, 2, ..., so that the first
     weights are soon forgotten. Floating buffers (the running statistics of batch norm) are averaged
-    like the weights that they belong to; other buffers are copied.
+    like the weights that they belong to; other buffers are copied. All of it is element by element:
+    of weights that are spread over ranks each one averages its own part.
     """
 
-    def __init__(self, model: nn.Module, decay: float, world: World):
-        """Begin with the weights of `model`, which is not yet wrapped; `module` is the copy."""
-        self.module = deepcopy(model).requires_grad_(False).to(world.device)
-        autocast(self.module, world)
-        self.decay = decay
-        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    @torch.no_grad()
+    def __init__(self, tensors: Mapping[str, torch.Tensor], decay: float):
+        """Begin with `tensors`, by name, in which a model is trained."""
+        self.tensors, self.decay = {name: t.clone() for name, t in tensors.items()}, decay
+        self._pairs = [(self.tensors[name], t) for name, t in tensors.items()]
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights of `model` after optimiser step `step`, counted from 1."""
-        if not self._pairs:  # the tensors stay the same ones; to collect them costs 100 us
-            theirs = model.state_dict()
-            self._pairs = [(mine, theirs[name]) for name, mine in self.module.state_dict().items()]
+    def update(self, step: int) -> None:
+        """Take in the weights after optimiser step `step`, counted from 1."""
         moving = [pair for pair in self._pairs if pair[0].is_floating_point()]
         weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_([mine for mine, _ in moving], [other for _, other in moving], weight)
         for mine, other in self._pairs:
             if not mine.is_floating_point():
                 mine.copy_(other)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew with the weights as they are."""
+        for mine, other in self._pairs:
+            mine.copy_(other)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the weights and their average, in place."""
+        for mine, other in self._pairs:
+            held = mine.clone()
+            mine.copy_(other)
+            other.copy_(held)

@@ -5,7 +5,7 @@ Shapes: `N` rows, `K` classes.
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +21,6 @@ from toolkit.decision import decide
 from toolkit.metrics import FLOOR, pool
 
 LEVELS = ("segment", "recording")
-COLUMNS = ("level", "recording", "group", "start", "fold", "label", "predicted")
-SEVERAL = (*COLUMNS[:5], "labels", "predicted")  # the same, where samples have several classes
-ATTACK = "attack"  # a column behind the group, where the shard set knows of attacks
 
 
 @dataclass(frozen=True)
@@ -117,28 +114,26 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(classes=parts[0].classes, **arrays)
 
 
-def write_predictions(file: Path, predictions: Predictions) -> None:
+def columns(several: bool, attacks: bool) -> list[str]:
+    """Those before the probabilities; `several` classes a sample, a set that knows of `attacks`."""
+    attack, labels = ["attack"] * attacks, "labels" if several else "label"
+    return ["level", "recording", "group", *attack, "start", "fold", labels, "predicted"]
+
+
+def write_predictions(file: Path, p: Predictions) -> None:
     """Write predictions.csv whole or not at all; probabilities with 9 significant digits."""
-    text = io.StringIO()
+    text, attacks = io.StringIO(), bool((p.attack != "").any())
     # Only with the terminator \r\n does csv quote both a \r and a \n inside a name; \n is written.
     writer = csv.writer(SimpleNamespace(write=lambda row: text.write(row[:-2] + "\n")))
-    columns = list(SEVERAL if predictions.is_multi_label else COLUMNS)
-    attacks = bool((predictions.attack != "").any())
-    columns[3:3] = [ATTACK] * attacks
-    writer.writerow([*columns, *(f"p_{name}" for name in predictions.classes)])
-    writer.writerows(row[:3] + row[4 - attacks :] for row in rows_of(predictions))
-    # A file name that is not UTF-8 keeps its bytes.
-    write_atomic(file, text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def rows_of(p: Predictions) -> Iterator[list[str]]:
-    """The rows of predictions.csv as text."""
+    writer.writerow([*columns(p.is_multi_label, attacks), *(f"p_{name}" for name in p.classes)])
     for i in range(len(p.labels)):
+        about = [p.level[i], p.recording[i], p.group[i], *[p.attack[i]] * attacks]
         start = "" if np.isnan(p.start[i]) else f"{p.start[i]:.9g}"
         names = [names_of(found[i], p.classes) for found in (p.labels, p.predicted)]
         probabilities = [f"{value:.9g}" for value in p.probabilities[i].tolist()]
-        about = [p.level[i], p.recording[i], p.group[i], p.attack[i], start, p.fold[i]]
-        yield [*about, *names, *probabilities]
+        writer.writerow([*about, start, p.fold[i], *names, *probabilities])
+    # A file name that is not UTF-8 keeps its bytes.
+    write_atomic(file, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def names_of(label: np.ndarray, classes: Sequence[str]) -> str:
@@ -159,14 +154,13 @@ def read_predictions(file: Path) -> Predictions:
             reader = csv.reader(lines, strict=True)
             try:
                 header = next(reader, [])
-                attacks = header[3:4] == [ATTACK]
-                header[3:4] = [] if attacks else header[3:4]
-                classes = tuple(name.removeprefix("p_") for name in header[len(COLUMNS) :])
-                several = tuple(header[: len(COLUMNS)]) == SEVERAL
-                if not (several or tuple(header[: len(COLUMNS)]) == COLUMNS) or not classes:
-                    raise ValueError(f"columns are not {','.join(COLUMNS)},p_CLASS...")
-                number_of = {name: number for number, name in enumerate(classes)}
-                rows = [parse(row, number_of, several, attacks) for row in reader]
+                classes = [name for name in header if name.startswith("p_")]
+                number_of = {name.removeprefix("p_"): n for n, name in enumerate(classes)}
+                head = header[: len(header) - len(classes)]
+                if head != columns("labels" in head, "attack" in head) or not classes:
+                    names = ",".join(columns(several=False, attacks=False))
+                    raise ValueError(f"columns are not {names},p_CLASS...")
+                rows = [parse(row, head, number_of) for row in reader]
             except (ValueError, csv.Error) as error:
                 raise UserError(
                     f"{file}: line {max(1, reader.line_num)}: {error}; "
@@ -174,56 +168,39 @@ def read_predictions(file: Path) -> Predictions:
                 ) from None
     except FileNotFoundError:
         raise UserError(f"{file}: missing; evaluate the run again") from None
-    return from_rows(classes, rows, several)
+    kinds: dict[str, Any] = dict.fromkeys(("start", "probabilities"), np.float64)
+    kinds |= dict.fromkeys(("labels", "predicted"), bool if "labels" in head else np.int64)
+    found = {f.name: [row[f.name] for row in rows] for f in fields(Predictions)[1:]}
+    arrays: dict[str, Any] = {
+        name: np.array(values, kinds[name]) if name in kinds else texts(values)
+        for name, values in found.items()
+    }
+    arrays["probabilities"] = arrays["probabilities"].reshape(-1, len(number_of))
+    return Predictions(classes=tuple(number_of), **arrays)
 
 
-def from_rows(
-    classes: tuple[str, ...], rows: Sequence[Sequence[Any]], several: bool
-) -> Predictions:
-    """Parsed rows as arrays; a row has the fields of Predictions, in their order."""
-    columns = list(zip(*rows, strict=True)) or [()] * (len(COLUMNS) + 2)
-    level, recording, group, attack, start, fold, labels, predicted, probabilities = columns
-    kind: Any = bool if several else np.int64
-    return Predictions(
-        classes=classes,
-        level=texts(level),
-        recording=texts(recording),
-        group=texts(group),
-        attack=texts(attack),
-        start=np.array(start, np.float64),
-        fold=texts(fold),
-        labels=np.array(labels, kind),
-        predicted=np.array(predicted, kind),
-        probabilities=np.array(probabilities, np.float64).reshape(-1, len(classes)),
-    )
-
-
-def parse(
-    row: list[str], number_of: dict[str, int], several: bool, attacks: bool
-) -> tuple[object, ...]:
-    """One row, its texts as numbers, `several` classes as one bool a class; a ValueError tells what
-    is wrong with it."""
-    expected = len(COLUMNS) + attacks + len(number_of)
+def parse(row: list[str], head: list[str], number_of: dict[str, int]) -> dict[str, Any]:
+    """The fields of one row, its texts as numbers, several classes as one bool a class; a
+    ValueError tells what is wrong with it."""
+    expected = len(head) + len(number_of)
     if len(row) != expected:
         raise ValueError(f"{len(row)} values, expected {expected}")
-    attack = row.pop(3) if attacks else ""
-    level, recording, group, start, fold, label, predicted = row[: len(COLUMNS)]
-    if level not in LEVELS:
-        raise ValueError(f"level {level!r} is neither segment nor recording")
-    split = [[n for n in text.split(SEPARATOR) if n] if several else [text]
-             for text in (label, predicted)]  # fmt: skip
-    for name in [*split[0], *split[1]]:
-        if name not in number_of:
-            raise ValueError(f"class {name!r} has no column p_{name}")
-    probabilities = [float(text) for text in row[len(COLUMNS) :]]
+    said: dict[str, Any] = {"attack": "", **dict(zip(head, row, strict=False))}
+    if said["level"] not in LEVELS:
+        raise ValueError(f"level {said['level']!r} is neither segment nor recording")
+    several = "labels" in head
+    for field, text in (("labels", row[len(head) - 2]), ("predicted", row[len(head) - 1])):
+        names = [name for name in text.split(SEPARATOR) if name] if several else [text]
+        for name in names:
+            if name not in number_of:
+                raise ValueError(f"class {name!r} has no column p_{name}")
+        said[field] = [n in names for n in number_of] if several else number_of[names[0]]
+    probabilities = [float(text) for text in row[len(head) :]]
     # A row cut inside its last number is found by its sum.
     if several:
         if not all(0 <= p <= 1 for p in probabilities):
             raise ValueError("a probability is not within 0 and 1")
     elif not abs(sum(probabilities) - 1) < 1e-4 or min(probabilities) < 0:
         raise ValueError(f"probabilities sum to {sum(probabilities):.6g}, expected 1")
-    seconds = float(start) if start else float("nan")
-    numbers: list[Any] = [number_of[names[0]] if names else -1 for names in split]
-    if several:
-        numbers = [[name in names for name in number_of] for names in split]
-    return level, recording, group, attack, seconds, fold, *numbers, probabilities
+    start = float(said["start"]) if said["start"] else float("nan")
+    return {**said, "start": start, "probabilities": probabilities}

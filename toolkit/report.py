@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import UserError
 from shards.index import ShardSet, write_atomic
 from toolkit import tables
 from toolkit.detection import asked
@@ -46,7 +45,6 @@ def write_fold(
         UserError: nothing to score, or NaN.
     """
     from toolkit import curves, figures
-    from toolkit.detection_figures import marked
 
     if (folder / "model.json").exists():
         info = read_json(folder / "model.json") | {"decision": header.get("decision")}
@@ -68,8 +66,7 @@ def write_fold(
     write_atomic(folder / "report.txt", classification_report(summary, predictions).encode())
     write_figures(folder, summary, predictions)
     if fold.records:  # a forest without a validation part has none
-        drawn = marked(curves.draw_curves(fold.records), summary["caution"])
-        write_atomic(folder / "curves.png", figures.to_png(drawn))
+        figures.save(curves.draw_curves(fold.records), folder / "curves.png", summary["caution"])
     if "torch" in sys.modules:  # a forest needs none, and attends to nothing
         from toolkit import attention
 
@@ -98,43 +95,33 @@ def classification_report(summary: Mapping[str, Any], predictions: Predictions) 
     return "\n".join(parts)
 
 
-def confusion_figure(summary: Mapping[str, Any]) -> Any:
-    """The confusion matrix over recordings."""
-    from toolkit import figures
-    from toolkit.detection_figures import marked
-
-    counts = np.array(summary["recording"]["confusion"])
-    return marked(figures.draw_confusion(counts, summary["classes"]), summary["caution"])
-
-
 def write_figures(folder: Path, summary: Mapping[str, Any], predictions: Predictions) -> None:
     """confusion_matrix.png, and of two classes roc.png and det.png."""
     from toolkit import figures
 
-    drawn = {"confusion_matrix": confusion_figure(summary)}
-    for name, figure in (drawn | detection_drawn(summary, predictions)).items():
-        write_atomic(folder / f"{name}.png", figures.to_png(figure))
+    for name, figure in drawings(summary, predictions).items():
+        figures.save(figure, folder / f"{name}.png")
 
 
-def detection_drawn(summary: Mapping[str, Any], predictions: Predictions) -> dict[str, Any]:
-    """The figures `roc` and `det` over recordings; none unless there are two classes."""
-    from toolkit import attacks
-    from toolkit.detection_figures import draw_det, draw_roc, marked
+def drawings(summary: Mapping[str, Any], predictions: Predictions) -> dict[str, Any]:
+    """The figures `confusion_matrix` and, of two classes, `roc` and `det`, over recordings."""
+    from toolkit import attacks, figures
+    from toolkit.detection_figures import draw_det, draw_roc
 
-    found = summary["detection"]
-    if not found or found["rows"][0]["eer"] is None:
-        return {}
-    curves, target = attacks.curves(predictions.at("recording"), found), found["target"]
-    both = {"roc": draw_roc(curves, target), "det": draw_det(curves, target)}
-    return {name: marked(figure, summary["caution"]) for name, figure in both.items()}
+    counts, found = np.array(summary["recording"]["confusion"]), summary["detection"]
+    drawn = {"confusion_matrix": figures.draw_confusion(counts, summary["classes"])}
+    if found and found["rows"][0]["eer"] is not None:
+        curves, target = attacks.curves(predictions.at("recording"), found), found["target"]
+        drawn |= {"roc": draw_roc(curves, target), "det": draw_det(curves, target)}
+    return {name: figures.marked(figure, summary["caution"]) for name, figure in drawn.items()}
 
 
-def hardest(predictions: Predictions, n: int = HARDEST) -> list[dict[str, Any]]:
+def hardest(predictions: Predictions) -> list[dict[str, Any]]:
     """The recordings that were wrong with the highest confidence, the most confident first."""
     rows = predictions.at("recording")
     wrong, sure, right = certainty(rows)
     wrong = np.flatnonzero(wrong)
-    chosen = wrong[np.argsort(-sure[wrong], kind="stable")[:n]]
+    chosen = wrong[np.argsort(-sure[wrong], kind="stable")[:HARDEST]]
     return [
         {
             "recording": rows.recording[i],
@@ -203,6 +190,8 @@ def write_page(
     )
     environment.filters |= {"percent": tables.percent, "duration": duration}
     environment.filters["interval"] = tables.interval
+    drawn = drawings(summary, predictions)
+    drawn = {name: Markup(figures.to_svg(figure)) for name, figure in drawn.items()}
     template = resources.files("toolkit").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         s=summary,
@@ -214,13 +203,10 @@ def write_page(
         hardest=hardest(predictions),
         wrong=int(certainty(rows)[0].sum()),
         curves=Markup(figures.to_svg(progress)) if any(f.records for f in folds) else None,
-        detection={
-            name: Markup(figures.to_svg(figure))
-            for name, figure in detection_drawn(summary, predictions).items()
-        },
+        confusion=drawn.pop("confusion_matrix"),
+        detection=drawn,
         said=tables.caption(summary),
         seconds=sum(fold.result.get("seconds") or 0 for fold in folds),
-        confusion=Markup(figures.to_svg(confusion_figure(summary))),
         calibration=Markup(
             figures.to_svg(figures.draw_reliability(*reliability(*decisions(rows))))
         ),
@@ -252,8 +238,6 @@ def rebuild(folder: Path) -> Path:
     Raises:
         UserError: no such folder, nothing finished in it, or folds that do not belong together.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such run; name a folder that training wrote, as runs/NAME")
     alone = (folder / "scores.json").exists()
     folds = [read_fold(folder)] if alone else find_folds(folder)
     summary, predictions = summarise(folder, folds)

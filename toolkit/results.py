@@ -1,12 +1,14 @@
-"""What training left in a folder, read back; settings without their secrets."""
+"""What training left in folders, read back; settings without their secrets."""
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.errors import UserError
 from shards.index import ShardSet
@@ -22,6 +24,12 @@ SECRET_TEXT = re.compile(
 )
 #: What Slurm and slurm/job.sh say of a training that has ended: after its own last words.
 AFTERWARDS = re.compile(r"srun: |\[\S+ job \S+ on \S+\] ended with exit code")
+
+#: GRID/seed-S/fold-F below the run's folder, as launch.tasks names them; any may be absent.
+TRAINING = re.compile(
+    r"(?:(?P<grid>[^/]*=[^/]*)/)?(?:seed-(?P<seed>\d+)/)?(?:fold-(?P<fold>\d+)/)?"
+)
+LEFT = ("environment.json", "train.log", "scores.json")  #: by a training that was begun
 
 
 @dataclass(frozen=True)
@@ -78,17 +86,16 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file}: not valid JSON ({error}); evaluate the run again") from None
 
 
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl; a line that a killed run left unfinished is passed over."""
+def read_records(file: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """metrics.jsonl, or what its last `most` bytes hold; a line that a killed run left unfinished,
+    or that is being written, is passed over."""
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
+    with suppress(OSError), open(file, "rb") as lines:
+        lines.seek(max(0, os.fstat(lines.fileno()).st_size - most) if most else 0)
+        for line in lines.read().splitlines():
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict) and "step" in record]
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -121,10 +128,8 @@ def read_fold(folder: Path) -> Fold:
     Raises:
         UserError: a file is missing or damaged, or predictions.csv is not what was scored.
     """
-    result, predictions = (
-        read_json(folder / "scores.json"),
-        read_predictions(folder / "predictions.csv"),
-    )
+    result = read_json(folder / "scores.json")
+    predictions = read_predictions(folder / "predictions.csv")
     for level in LEVELS:
         found, expected = int((predictions.level == level).sum()), result[level]["n"]
         if found != expected:
@@ -139,3 +144,34 @@ def set_identity(shard_set: ShardSet) -> str:
     """What tells one shard set from another, wherever it lies: a digest of dataset.json."""
     text = json.dumps(shard_set.info, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Training(NamedTuple):
+    """A training that was begun, and where it stands in the run."""
+
+    folder: Path
+    grid: str  #: what its settings differ in; "" without a grid
+    seed: int | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has been scored."""
+        return (self.folder / "scores.json").exists()
+
+
+def find_trainings(run: Path) -> list[Training]:
+    """All trainings below a run's folder, in the order of settings, seeds and folds."""
+    globs = [f"{depth}{name}" for depth in ("", "*/", "*/*/", "*/*/*/") for name in LEFT]
+    found = []
+    for folder in {file.parent for pattern in globs for file in run.glob(pattern)}:
+        match = TRAINING.fullmatch("".join(f"{part}/" for part in folder.relative_to(run).parts))
+        if match:
+            seed = int(match["seed"]) if match["seed"] else None
+            found.append((match["grid"] or "", seed, int(match["fold"] or 0), folder))
+    found.sort(key=lambda one: (one[0], one[1] or 0, one[2]))
+    return [Training(folder, grid, seed) for grid, seed, _, folder in found]
+
+
+def unfinished(trainings: Sequence[Training], run: Path) -> list[str]:
+    """The trainings that were begun and not scored, by their folder below the run's."""
+    return [str(one.folder.relative_to(run)) for one in trainings if not one.finished]

@@ -198,10 +198,10 @@ class Saver:
         return checkpoint.DAMAGED if found else checkpoint.NONE
 
     def _load(self, path: Path) -> None:
+        if self.strategy.average:
+            self.strategy.load_average(load_file(path / "ema.safetensors"))
         self.strategy.load_weights(load_file(path / "model.safetensors"))
         self.strategy.load_moments(load_file(path / "optimizer.safetensors"))
-        if self.strategy.average:
-            self.strategy.average.module.load_state_dict(load_file(path / "ema.safetensors"))
 
     def _is_best(self, state: dict[str, Any]) -> bool:
         """Whether best.safetensors has to hold the weights of `state`."""

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ import numpy as np
 from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import folds, tables
-from toolkit.folds import LAUNCH, RESAMPLES, flat
-from toolkit.intervals import Interval, percentiles, resamples, sampled, units_of
+from toolkit.folds import RESAMPLES
+from toolkit.intervals import Interval, percentiles, scorer, units_of
+from toolkit.metrics import resampled
 from toolkit.predictions import LEVELS, Predictions, read_predictions
-from toolkit.results import read_config
-from toolkit.trainings import Training, unfinished
+from toolkit.results import Training, read_config, unfinished
 
 SOURCES = (
     "Pooled scores are taken of all folds of a seed together; mean and std are over the seeds "
@@ -46,13 +45,14 @@ def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Sum
                 raise UserError(f"{places[seed]}: another {key} than in {places[seeds[0]]}; "
                                 "train all seeds alike")  # fmt: skip
     rows = [read_predictions(place / "predictions.csv") for place in places.values()]
+    configs = {t.seed: read_config(t.folder / "config.yaml") for t in trainings if t.finished}
     summary = {
         "run": first["run"],
         "protocol": first["protocol"],
         "caution": first["caution"],
         "seeds": {str(seed): brief(one) for seed, one in found.items()},
         "unfinished": unfinished(trainings, folder),
-        "warnings": warnings([one for one in trainings if one.finished]),
+        "warnings": folds.config_warnings(configs, "seeds", folds.LAUNCH | {"train.seed"}),
         "bootstrap": first["bootstrap"],
         "metrics": metrics_of(first),
         **{level: over_seeds(list(found.values()), rows, first, level) for level in LEVELS},
@@ -87,14 +87,11 @@ def over_seeds(
 ) -> Summary:
     """Mean and spread of the seeds' pooled scores, and the interval of the mean."""
     metrics, unit = metrics_of(first), first["bootstrap"]["unit"]
-    values = {name: [one[level]["pooled"][name] for one in found] for name in metrics}
-    values = {name: [v for v in some if v is not None] for name, some in values.items()}
     at = [one.at(level) for one in rows]
     at = [one.take(np.lexsort((one.start, one.recording.astype(str)))) for one in at]
     alike = all(one.recording.tolist() == at[0].recording.tolist() for one in at)  # else missing
     return {
-        "mean": {name: mean(v) if v else None for name, v in values.items()},
-        "std": {name: stdev(v) if len(v) > 1 else None for name, v in values.items()},
+        **folds.spread([one[level]["pooled"] for one in found], metrics),
         "interval": intervals(at, unit, metrics) if alike else dict.fromkeys(metrics),
     }
 
@@ -104,25 +101,15 @@ def intervals(
 ) -> dict[str, Interval]:
     """The 95 % interval of the mean over seeds, whose rows stand in one order: each draw takes the
     same units of all of them."""
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
-    for weights in resamples(units_of(rows[0], unit), RESAMPLES):
-        each = [sampled(one, weights) for one in rows]
-        for name, values in drawn.items():
-            values.append(np.mean([one[name] for one in each], axis=0))
-    return {name: percentiles(np.concatenate(values)) for name, values in drawn.items()}
+    units = units_of(rows[0], unit)
+    scorers = [scorer(one, units) for one in rows]
 
+    def means(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        each = [score(drawn) for score in scorers]
+        return {name: np.mean([one[name] for one in each], axis=0) for name in metrics}
 
-def warnings(trainings: Sequence[Training]) -> list[str]:
-    """One line for each setting that differs between seeds and should not."""
-    configs = {one.seed: flat(read_config(one.folder / "config.yaml")) for one in trainings}
-    lines = []
-    for key in dict.fromkeys(key for config in configs.values() for key in config):
-        values = {seed: config.get(key) for seed, config in configs.items()}
-        differ = any(value != next(iter(values.values())) for value in values.values())
-        if differ and key not in LAUNCH | {"train.seed"}:
-            told = ", ".join(f"{seed}: {value}" for seed, value in values.items())
-            lines.append(f"{key} differs between the seeds ({told})")
-    return lines
+    found = resampled(means, units, RESAMPLES)
+    return {name: percentiles(values) for name, values in found.items()}
 
 
 def table(summary: Mapping[str, Any], level: str = "recording") -> str:
@@ -141,7 +128,7 @@ def table(summary: Mapping[str, Any], level: str = "recording") -> str:
         *(f"fold {name}" for name in names),
         *(f"{m} %" for m in summary["metrics"].values()),
     ]
-    return tables.table(header, rows, tables.caption(summary))
+    return tables.rendered(header, rows, tables.caption(summary))
 
 
 def pooled(summary: Mapping[str, Any], values: Mapping[str, float | None]) -> list[str]:

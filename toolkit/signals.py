@@ -14,7 +14,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,21 +37,34 @@ def received() -> int:
 
 
 @contextmanager
+def noting(signals: Sequence[signal.Signals], noted: list[int]) -> Iterator[None]:
+    """Within it these signals are noted in the list, and do nothing else; it is empty after it."""
+    before = [signal.signal(one, lambda number, _: noted.append(number)) for one in signals]
+    try:
+        yield
+    finally:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)
+        noted.clear()
+
+
+@contextmanager
 def noted() -> Iterator[None]:
     """Within it the signals are noted and end nothing; so is the death of a launcher.
 
     `accelerate launch` dies of SIGUSR1, and of SIGTERM where it started one process, and leaves its
     workers running: they take its death for a SIGTERM.
     """
-    before = [signal.signal(s, lambda number, _: _noted.append(number)) for s in SIGNALS]
-    if under_launcher() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    try:
+    with noting(SIGNALS, _noted):
+        if under_launcher():
+            end_with_parent()
         yield
-    finally:
-        for number, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(number, handler)
-        _noted.clear()
+
+
+def end_with_parent() -> None:
+    """Have a SIGTERM come when the parent dies, so that nothing trains on unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def mark(run: Path, number: int, step: int) -> None:

@@ -92,7 +92,7 @@ class Stepper:
             strategy.step()
             self.reduction.fold_in()
             if strategy.average:
-                strategy.average.update(strategy.module, step - self.scale.skipped)
+                strategy.average.update(step - self.scale.skipped)
         strategy.forget_gradients()
         asked_for = frozenset(w for w, n in zip(WISHES, asked, strict=True) if n)
         at("after step", step)

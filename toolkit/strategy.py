@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
 
-from shards.errors import UserError
 from shards.order import BatchPlan
 from toolkit import zero
 from toolkit.fused import FusedStep
@@ -26,6 +25,8 @@ from toolkit.world import World, sharding
 from toolkit.zero import Tensors
 
 log = logging.getLogger(__name__)
+
+NOTHING = nullcontext()
 
 
 class Strategy:
@@ -42,16 +43,8 @@ class Strategy:
     ):
         self.accelerator = accelerator
         self.zero = accelerator.distributed_type == DistributedType.DEEPSPEED
-        third = self.zero and accelerator.deepspeed_plugin.zero_stage == 3
-        if config.ema and (third or accelerator.is_fsdp2):
-            raise UserError(
-                f"optim.ema={config.ema} averages whole weights, and this launch spreads them; "
-                "use optim.ema=0, or launch/gpu_n.yaml, ZeRO 1 or ZeRO 2"
-            )
         self.shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
         self._raw = optimizer
-        # Before forward is wrapped, since a copy's would lead to the original's.
-        self.average = Average(model, config.ema, world) if config.ema else None
         accelerator.gradient_accumulation_steps = 1  # micro-steps are the plan's, not a launcher's
         autocast(model, world)
         if self.zero:
@@ -63,10 +56,10 @@ class Strategy:
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         else:  # no DDP: toolkit.reduction sums the gradients, with all else that ranks share
             self.model, self.optimizer = model.to(world.device), optimizer
-            for module in (model, *([self.average.module] if self.average else [])):
-                for tensor in module.state_dict().values() if world.size > 1 else ():
-                    torch.distributed.broadcast(tensor, 0)
+            for tensor in model.state_dict().values() if world.size > 1 else ():
+                torch.distributed.broadcast(tensor, 0)
         self.module = bare(self.model)
+        self.average = Average(own(self.module), config.ema) if config.ema else None
         self.whole = [] if sharding() else list(self.module.parameters())  #: not spread
         self._kernel = FusedStep(optimizer)
         self._before: Callable[[], None] = lambda: None
@@ -79,7 +72,7 @@ class Strategy:
         """Around forward and backward of a spread model: gradients travel, and DeepSpeed steps, in
         the last one only."""
         self.accelerator.sync_gradients = last
-        with nullcontext() if last else self.accelerator.no_sync(self.model):
+        with NOTHING if last else self.accelerator.no_sync(self.model):
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -115,24 +108,38 @@ class Strategy:
         for p in self.whole:
             p.grad = None
 
-    @property
-    def judged(self) -> nn.Module:
-        """What is evaluated, and kept as the best: the average of the weights, if there is one."""
-        return self.average.module if self.average else self.model
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within: what is evaluated, and kept as the best: where there is an average of the
+        weights, that in their place. What raises there ends the training."""
+        self._swap()
+        yield
+        self._swap()
+
+    def _swap(self) -> None:
+        if self.average:
+            self._before()  # a checkpoint may be copying them
+            reshard(self.module)
+            with zero.apart(self.model.optimizer) if self.zero else NOTHING:
+                self.average.swap()
 
     def tensors(self) -> dict[str, Tensors]:
         """All that a checkpoint holds; only rank 0 can count on having it."""
         groups = {"model": self.weights(), "optimizer": self.moments()}
-        if self.average:
-            groups["ema"] = self.average.module.state_dict()
+        if self.average and sharding():
+            with self.averaged():
+                groups["ema"] = self.weights()
+        elif self.average:
+            groups["ema"] = self.average.tensors
         return groups
 
     def weights(self) -> Tensors:
         """The whole weights, which only the optimiser's step changes, and copies of the buffers."""
-        if sharding():
-            return self.accelerator.get_state_dict(self.model) or {}
         lasting = dict(self.module.named_parameters())
-        tensors = self.module.state_dict()
+        if sharding():
+            tensors = self.accelerator.get_state_dict(self.model) or {}
+        else:
+            tensors = self.module.state_dict()
         return {name: t if name in lasting else t.clone() for name, t in tensors.items()}
 
     def before_step(self, action: Callable[[], None]) -> None:
@@ -158,6 +165,12 @@ class Strategy:
             self.model.optimizer.refresh_fp32_params()
         else:
             self.module.load_state_dict(tensors)
+
+    def load_average(self, tensors: Tensors) -> None:
+        """Take over a whole average by way of the weights, which are to be loaded next."""
+        if self.average:
+            self.load_weights(tensors)
+            self.average.restart()
 
     def moments(self) -> Tensors:
         """The optimiser's whole state, as `features.0.weight.exp_avg`; its step may change it."""
@@ -193,12 +206,26 @@ def bare(model: nn.Module) -> nn.Module:
     return getattr(model, "module", model)
 
 
-def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """What is trained, by name, as the optimiser holds it: FSDP shows it whole after a forward."""
+def reshard(module: nn.Module) -> None:
+    """Have FSDP give up the whole weights that a forward leaves."""
     part: Any
     for part in module.modules() if sharding() == "FSDP" else ():
         if hasattr(part, "reshard"):
             part.reshard()
+
+
+@torch.no_grad()
+def own(module: nn.Module) -> Tensors:
+    """What this rank holds of weights and buffers, by name; to change it is to train."""
+    reshard(module)
+    tensors = module.state_dict(keep_vars=True)
+    tensors = {name: t.to_local() if spread(t) else t for name, t in tensors.items()}
+    return {name: getattr(t, "ds_tensor", t) for name, t in tensors.items()}
+
+
+def sharded_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What is trained, by name, as the optimiser holds it: FSDP shows it whole after a forward."""
+    reshard(module)
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 

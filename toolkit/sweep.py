@@ -13,8 +13,7 @@ from shards.index import write_atomic
 from toolkit import seeds, tables
 from toolkit.folds import CAUTION, LAUNCH, flat
 from toolkit.metrics import SIGNS
-from toolkit.results import read_config, read_json, read_records
-from toolkit.trainings import Training, unfinished
+from toolkit.results import Training, read_config, read_json, read_records, unfinished
 
 Sweep = dict[str, Any]
 UNRANKED = (
@@ -33,7 +32,9 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     joined = {
         grid: seeds.collect_seeds(run / grid, several, unit) for grid, several in grids.items()
     }
-    configs = {grid: read_first(several) for grid, several in grids.items()}
+    configs: dict[str, dict[str, Any]] = {}  # of a setting, by its first training that has one
+    for t in trainings:
+        configs[t.grid] = configs.get(t.grid) or flat(read_config(t.folder / "config.yaml"))
     metric = next(filter(None, (c.get("train.best_metric") for c in configs.values())), "macro_f1")
     knobs = differing(configs)
     settings: list[dict[str, Any]] = []
@@ -57,7 +58,6 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     ranked = protocol not in CAUTION and any(one["whole"] for one in settings)
     if ranked:
         settings.sort(key=lambda one: (not one["whole"], -SIGNS[metric] * (one["validation"] or 0)))
-    protocol = next((one["protocol"] for one in joined.values() if one), "kfold")
     effects = {key: effect(key, settings) for key in knobs} if ranked else {}
     sweep = {"run": run.name, "protocol": protocol, "metric": metric, "ranked": ranked,
              "knobs": knobs, "settings": settings, "effects": effects}  # fmt: skip
@@ -67,14 +67,8 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
     if ranked:
         from toolkit import figures
 
-        write_atomic(run / "sweep.png", figures.to_png(figures.draw_effects(sweep)))
+        figures.save(figures.draw_effects(sweep), run / "sweep.png")
     return sweep
-
-
-def read_first(trainings: Sequence[Training]) -> dict[str, Any]:
-    """The settings of one of the trainings that has them, with dotted names."""
-    configs = (read_config(one.folder / "config.yaml") for one in trainings)
-    return next((flat(config) for config in configs if config), {})
 
 
 def differing(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -129,7 +123,7 @@ def table(sweep: Mapping[str, Any]) -> str:
             row += ["-", "-"]
         rows.append([*row, one["trained"]])
     scores = [f"validation {unit}", "std"] if sweep["ranked"] else ["tested %", "95 % interval"]
-    return tables.table(["rank", *knobs, *scores, "trained"], rows, tables.caption(sweep))
+    return tables.rendered(["rank", *knobs, *scores, "trained"], rows, tables.caption(sweep))
 
 
 def effect_table(sweep: Mapping[str, Any]) -> str:
@@ -141,7 +135,7 @@ def effect_table(sweep: Mapping[str, Any]) -> str:
             shown = number(metric, one["mean"]), number(metric, one["mean"] - best)
             rows.append([key, one["value"], *shown, len(one["scores"])])
     header = ["knob", "value", f"mean validation {metric}", "to the best", "settings"]
-    return tables.table(header, rows, tables.caption(sweep))
+    return tables.rendered(header, rows, tables.caption(sweep))
 
 
 def notices(sweep: Mapping[str, Any]) -> list[str]:

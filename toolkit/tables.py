@@ -29,7 +29,7 @@ def cell(value: object) -> str:
     return re.sub(r"([\\|<>&`*\[\]])", r"\\\1", text)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None) -> str:
+def rendered(header: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None) -> str:
     """A Markdown table with aligned columns, the first to the left; `caption` above it."""
     cells = [list(header), *([cell(value) for value in row] for row in rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
@@ -50,7 +50,7 @@ def caption(summary: Summary) -> str:
     return f"{said}, {caution}" if caution else said
 
 
-def fold_table(summary: Summary, level: str) -> str:
+def table(summary: Summary, level: str = "recording") -> str:
     """One row a fold, then mean and sample standard deviation, in per cent."""
     rows: list[list[object]] = []
     metrics = summary["metrics"]
@@ -62,7 +62,7 @@ def fold_table(summary: Summary, level: str) -> str:
         for row in ("mean", "std"):
             rows.append([row, "", "", *(percent(summary[level][row][m]) for m in metrics)])
     header = ["fold", "epoch", f"{level}s", *(f"{name} %" for name in metrics.values())]
-    return table(header, rows, caption(summary))
+    return rendered(header, rows, caption(summary))
 
 
 def pooled_table(summary: Summary) -> str:
@@ -79,7 +79,7 @@ def pooled_table(summary: Summary) -> str:
         "ECE %",
         "loss",
     ]
-    return table(header, rows, caption(summary))
+    return rendered(header, rows, caption(summary))
 
 
 def class_table(summary: Summary) -> str:
@@ -94,7 +94,7 @@ def class_table(summary: Summary) -> str:
         [name, *(percent(column[i]) for column in columns), pooled["support"][i]]
         for i, name in enumerate(summary["classes"])
     ]
-    return table(["class", *names, "recordings"], rows, caption(summary))
+    return rendered(["class", *names, "recordings"], rows, caption(summary))
 
 
 def detection_table(summary: Summary) -> str:
@@ -112,7 +112,7 @@ def detection_table(summary: Summary) -> str:
             [row["name"], seen if "seen" in row else "", row["n"], shares[0], dcf, shares[1]]
         )
     head = [f"{noted['target']} against", "in training", "recordings", "EER % (95 % interval)"]
-    return table([*head, "min-DCF", "ROC AUC %"], rows, caption(summary))
+    return rendered([*head, "min-DCF", "ROC AUC %"], rows, caption(summary))
 
 
 def score_line(summary: Summary) -> str:
@@ -179,7 +179,7 @@ def markdown(summary: Summary) -> str:
         *(f"> **Note:** {cell(line)}" for line in notices(summary)),
     ]
     for level in reversed(LEVELS):
-        parts += [f"## Folds, per {level}", fold_table(summary, level)]
+        parts += [f"## Folds, per {level}", table(summary, level)]
     parts += ["## All folds together", pooled_table(summary)]
     if summary["detection"]:
         parts += ["## Detection, per recording", detection_table(summary)]

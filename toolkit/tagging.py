@@ -64,18 +64,3 @@ def pool(log_probs: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndar
     mean, order = group_means(present, groups)
     other, _ = group_means(absent, groups)
     return mean - np.logaddexp(mean, other), order
-
-
-def thresholds(labels: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
-    """For each class the probability from which on it is said to be there, with the best F1 on
-    these rows; one half where that is as good, or no row has the class. Shape: (N, K) bool, (N, K)
-    -> (K,)."""
-    probability = np.exp(log_probs)
-    found = np.full(labels.shape[1], 0.5)
-    for k in np.flatnonzero(labels.any(axis=0)):
-        values = np.unique(probability[:, k])
-        candidates = np.append(0.5, (values[1:] + values[:-1]) / 2)
-        said = probability[:, k] >= candidates[:, None]
-        hits = (said & labels[:, k]).sum(axis=1)
-        found[k] = candidates[np.argmax(2 * hits / (said.sum(axis=1) + labels[:, k].sum()))]
-    return found

@@ -109,6 +109,6 @@ def seen(by: str | None, shard_set: ShardSet, train: Selection, target: int) -> 
     for numbers in train.pieces():
         rows = shard_set.rows(numbers)
         wanted |= set(np.unique(rows["recording"][rows["label"] != target]).tolist())
-    lines = [line for n, line in enumerate(shard_set.recordings()) if n in wanted]
+    lines = shard_set.lines_of(wanted).values()
     told = {key: [line.get(key) or "" for line in lines] for key in ("path", "attack", "group")}
     return sorted(set(attack_names(by, told).tolist()))

@@ -101,7 +101,9 @@ def serve() -> None:
             elif name == "log":
                 run.log(*words)
             elif name == "image":
-                log_image(run, *words)
+                import wandb
+
+                run.log({words[0]: wandb.Image(words[1])})
             else:
                 run.finish(*words)
         except Exception as error:
@@ -137,13 +139,6 @@ def start(settings: dict[str, Any]) -> Any:
     run.define_metric("step")
     run.define_metric("*", step_metric="step", step_sync=True)
     return run
-
-
-def log_image(run: Any, name: str, file: str) -> None:
-    """Log a PNG."""
-    import wandb
-
-    run.log({name: wandb.Image(file)})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.errors import UserError
@@ -73,21 +74,27 @@ def allocation() -> Allocation:
         node=number("NODEID", 0),
         names=os.environ.get("WAVEFOLD_NODES", here).split(),
         tasks=number("NTASKS", 1),
-        gpus=visible_gpus(),
+        gpus=len(visible_gpus()),
         address=os.environ.get("SLURM_LAUNCH_NODE_IPADDR", platform.node()),
     )
 
 
-def visible_gpus() -> int:
-    """The GPUs that this process may use, by what Slurm and the driver say: torch takes seconds."""
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, by what Slurm and the
+    driver say: torch takes seconds."""
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     if told is not None:
-        return len([word for word in told.split(",") if word and word != "-1"])
+        return [word for word in told.split(",") if word and word != "-1"]
+    if Path("/dev/kfd").exists():  # AMD's, which nvidia-smi does not know
+        import torch
+
+        return [str(number) for number in range(torch.cuda.device_count())]
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+        return []
+    there = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    return [str(number) for number in range(there)]
 
 
 def slurm_job() -> dict[str, str | int | None]:
@@ -201,10 +208,5 @@ def start(precision: str, threads: int | None, timeout: float = 600.0) -> tuple[
         keep_memory()
         # The launcher sets OMP_NUM_THREADS=1 when it was not told otherwise: half a laptop idle.
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
-    return accelerator, World(
-        accelerator.process_index,
-        accelerator.num_processes,
-        accelerator.device,
-        precision,
-        local,
-    )
+    rank, device = accelerator.process_index, accelerator.device
+    return accelerator, World(rank, processes, device, precision, local)

@@ -1,6 +1,7 @@
 """DeepSpeed's ZeRO 1 to 3: its configuration, and the state that it flattens and splits."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,17 @@ def fill(config: dict[str, Any], plan: BatchPlan, grad_clip: float) -> None:
         "gradient_clipping": grad_clip,
     }
     config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+
+
+@contextmanager
+def apart(zero: Any) -> Iterator[None]:
+    """Within: ZeRO 3 holds nothing but each rank's own part of the weights, as when it saves."""
+    third = hasattr(zero, "fp32_partitioned_groups_flat")
+    if third:
+        zero.checkpoint_event_prologue()
+    yield
+    if third:
+        zero.checkpoint_event_epilogue()
 
 
 def offloads(zero: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -40,23 +40,31 @@ def from_tables(old: Path, tables: Mapping[Path, str | None]) -> list[Clip]:
         stems[PurePosixPath(file).stem].append(file)
     clips = []
     for table, part in tables.items():
+        for said in read_rows(table):
+            path = locate(said["path"], stems, said.get("split") or part)
+            split = said.get("split") or part or folder_split(path)
+            clips.append(
+                Clip(
+                    path,
+                    said["label"],
+                    split_name(split) if split else None,
+                    said.get("fold") or None,
+                    partial(load_file, old / path),
+                )
+            )
+    return clips
+
+
+def read_rows(table: Path) -> Iterator[dict[str, str]]:
+    """What each row of a table says, by the keys of COLUMNS."""
+    try:
         with open(table, newline="", encoding="utf-8-sig") as text:
             rows = csv.DictReader(text)
             columns = find_columns(table, rows.fieldnames or ())
             for row in rows:
-                said = {name: (row[column] or "").strip() for name, column in columns.items()}
-                path = locate(said["path"], stems, said.get("split") or part)
-                split = said.get("split") or part or folder_split(path)
-                clips.append(
-                    Clip(
-                        path,
-                        said["label"],
-                        split_name(split) if split else None,
-                        said.get("fold") or None,
-                        partial(load_file, old / path),
-                    )
-                )
-    return clips
+                yield {name: (row[column] or "").strip() for name, column in columns.items()}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: not a csv file in UTF-8 ({error}); mend it") from None
 
 
 def find_columns(table: Path, names: Iterable[str]) -> dict[str, str]:

@@ -4,8 +4,6 @@ A kind is a module beside this one: `plan(seed, per_class, seconds)` lists its r
 `render(take, seed)` makes one of them, (n, channels) at RATE; PER_CLASS and SECONDS are defaults.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from shards.command import nearest
+from shards.durable import csv_bytes
 from shards.errors import UserError
 from shards.index import write_atomic
 from shards.sources.takes import Take
@@ -47,11 +46,9 @@ def record(wave: np.ndarray, rate: int, take: Take, out: Path) -> None:
 
 def manifest(takes: Sequence[Take]) -> bytes:
     """The table of a kind whose recordings have given parts."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "label", "group", "attack", "split"))
-    rows.writerows((take.name, take.label, take.group, take.attack, take.split) for take in takes)
-    return text.getvalue().encode()
+    names = ("path", "label", "group", "attack", "split")
+    rows = ((take.name, take.label, take.group, take.attack, take.split) for take in takes)
+    return csv_bytes([names, *rows])
 
 
 def synthesize(

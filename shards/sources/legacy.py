@@ -5,7 +5,7 @@ Shapes: `M` mel bands, `T` frames.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,11 +82,11 @@ def convert(
 ) -> str:
     """Make a shard set of old spectrograms: metadata.csv, train/val/test.csv or features.pkl.
 
-    OLD holds .npy or .npz files of (M, T) or (1, M, T) and metadata.csv (filename, label and
-    perhaps split, fold) or train.csv, val.csv, test.csv; or features.pkl, labels.pkl and perhaps
-    folds.pkl, class_mapping.pkl. The mel settings cannot be read off an array: say them, or they
-    stay unknown (null). --frames crops, or pads with the floor; --scale=db or power says what the
-    values are. Split and folds are the old set's; without any --folds=5.
+    OLD holds .npy or .npz files of (M, T), (1, M, T) or (M, T, 1) and metadata.csv (filename, label
+    and perhaps split, fold) or train.csv, val.csv, test.csv; or features.pkl, labels.pkl and
+    perhaps folds.pkl, class_mapping.pkl. The mel settings cannot be read off an array: say them, or
+    they stay unknown (null). --frames crops, or pads with the floor; --scale=db or power says what
+    the values are. Split and folds are the old set's; without any --folds=5.
 
     Returns:
         What was made, in a few lines.
@@ -148,7 +148,7 @@ def make_plan(
     if settings["group_from"] is not None:
         pattern = compiled("group_from", settings["group_from"])
         groups = values("group_from", pattern, [r.path for r in recordings])
-        recordings = [replace(r, group=g) for r, g in zip(recordings, groups, strict=True)]
+        recordings = [r._replace(group=g) for r, g in zip(recordings, groups, strict=True)]
     seed, paths = settings["seed"], {reject.path for reject in survey.rejected}
     recordings = [r for r in recordings if r.path not in paths]
     recordings.sort(key=lambda r: place(r.path, seed))

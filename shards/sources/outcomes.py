@@ -1,17 +1,16 @@
 """What became of each link or file that was asked for: outcomes.csv, kept up as it goes."""
 
 import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from tqdm import tqdm
 
+from shards.durable import csv_bytes, write_atomic
 from shards.errors import UserError
-from shards.index import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +47,8 @@ def read(out: Path) -> dict[str, Outcome]:
 
 def write(out: Path, rows: Iterable[Outcome]) -> None:
     """Replace outcomes.csv."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, [f.name for f in fields(Outcome)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(map(asdict, rows))
-    write_atomic(out / NAME, text.getvalue().encode("utf-8", "backslashreplace"))
+    names = [field.name for field in fields(Outcome)]
+    write_atomic(out / NAME, csv_bytes([names, *map(astuple, rows)]))
 
 
 def fetch_all(

@@ -21,7 +21,7 @@ def from_pickles(old: Path) -> list[Clip]:
     labels = column(old / "labels.pkl", names)
     folds = column(old / "folds.pkl", names) if (old / "folds.pkl").is_file() else None
     mapping = class_names(old / "class_mapping.pkl")
-    return [
+    clips = [
         Clip(
             name if isinstance(name, str) else f"clip-{name:06d}",
             mapping.get(plain(labels[n]), plain(labels[n])),
@@ -31,6 +31,10 @@ def from_pickles(old: Path) -> list[Clip]:
         )
         for n, name in enumerate(names)
     ]
+    nameless = {clip.label for clip in clips} - {*mapping.values(), ""}
+    if mapping and nameless:
+        raise UserError(f"{old}/class_mapping.pkl: no name for label {min(nameless)!r}; add it")
+    return clips
 
 
 def column(file: Path, names: Sequence[Any]) -> list[Any]:
@@ -40,6 +44,8 @@ def column(file: Path, names: Sequence[Any]) -> list[Any]:
     values = load(file)
     if isinstance(values, dict) and set(values) >= set(names):
         values = [values[name] for name in names]
+    if not np.iterable(values):
+        values = [values]
     if isinstance(values, dict) or len(values) != len(names):
         raise UserError(f"{file}: {len(values)} values for the {len(names)} of features.pkl")
     return list(values)
@@ -50,6 +56,8 @@ def class_names(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     mapping = load(file)
+    if not isinstance(mapping, dict | list | tuple | np.ndarray) or not np.iterable(mapping):
+        raise UserError(f"{file}: a {type(mapping).__name__}; expected names by their labels")
     pairs = mapping.items() if isinstance(mapping, dict) else enumerate(mapping)
     named = [(plain(a), plain(b)) for a, b in pairs]
     forwards = all(a.isdigit() for a, _ in named)
@@ -57,8 +65,12 @@ def class_names(file: Path) -> dict[str, str]:
 
 
 def plain(value: Any) -> str:
-    """A label or a fold as text: 3, 3.0 and np.int64(3) are "3"."""
+    """A label or a fold as text: 3, 3.0 and np.int64(3) are "3", None and NaN are none."""
     if np.ndim(value):
         raise UserError(f"a label or fold of shape {np.shape(value)}; expected one value a clip")
     number = isinstance(value, float | np.floating) and float(value).is_integer()
-    return str(int(value)) if number else str(value)
+    if number:
+        return str(int(value))
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return "" if value is None or value != value else str(value)

@@ -75,8 +75,11 @@ def read_clips(old: Path) -> tuple[list[Clip], str]:
     for clip in clips:
         if clip.path in paths:
             raise UserError(f"{old}, {kind}: {clip.path!r} is there twice; keep one row of it")
-        if not all(names(clip.label) or [""]):
-            raise UserError(f"{old}, {kind}: {clip.path!r} has no label; fill it in")
+        for what in ("label", "split", "fold"):
+            wanted = what == "label" or bool(getattr(clips[0], what))
+            if wanted != all(names(getattr(clip, what) or "") or [""]):
+                lacking = clip.path if wanted else clips[0].path
+                raise UserError(f"{old}, {kind}: {lacking!r} has no {what}; fill it in")
         paths.add(clip.path)
     classes = classes_of(clip.label for clip in clips)
     if len(classes) < 2:
@@ -87,7 +90,8 @@ def read_clips(old: Path) -> tuple[list[Clip], str]:
 def read_array(clip: Clip) -> np.ndarray:
     """(M, T) float64 of a clip; a ValueError says why there is none."""
     array = clip.load()
-    array = array[0] if array.ndim == 3 and len(array) == 1 else array
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array.squeeze(0 if len(array) == 1 else 2)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
         raise ValueError(f"{array.dtype} of shape {array.shape}, expected numbers (mels, frames)")
     if not np.isfinite(array).all():

@@ -9,27 +9,23 @@ from torch import nn
 from shards.command import nearest
 from shards.errors import UserError
 from toolkit.config import chosen
-from toolkit.models.cnn import TinyCNN, cnn_large, cnn_medium, cnn_small
-from toolkit.models.conv1d import Conv1dCNN
+from toolkit.models import cnn, vit
 from toolkit.models.crnn import CRNN
-from toolkit.models.spectrogram import SpectrogramCNN
 from toolkit.models.timm_backbone import Backbone
-from toolkit.models.vgg import VGG
-from toolkit.models.vit import vit_large, vit_medium, vit_small
 from toolkit.schema import ModelConfig
 
 REGISTRY: dict[str, Callable[..., Any]] = {
-    "cnn_tiny": TinyCNN,
-    "cnn_small": cnn_small,
-    "cnn_medium": cnn_medium,
-    "cnn_large": cnn_large,
-    "cnn_conv1d": Conv1dCNN,
-    "cnn_spectrogram": SpectrogramCNN,
-    "cnn_vgg": VGG,
+    "cnn_tiny": cnn.TinyCNN,
+    "cnn_small": cnn.cnn_small,
+    "cnn_medium": cnn.cnn_medium,
+    "cnn_large": cnn.cnn_large,
+    "cnn_conv1d": cnn.Conv1dCNN,
+    "cnn_spectrogram": cnn.SpectrogramCNN,
+    "cnn_vgg": cnn.VGG,
     "crnn": CRNN,
-    "vit_small": vit_small,
-    "vit_medium": vit_medium,
-    "vit_large": vit_large,
+    "vit_small": vit.vit_small,
+    "vit_medium": vit.vit_medium,
+    "vit_large": vit.vit_large,
 }
 
 
@@ -46,8 +42,9 @@ def build(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> nn.Mod
     bands, frames = kind.smallest
     if shape[0] < bands or shape[1] < frames:
         raise UserError(
-            f"model.name={config.name} takes at least {bands} bands x {frames} frames, the "
-            f"shard set has {shape[0]} x {shape[1]}; build it with longer segments or more bands"
+            f"model.name={config.name} takes at least {bands} bands x {frames} frames, here are "
+            f"{shape[0]} x {shape[1]}; build the shard set with longer segments or more bands, or "
+            "raise augment.crop_frames"
         )
     if config.outputs and n_classes != 2:
         raise UserError(

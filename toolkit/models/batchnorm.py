@@ -39,14 +39,14 @@ class GroupedBatchNorm2d(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         assert x.shape[0] % self.group_size == 0, "plan_batch gives whole groups"
-        groups = [self._normalise(group, k) for k, group in enumerate(x.split(self.group_size), 1)]
-        return groups[0] if len(groups) == 1 else torch.cat(groups)
-
-    def _normalise(self, group: torch.Tensor, k: int) -> torch.Tensor:
         # With momentum 1/k the k-th call leaves the plain mean of k statistics behind.
-        return F.batch_norm(
-            group, self.step_mean, self.step_var, self.weight, self.bias, True, 1.0 / k, self.eps
-        )
+        groups = [
+            F.batch_norm(
+                group, self.step_mean, self.step_var, self.weight, self.bias, True, 1 / k, self.eps
+            )
+            for k, group in enumerate(x.split(self.group_size), 1)
+        ]
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
 def grouped_norms(model: nn.Module) -> list[GroupedBatchNorm2d]:

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from einops import reduce
+from einops import rearrange, reduce
 from torch import nn
 
 from toolkit.models.batchnorm import GroupedBatchNorm2d
@@ -14,7 +14,9 @@ from toolkit.models.blocks import (
     classifier,
     conv,
     conv_blocks,
+    dense,
     initialise,
+    pool_bands,
 )
 
 EXPANSION = 4  #: a bottleneck's outputs, times its width
@@ -125,3 +127,104 @@ class TinyCNN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(reduce(self.features(x), "b c m t -> b c", "mean"))
+
+
+class Conv1dCNN(nn.Module):
+    """Three conv blocks, mean over time, a convolution along frequency, a hidden layer.
+
+    Shape: (B, 1, M, T) -> (B, K), M at least 8, T at least 16.
+    """
+
+    smallest = (8, 16)
+    places = 16  #: along frequency, into the hidden layer: what 128 bands leave after three pools
+
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        *,
+        filters: Sequence[int] = (32, 64, 128),
+        norm_batch: int,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        pools = [(2, 2), (2, 2), (2, 4)]
+        self.encoder = conv_blocks(filters, pools, norm_batch=norm_batch, dropout=dropout)
+        self.along = nn.Sequential(nn.Conv1d(filters[-1], 64, 3, padding=1), nn.ReLU())
+        self.hidden = dense([64 * self.places, 128], dropout)
+        self.head = classifier(128, n_classes, 0.0)
+        initialise(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.along(reduce(self.encoder(x), "b c m t -> b c m", "mean"))
+        x = pool_bands(x[..., None], self.places)
+        return self.head(self.hidden(rearrange(x, "b c m 1 -> b (c m)")))
+
+
+class SpectrogramCNN(nn.Module):
+    """Four conv blocks, then Dense layers of 512 and 128.
+
+    A Dense layer on all that the blocks leave of 128 x 1292 would have 84 M weights, and more for
+    longer segments; on the means over 4 x 4 equal parts of the map it has 2.1 M for any size.
+
+    Shape: (B, 1, M, T) -> (B, K), M and T at least 16.
+    """
+
+    smallest = (16, 16)
+    parts = 4  #: of the map, along frequency and along time
+
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        *,
+        filters: Sequence[int] = (32, 64, 128, 256),
+        norm_batch: int,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.features = conv_blocks(filters, [(2, 2)] * 4, norm_batch=norm_batch)
+        self.hidden = dense([filters[-1] * self.parts**2, 512, 128], dropout)
+        self.head = classifier(128, n_classes, 0.0)
+        initialise(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = pool_bands(self.features(x), self.parts)
+        x = pool_bands(rearrange(x, "b c m t -> b c t m"), self.parts)
+        return self.head(self.hidden(rearrange(x, "b c t m -> b (c t m)")))
+
+
+class VGG(nn.Module):
+    """Four stages of two 3x3 convolutions, 2x2 mean pools between them; mean over bands, then mean
+    plus maximum over time (Kong et al., PANNs, IEEE/ACM TASLP 2020, in a smaller form: half the
+    width, and the first convolution is 5x5/2, since maps of full size would take most of the time).
+
+    Shape: (B, 1, M, T) -> (B, K), M and T at least 16.
+    """
+
+    smallest = (16, 16)
+
+    def __init__(
+        self,
+        n_classes: int,
+        shape: tuple[int, int],
+        *,
+        filters: Sequence[int] = (32, 64, 128, 256),
+        norm_batch: int,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        check_counts("filters", filters, 4)
+        layers: list[nn.Module] = []
+        for stage, (inputs, outputs) in enumerate(zip([1, *filters], filters, strict=False)):
+            first = conv(inputs, outputs, 3) if stage else conv(inputs, outputs, 5, 2)
+            layers += [nn.AvgPool2d(2)] if stage else []
+            for layer in (first, conv(outputs, outputs, 3)):
+                layers += [layer, GroupedBatchNorm2d(outputs, norm_batch), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.head = classifier(filters[-1], n_classes, dropout)
+        initialise(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = reduce(self.features(x), "b c m t -> b c t", "mean")
+        return self.head(x.mean(2) + x.amax(2))
