@@ -15,7 +15,7 @@ from shards.kernels import add_up, cut, place
 from shards.lanes import LANES
 from shards.mel import FLOOR, FLOOR_DB, MelSettings, hann
 
-PASS = 160 * 2048  # samples of frames in one pass: more leave the cache, fewer are more calls
+PASS = 160 * 2048  # samples of frames in one pass: fewer are more calls, and more gain nothing
 PAGE = 4096  # bytes
 #: 10 / ln 10, rounded up: the floor ends a rounding below -100, not above it.
 DECIBELS = np.nextafter(np.float32(10 / np.log(10)), np.float32(5))
@@ -66,6 +66,7 @@ def bench(settings: MelSettings, thread: int) -> Bench:
     """The arrays for some settings, made once a thread."""
     n_fft, bins = settings.n_fft, settings.n_fft // 2 + 1
     rows = max(LANES, PASS // n_fft // LANES * LANES)
+    # Rows an odd number of lines of the cache apart: not all in the same few places of it.
     frames = pages(np.float32, rows, 16 * (-(-n_fft // 16) | 1))
     turns = -1j * np.exp(-2j * np.pi * np.arange(1 + n_fft // 4) / n_fft)
     return Bench(

@@ -88,7 +88,7 @@ class Recipe:
         return Features(
             values,
             (piece.start + (offset + starts) / self.mel.sample_rate).tolist(),
-            [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
+            [xxhash.xxh3_64_intdigest(value) for value in values],
             sums,
             grains,
             about,
