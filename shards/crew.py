@@ -14,12 +14,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from shards.errors import UserError
 from shards.message import receive
-from shards.service import serve
+from shards.process import serve
 
 GIVEN = 3  # runs a worker has at once, so that it need not wait for this process
 TRIES = 2  # a process that dies may have been the victim of another one's memory
 PRELOAD = ["shards.recipe", "shards.folder", "shards.frames", "shards.loops", "shards.write"]
-PRELOAD += ["shards.service", "soundfile", "soxr", "xxhash"]
+PRELOAD += ["shards.process", "soundfile", "soxr", "xxhash"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

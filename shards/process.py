@@ -1,4 +1,4 @@
-"""The life of a worker process, from its first item to the end of its parent."""
+"""The life of a worker: one thread, memory that is kept, and no longer than who started it."""
 
 import contextlib
 import ctypes
@@ -20,7 +20,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) -> None:
-    """Items in, their results or an error out, or another function in. None
+    """The life of a worker: items in, their results or an error out, or another function in. None
     says: ready."""
     gc.freeze()  # to look through what was imported would copy its pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
