@@ -99,7 +99,8 @@ def table(shards: str, runs: Path) -> None:
             continue
         right, config = (np.array([some[key][1] for key in both]) for some in (found, whole))
         units = np.array([found[key][0] for key in both])
-        cells = [*estimate(right, units, ""), *estimate(right - config, units, "+")]
+        cells = estimate(right, units, "")
+        cells += ["", ""] if row == "all" else estimate(right - config, units, "+")
         folders = finished(runs, row)
         seeds = len({folder.parent for folder in folders})
         times = [f.read_text().split() for x in folders for f in x.glob("cpu_seconds.txt")]

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ DECIDE_BYTES = ["av", "librosa", "mkl", "mkl_fft", "numba", "numpy", "pyloudnorm
 DECIDE_BYTES += ["soundfile", "soxr", "torch"]
 
 
+@cache
 def installed(name: str) -> str | None:
     """The version of a library, None without it."""
     from importlib.metadata import PackageNotFoundError, version
