@@ -250,13 +250,6 @@ def test_demo_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "rejected    2" in capsys.readouterr().out
 
 
-def test_demo_here_names_a_place_elsewhere(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("shards.sources.demo.synthesize", lambda *words, **more: 1)
-    assert main(["demo", "."]) == 0
-    assert f"build . {tmp_path}-shards " in capsys.readouterr().out
-
-
 def test_show_draws(tone_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "p.png"
     assert main(["show", str(tone_set), f"--output={picture}", "--per_class=1"]) == 0
