@@ -32,7 +32,8 @@ def demo(
 
     count = synthesize(out, seed, per_class, kind=kind, seconds=seconds)
     table = Path(out) / MANIFEST
-    words = f"{quote(str(table) if table.exists() else out)} {quote(out.rstrip('/') + '-shards')}"
+    place = out.rstrip("/") if Path(out).name not in ("", "..") else str(Path(out).resolve())
+    words = f"{quote(str(table) if table.exists() else out)} {quote(f'{place}-shards')}"
     print(f"{count} recordings in {out}; now: python -m shards build {words} {find(kind).BUILD}")
 
 

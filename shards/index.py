@@ -206,6 +206,8 @@ def open_set(path: str | os.PathLike[str], cache_gb: float | None = None) -> Sha
         return open_remote(str(path), cache_gb)
     path = Path(path)
     info = read_info(path)
+    if lacking := {"shards", "files"} - info.keys():
+        raise UserError(f"{path}/dataset.json: has no {min(lacking)!r}; copy it again or rebuild")
     for shard in info["shards"]:
         check_size(path / shard["name"], shard["bytes"])
     for name, entry in info["files"].items():
@@ -255,9 +257,10 @@ def parse_info(data: bytes, path: object) -> dict[str, Any]:
         info: dict[str, Any] = json.loads(data)
     except ValueError as error:
         raise UserError(f"{path}/dataset.json: not valid JSON ({error}); rebuild the set") from None
-    if info.get("format") != FORMAT:
+    form = info.get("format") if isinstance(info, dict) else None  # of another program
+    if form != FORMAT:
         raise UserError(
-            f"{path}: format {info.get('format')}, this wavefold reads format {FORMAT}; "
+            f"{path}: format {form}, this wavefold reads format {FORMAT}; "
             "install the version that wrote it or rebuild the set"
         )
     return info

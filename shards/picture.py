@@ -55,7 +55,7 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4) -> None
     if not len(shard_set.index):
         raise UserError(f"{shard_set}: holds no samples, so there is nothing to draw")
     panels = choose_panels(shard_set, per_class)
-    save(draw(shard_set, panels, per_class), output)
+    save(draw(shard_set, panels, 1 + max(panel.column for panel in panels)), output)
 
 
 def save(figure: "Figure", output: Path) -> None:

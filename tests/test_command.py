@@ -179,6 +179,9 @@ def test_a_mistake_ends_the_process_in_one_line(tmp_path: Path) -> None:
 
 def test_mistakes_of_every_command(tone_set, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
+    for name, content in (("foreign", "[]"), ("torn", '{"format": 1}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset.json").write_text(content)
     one = write_tones(tmp_path / "one", 2, {"low": 440.0})
     out = str(tmp_path / "out")
     for words, message in (
@@ -188,6 +191,8 @@ def test_mistakes_of_every_command(tone_set, tmp_path, capsys):
         (["build", str(one), "s3:/bucket/set"], "two slashes behind its colon"),
         (["build", str(one), ""], "OUT is empty"),
         (["info", "a" * 300], "File name too long"),
+        (["info", str(tmp_path / "foreign")], "format None, this wavefold reads"),
+        (["show", str(tmp_path / "torn")], "has no 'files'; copy it again"),
         (["show", str(tone_set), f"--output={tmp_path}"], f"Is a directory: {tmp_path}; give"),
         (["build", str(one), str(one / "low")], "lies inside the audio folder"),
         (["build", str(one), out, "--n_mels=x"], "--n_mels=x: expected a whole number"),

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 from scipy.signal import stft
 
+from shards.__main__ import main
 from shards.audio import AudioError, decode, is_silent, probe
 from shards.durable import sha256
 from shards.errors import UserError
@@ -147,3 +148,10 @@ def test_every_sound_lasts_and_is_finite(label):
     wave = SOUNDS[label](np.random.default_rng(0), 2 * RATE)
     assert wave.shape == (2 * RATE,) and np.isfinite(wave).all()
     assert (np.abs(wave.reshape(4, -1)).max(axis=1) > 0).all()
+
+
+def test_demo_here_names_a_place_elsewhere(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shards.sources.demo.synthesize", lambda *words, **more: 1)
+    assert main(["demo", "."]) == 0
+    assert f"build . {tmp_path}-shards " in capsys.readouterr().out
