@@ -11,7 +11,7 @@ import numpy as np
 
 from shards import __version__
 from shards.balance import Balance
-from shards.chart import balance_png
+from shards.chart import balance_png, drawn
 from shards.durable import csv_bytes, write
 from shards.index import (
     FILES,
@@ -82,6 +82,7 @@ def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
     balance = json.dumps(totals.balance.records(), indent=2).encode() + b"\n"
     write(plan.out / "balance.json", balance)
     write(plan.out / "balance.png", balance_png(totals.balance))
+    drawn.cache_clear()  # what was drawn ahead has served
     info = dataset(plan, totals, samples)
     info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info))
     write(plan.out / "dataset.json", seal(info))

@@ -3,6 +3,7 @@
 Shapes: `S` segments, `G` steps, `B` bands, `P` pairs, `N` segments that are compared.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -15,6 +16,8 @@ from shards.fingerprint import LENGTH, agreement, busy_seconds, grain, vectors
 from shards.index import ShardSet
 from shards.notes import Notes
 from shards.read import Reader
+
+logger = logging.getLogger(__name__)
 
 BLOCK, TILE, CHUNK = 1024, 8192, 64  # rows and columns of the search; pairs compared at once
 READ = 64  # segments worked on at once: they stay in the processor's cache
@@ -48,11 +51,17 @@ class Prints:
 def read_prints(shard_set: ShardSet) -> Prints:
     """The fingerprints of a stored set, from its spectrograms."""
     mel, cut, index, grains = shard_set.info["mel"], shard_set.info["segment"], shard_set.index, []
+    if not (mel["hop_length"] and mel["sample_rate"]):  # converted, and nobody said
+        logger.warning("%s: how long its frames are is unknown; exact copies only", shard_set)
+        blank = np.zeros((len(index), 1, 1), np.int8)
+        return Prints(index["recording"], index["xxh3"], blank, 0.0)
+    frame = mel["hop_length"] / mel["sample_rate"]
+    seconds = cut["seconds"] or frame * shard_set.shape[1]
     with Reader(shard_set) as reader:
         for first in range(0, len(index), READ):
             values = reader.read(np.arange(first, min(first + READ, len(index))))
-            grains.append(grain(values.astype(np.float32), mel["hop_length"] / mel["sample_rate"]))
-    return Prints(index["recording"], index["xxh3"], np.concatenate(grains), cut["seconds"])
+            grains.append(grain(values.astype(np.float32), frame))
+    return Prints(index["recording"], index["xxh3"], np.concatenate(grains), seconds)
 
 
 def noted_prints(notes: Sequence[Notes], seconds: float) -> Prints | None:

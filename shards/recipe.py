@@ -92,7 +92,7 @@ class Recipe:
             sums,
             grains,
             about,
-            file_hash(file, file.stat().st_mtime_ns),
+            xxh128(file) if piece.is_whole else file_hash(file, file.stat().st_mtime_ns),
             levels.seconds,
             levels.clipped,
             dc,

@@ -106,7 +106,9 @@ def test_full_disk(tones, tone_set, small_disk, capsys):
     assert hashes(out) == hashes(tone_set)
 
 
-def test_no_space_leaves_whole_shards_only(tones, tone_set, tmp_path, monkeypatch):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_space_leaves_whole_shards_only(tones, tone_set, tmp_path, monkeypatch, overwrite):
+    words = {"split": "0.6,0.2,0.2", "overwrite": overwrite}
     out, put = tmp_path / "set", write_module.Tar.put
 
     def put_until_full(tar: write_module.Tar, data: bytes) -> None:
@@ -117,12 +119,14 @@ def test_no_space_leaves_whole_shards_only(tones, tone_set, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(write_module.Tar, "put", put_until_full)
         with pytest.raises(OSError) as error:
-            build_tones(tones, out, split="0.6,0.2,0.2")
+            build_tones(tones, out, **words)
     assert error.value.filename == str(out)
+    first = (out / "samples-000000.tar").stat().st_mtime_ns
     names = sorted(f.name for f in out.rglob("*"))
     assert names == [".build", "plan.json", "samples-000000.npz", "samples-000000.tar"]
-    build_tones(tones, out, split="0.6,0.2,0.2")
+    build_tones(tones, out, **words)
     assert hashes(out) == hashes(tone_set)
+    assert (out / "samples-000000.tar").stat().st_mtime_ns == first  # it went on
 
 
 def test_second_start_touches_nothing(small: Path, tmp_path: Path) -> None:

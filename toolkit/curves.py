@@ -54,7 +54,14 @@ def panels(titles: Sequence[str], records: Records) -> tuple[Figure, dict[str, A
     row = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, title in zip(row, titles, strict=True):
         axes.set(title=title, xlabel=unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return figure, dict(zip(titles, row, strict=True))
+
+
+def from_zero(axes: Axes, title: str) -> None:
+    """Show the values from 0 on: shares up to 1, others with some room above the highest."""
+    highest = 1.08 * axes.dataLim.y1
+    axes.set_ylim(0, 1.02 if title == "accuracy" else highest if np.isfinite(highest) else None)
 
 
 def scored(records: Records) -> bool:
@@ -75,7 +82,7 @@ def draw_curves(records: Records) -> Figure:
         for part, colour in (("val", "#2a9d6f"), ("test", ORANGE)):
             points = series(records, title, kind="eval", part=part)
             plot(axes[title], points, color=colour, label=part)
-        axes[title].set_ylim(0, 1.02 if title == "accuracy" else None)
+        from_zero(axes[title], title)
         if axes[title].get_legend_handles_labels()[0]:
             axes[title].legend()
     if rated:
@@ -100,7 +107,7 @@ def draw_fold_curves(records: Mapping[str, Records]) -> Figure:
         for title, key in evaluated.items():
             plot(axes[title], series(fold, key, kind="eval", part=part), **style)
     for title, chart in axes.items():
-        chart.set_ylim(0, 1.02 if title == "accuracy" else None)
+        from_zero(chart, title)
     if len(records) <= 10 and first.get_legend_handles_labels()[0]:
         first.legend(title="fold", ncols=2 if len(records) > 5 else 1)
     return figure
