@@ -13,7 +13,7 @@ from runs import configured, records
 
 from shards.durable import sha256
 from shards.errors import UserError
-from shards.index import open_set
+from shards.index import ShardSet, open_set
 from toolkit import checkpoint, history, loop
 from toolkit.config import parse
 from toolkit.data import open_data
@@ -56,7 +56,6 @@ def make_config(tone_set, runs, data=None, train=None, **sections):
          "train.patience=3 needs a validation part, and data.protocol=kfold has none"),
         ({"train": {"best_metric": "eer"}}, "train.best_metric=eer: for two classes, .* has 3"),
         ({"optim": {"schedule": "plateau", "plateau_metric": "eer"}}, "plateau_metric=eer: for"),
-        ({"data": {"classes": ["low"]}}, "low is its only class, and there is nothing to tell"),
     ],
 )  # fmt: skip
 def test_what_the_data_cannot_decide_is_one_line(tone_set, tmp_path, sections, message):
@@ -75,6 +74,9 @@ def test_a_ranking_metric_needs_every_class(tone_set, tmp_path):
     history.check(config, shard_set, np.arange(54))
     with pytest.raises(UserError, match="the validation part has 2 of 3 classes"):
         history.check(config, shard_set, np.flatnonzero(labels != 1))
+    alone = ShardSet(tone_set, shard_set.info | {"classes": ["low"]})
+    with pytest.raises(UserError, match="low is its only class, and there is nothing to tell"):
+        history.check(config, alone, np.arange(54))
 
 
 @pytest.mark.parametrize(
