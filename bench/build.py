@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from time import process_time, sleep
@@ -30,6 +31,7 @@ from side_by_side import (
 from shards.build import build
 from shards.crew import fresh_context
 from shards.mel import MelSettings, log_mel
+from shards.segment import fill_up, segment_starts
 
 RATE, SECONDS, SETTINGS = 44100, 5, MelSettings()
 Lines = list[str]
@@ -76,22 +78,26 @@ def workers_cpu() -> float:
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
-def by_parts(files: list[Path]) -> float:
-    """The floor: decode, resample and log-mel, with nothing around them; CPU seconds."""
+def by_parts(files: list[Path], seconds: float) -> float:
+    """The floor: decode, resample and log-mel of the segments of a set, with nothing around them;
+    CPU seconds."""
     import soundfile
     import soxr
 
-    began, start = process_time(), np.zeros(1, np.int64)
+    began, length = process_time(), round(16000 * seconds)
     for file in files:
         wave, rate = soundfile.read(file, dtype="float32")
         wave = soxr.resample(wave, rate, 16000, quality="HQ")
-        log_mel(wave, start, len(wave), SETTINGS)
+        starts = segment_starts(len(wave), length, length)
+        wave = fill_up(wave, int(starts[-1]), length, "silence")
+        log_mel(wave, starts, length, SETTINGS)
     return process_time() - began
 
 
 def measure(name: str, audio: Path, rounds: int, pool: ProcessPoolExecutor, **words: Any) -> Lines:
     """The tables of times and of marks of one folder of audio."""
     files = sorted(x for x in audio.rglob("*") if x.suffix in (".wav", ".ogg", ".flac"))
+    parts = partial(by_parts, seconds=words["segment_seconds"])
     with tempfile.TemporaryDirectory() as folder:
         loop, out = Path(folder) / "loop", Path(folder) / "set"
         loop.mkdir()
@@ -100,9 +106,9 @@ def measure(name: str, audio: Path, rounds: int, pool: ProcessPoolExecutor, **wo
             {
                 "loop": lambda: by_loop(files, loop),
                 "build, two workers": lambda: by_build(audio, out, 2, words),
-                "parts, two processes": lambda: sum(pool.map(by_parts, [files[::2], files[1::2]])),
+                "parts, two processes": lambda: sum(pool.map(parts, [files[::2], files[1::2]])),
                 "build, one worker": lambda: by_build(audio, out, 1, words),
-                "parts, one process": lambda: by_parts(files) * 0,
+                "parts, one process": lambda: parts(files) * 0,
             },
             rounds,
         )
@@ -150,8 +156,8 @@ def main() -> None:
     about = [
         conditions(words.rounds, ["numpy", "numba", "mkl_fft", "librosa", "soundfile", "soxr"]),
         "The loop, in one process: librosa.load(sr=16000), melspectrogram, power_to_db, "
-        "np.savez_compressed. Parts: decode, resample and log-mel alone. Imports are not counted; "
-        "a build starts its workers.",
+        "np.savez_compressed. Parts: decode, resample and log-mel of the segments, alone. Imports "
+        "are not counted; a build starts its workers.",
     ]
     publish("build", "Audio files to a shard set", [*about, *lines], words.write)
 

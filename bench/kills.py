@@ -5,9 +5,10 @@
 Each of the n builds is started, its whole process group killed (SIGKILL) after a random time up to
 that of an undisturbed build, and started again, until it is done. Then every file has to be that of
 the undisturbed build, nothing else may be there, and `verify` has to be content. Without AUDIO it
-is the demo's. Exit code 1 if a build differs.
+is the demo's. Exit code 1 if a build differs. Ctrl-C ends it with the builds that are done.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -48,9 +49,11 @@ def start_and_kill(words: list[str], after: float) -> bool:
     )
     try:
         said = process.communicate(timeout=after)[1]
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt) as end:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        if isinstance(end, KeyboardInterrupt):
+            raise
         return False
     if process.returncode:
         raise RuntimeError(said.decode())
@@ -85,19 +88,23 @@ def main() -> int:
         subprocess.run(command("build", audio, str(out), *settings), cwd=ROOT, check=True)
         took, whole = time.monotonic() - began, hashes(out)
         kills, same, sound = [], 0, 0
-        for number in range(n):
-            out = Path(folder, str(number))
-            words = command("build", audio, str(out), *settings)
-            kills.append(trial(words, out, took, chance))
-            same += hashes(out) == whole and sorted(map(str, out.rglob("*"))) == sorted(
-                str(out / name) for name in whole
-            )
-            sound += not subprocess.run(
-                command("verify", str(out)), cwd=ROOT, capture_output=True
-            ).returncode
-            shutil.rmtree(out)
+        with contextlib.suppress(KeyboardInterrupt):
+            for number in range(n):
+                out = Path(folder, str(number))
+                words = command("build", audio, str(out), *settings)
+                killed = trial(words, out, took, chance)
+                is_same = hashes(out) == whole and sorted(map(str, out.rglob("*"))) == sorted(
+                    str(out / name) for name in whole
+                )
+                is_sound = not subprocess.run(
+                    command("verify", str(out)), cwd=ROOT, capture_output=True
+                ).returncode
+                shutil.rmtree(out)
+                kills, same, sound = [*kills, killed], same + is_same, sound + is_sound
+        n = len(kills)
     head = ("audio", "files", "undisturbed", "builds", "kills", "most in one", "same", "sound")
-    cells = (Path(audio).name, len(whole), f"{took:.1f} s", n, sum(kills), max(kills), same, sound)
+    counts = (n, sum(kills), max(kills, default=0), same, sound)
+    cells = (Path(audio).name, len(whole), f"{took:.1f} s", *counts)
     print("", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
     print(f"| {' | '.join(map(str, cells))} |\n")
     print(f"`{' '.join(settings)}`; Python {platform.python_version()}, numpy {np.__version__}, "

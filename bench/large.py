@@ -104,7 +104,7 @@ def join(folder: Path, segments: int) -> float:
             os.truncate(tar.fileno(), SIZE)
     began = time.perf_counter()
     plan = replace(plan, recordings=[])  # as a build does when its shards are written
-    write_dataset(plan, Totals(plan, notes), notes, folder)
+    write_dataset(replace(plan, out=folder), Totals(plan, notes), notes)
     return time.perf_counter() - began
 
 

@@ -162,7 +162,7 @@ def main() -> None:
         for name in words.parts.split(","):
             about, *lines = parts[name]()
             lines = [conditions(words.rounds, packages), *lines]
-            command = f"trainer.py --parts={name}"
+            command = f"trainer.py --parts={name} --steps={words.steps}"
             publish(f"trainer-{name}", f"A training step. {about}", lines, words.write, command)
 
 

@@ -6,7 +6,6 @@ What is there keeps its place: numbers of classes, folds and shards stand in byt
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ def only_new(base: ShardSet, found: Scan, settings: Mapping[str, Any]) -> Scan:
     fold = homes("fold", folds, old, recordings, seed) if folds else {}
     split = homes("split", parts, old, recordings, seed)
     return Scan(
-        [replace(r, fold=fold.get(r.group), split=split[r.group]) for r in recordings],
+        [r._replace(fold=fold.get(r.group), split=split[r.group]) for r in recordings],
         [x for x in found.rejected if not is_listed(x.reason, reasons[printed(x.path)])],
         found.passed_by,
     )

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -11,15 +12,16 @@ from shlex import quote
 from time import monotonic
 from typing import Any
 
-import numpy as np
-
 from shards import workshop
+from shards.balance import Balance
+from shards.chart import balance_png
 from shards.copies import without_leaks
-from shards.duplicates import WARNED_UP_TO, warn
+from shards.crew import kept
+from shards.duplicates import WARNED_UP_TO, Prints, find_copies, noted_prints, warn
 from shards.errors import UserError
 from shards.index import open_set, shard_name
 from shards.merge import finish
-from shards.output import check_places, errors_named
+from shards.output import check_places, errors_named, locked
 from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
 from shards.progress import Progress
@@ -41,6 +43,7 @@ BESIDE_SETTINGS = (
 )  # fmt: skip
 
 
+@kept()
 def build(
     audio: str,
     out: str,
@@ -160,6 +163,9 @@ def build(
     workshop.reopen(folder, settings, overwrite)
     if append and not (folder / "dataset.json").exists():
         raise UserError(f"{out}: no finished shard set to append to; build it without --append")
+    if folder.exists():
+        with errors_named(folder), locked(folder, shared=share is not None):
+            pass  # a second builder need not read a million headers before it hears that it is one
     hear = partial(without_leaks, recipe=recipe, rule=on_duplicate, workers=workers or available())
     plan = make_plan(
         recipe,
@@ -178,27 +184,39 @@ def build(
         if not overwrite and workshop.is_complete(plan):
             raise UserError(f"{folder}: another build has just finished it; nothing to do")
         workshop.begin(plan, share.folder(folder) if share else None, overwrite)
-        made, grains = write_shards(plan, share, workers or available(), file_timeout)
-        if share:
-            return part_done(plan, share)
-        plan, table = replace(plan, recordings=[]), None  # room for their notes
-        finish(plan)
+        with ThreadPoolExecutor(1) as beside:
+            if not share and not append:
+                beside.submit(draw_ahead, plan)
+            made, prints = write_shards(plan, share, workers or available(), file_timeout)
+            if share:
+                return part_done(plan, share)
+            plan, table = replace(plan, recordings=[]), None  # room for their notes
+            pairs = beside.submit(find_copies, prints) if prints else None
+            finish(plan)
     built = open_set(folder)
-    warned = warn(built, grains)
+    warned = warn(built, pairs.result() if pairs else None)
     took = monotonic() - began
     rate = f"{made} segments in {took:.1f} s, {made / took:.0f} a second"
     return "\n".join([summary(built), f"time        {rate}", *warned])
 
 
+def draw_ahead(plan: Plan) -> None:
+    """Have the picture at hand that a plan leads to if no recording is other than its header."""
+    rest = {"segments": 0, "group": ""}  # are not in it
+    told = (r._asdict() | rest | {"seconds": r.seconds} for r in plan.recordings)
+    balance_png(Balance(plan.classes, plan.folds, told))
+
+
 def write_shards(
     plan: Plan, share: Part | None, workers: int, file_timeout: float
-) -> tuple[int, dict[int, np.ndarray]]:
-    """Write the shards (of a part) that are missing; how many samples that made, their grains."""
+) -> tuple[int, Prints | None]:
+    """Write the shards (of a part) that are missing; how many samples that made, and their prints
+    if these are all there are."""
     mine = [shard for shard in plan.shards if share is None or share.has(shard)]
     todo = [shard for shard in mine if not workshop.is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
     items = [(n, plan.recordings[n]) for shard in todo for n in plan.shards[shard]]
-    done, made, grains, first = total - len(items), 0, {}, plan.first_place
+    done, made, fresh, first = total - len(items), 0, [], plan.first_place
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
     workers = max(1, min(workers, len(items)))
@@ -212,9 +230,10 @@ def write_shards(
             file, notes = plan.out / shard_name(shard), workshop.notes_file(plan.out, shard)
             written = write_shard(file, notes, shard, some)
             made += len(written.rows)
-            if made <= WARNED_UP_TO and written.grains is not None:
-                grains[shard] = written.grains
-    return made, grains
+            if made <= WARNED_UP_TO:
+                fresh.append(written)
+    whole = plan.base is None and len(fresh) == len(plan.shards)
+    return made, noted_prints(fresh, plan.settings["segment_seconds"]) if whole else None
 
 
 def counted(

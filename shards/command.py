@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin
 
 from shards.errors import ShardError, TrainingError, UserError
 
+MOST = 60  #: words that an error lists
 Commands = Mapping[str, Callable[..., Any]]
 
 OURS = ("shards", "toolkit", "launch")  # whose news is told; of libraries only what is wrong
@@ -28,7 +29,8 @@ NO_ACCESS, NO_ROOM = (errno.EACCES, errno.EPERM), (errno.ENOSPC, errno.EDQUOT, e
 def nearest(word: str, known: Sequence[str]) -> str:
     """A hint ` (did you mean X?)` for a misspelt word, or the list of what there is."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+    more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(known[:MOST])}{more}"
 
 
 def convert(name: str, text: str, annotation: Any) -> Any:

@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +23,7 @@ class AudioError(Exception):
     """A recording that cannot be used; the message is its reason in rejected.csv, a single line."""
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(NamedTuple):
     """What a file's header says. `frames` is 0 where it leaves that open."""
 
     frames: int

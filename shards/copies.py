@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -115,4 +114,4 @@ def grouped(recordings: Sequence[Recording], pairs: Sequence[Pair]) -> list[Reco
         one, other = root(a.group), root(b.group)
         if one != other:
             into[other] = one
-    return [replace(r, group=root(r.group)) for r in recordings]
+    return [r._replace(group=root(r.group)) for r in recordings]

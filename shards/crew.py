@@ -3,24 +3,29 @@ survive."""
 
 import contextlib
 import ctypes
+import gc
 import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from shards.errors import UserError
+from shards.message import receive, send
 
 GIVEN = 3  # runs a worker has at once, so that it need not wait for this process
 TRIES = 2  # a process that dies may have been the victim of another one's memory
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-PRELOAD = ["shards.recipe", "shards.folder", "shards.frames", "soundfile", "soxr", "xxhash"]
+PRELOAD = ["shards.recipe", "shards.folder", "shards.frames", "shards.loops", "shards.write"]
+PRELOAD += ["soundfile", "soxr", "xxhash"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,7 +53,8 @@ class Worker:
         self.clock = context.RawArray("d", 2)  # the item it is at, and since when
         words = theirs, function, self.clock
         self.process = context.Process(target=serve, args=words, daemon=True)
-        self.process.start()
+        with unbroken():
+            self.process.start()
         theirs.close()  # or its end would not be noticed
         self.tasks: deque[Task] = deque()
         self.is_ready = False
@@ -67,11 +73,40 @@ class Worker:
         with contextlib.suppress(OSError):
             self.connection.send(task.items)
 
+    def turn_to(self, function: Callable[[Any], Any]) -> "Worker":
+        """Have it do something else from now on."""
+        self.is_ready = False
+        with contextlib.suppress(OSError):
+            self.connection.send(function)
+        return self
+
     def stop(self) -> None:
         """End the process; it writes nothing, so it may be at anything."""
         self.process.kill()
         self.process.join()
         self.connection.close()
+
+
+_spare: ContextVar[list[Worker] | None] = ContextVar("spare", default=None)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Have the workers of one crew serve in the next, as long as this lasts."""
+    spare: list[Worker] = []
+    token = _spare.set(spare)
+    try:
+        yield
+    finally:
+        _spare.reset(token)
+        for worker in spare:
+            worker.stop()
+
+
+def hired(function: Callable[[Any], Any]) -> Worker:
+    """A worker that was kept, or a new one."""
+    spare = _spare.get()
+    return spare.pop().turn_to(function) if spare else Worker(function)
 
 
 class Crew(Generic[Item, Result]):
@@ -90,7 +125,7 @@ class Crew(Generic[Item, Result]):
         self.again: deque[Task] = deque()
         self.sizes: list[int] = []  # of the runs begun
         self.done: defaultdict[int, dict[int, Result]] = defaultdict(dict)  # by run and place
-        self.workers = [Worker(function) for _ in range(workers)]
+        self.workers = [hired(function) for _ in range(workers)]
 
     @property
     def is_busy(self) -> bool:
@@ -138,7 +173,7 @@ class Crew(Generic[Item, Result]):
     def hear(self, worker: Worker) -> None:
         """Take one message of a worker, or see that it is gone."""
         try:
-            message = worker.connection.recv()
+            message = receive(worker.connection)
         except (EOFError, OSError):
             self.bury(worker)
             return
@@ -179,9 +214,23 @@ class Crew(Generic[Item, Result]):
         self.workers[self.workers.index(worker)] = Worker(self.function)
 
     def stop(self) -> None:
-        """End all processes."""
+        """End all processes, but those that can be kept."""
+        spare = _spare.get()
         for worker in self.workers:
-            worker.stop()
+            if spare is None or worker.tasks or not worker.is_ready:
+                worker.stop()
+            else:
+                spare.append(worker)
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Keep Ctrl-C until after this: a process that is told half of what it is to do says so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def fresh_context() -> Any:
@@ -189,21 +238,28 @@ def fresh_context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)  # imported once, not once a worker
+    context.set_forkserver_preload(["shards.single", *PRELOAD])  # once, not once a worker
     return context
 
 
 def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) -> None:
-    """The life of a worker: items in, their results or an error out. None says: ready."""
-    from threadpoolctl import threadpool_limits
-
+    """The life of a worker: items in, their results or an error out, or another function in. None
+    says: ready."""
+    gc.freeze()  # to look through what was imported would copy its pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    threadpool_limits(1)
+    if "shards.single" not in sys.modules:  # spawned, not forked
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(1)
     keep_memory()
-    connection.send(None)
+    send(connection, None)
     while True:
         items = connection.recv()
+        if callable(items):
+            function = items
+            send(connection, None)
+            continue
         message: tuple[Any, Exception | None, str]
         outcomes: list[Any] = []
         try:
@@ -213,7 +269,7 @@ def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) ->
             message = outcomes, None, ""
         except Exception as error:
             message = None, error, traceback.format_exc()
-        connection.send(message)
+        send(connection, message)
         del message, outcomes  # or the next results would be made beside them
 
 

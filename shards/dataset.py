@@ -11,8 +11,8 @@ import numpy as np
 
 from shards import __version__
 from shards.balance import Balance
-from shards.chart import balance_png
-from shards.durable import csv_bytes
+from shards.chart import balance_png, drawn
+from shards.durable import csv_bytes, write
 from shards.index import (
     FILES,
     FORMAT,
@@ -23,7 +23,6 @@ from shards.index import (
     seal,
     shard_name,
     stats_shape,
-    write_atomic,
 )
 from shards.notes import Notes
 from shards.plan import Plan
@@ -70,22 +69,23 @@ class Totals:
 
 
 def write_dataset(plan: Plan, totals: Totals, notes: AllNotes) -> None:
-    """Write everything but the tars; dataset.json last: then all is there."""
+    """Write everything but the tars into a folder that nobody reads yet."""
     samples = sum(entry["samples"] for entry in totals.shards)
-    write_atomic(plan.out / "index.npy", index_npy(samples, notes()))
+    write(plan.out / "index.npy", index_npy(samples, notes()))
     stats = npy_header(totals.stats.dtype, totals.stats.shape) + totals.stats.tobytes()
-    write_atomic(plan.out / "stats.npy", stats)
+    write(plan.out / "stats.npy", stats)
     lines = (f"{line}\n".encode() for part in notes() for line in part.lines)
-    write_atomic(plan.out / "recordings.jsonl", lines)
+    write(plan.out / "recordings.jsonl", lines)
     rejected = sorted(totals.rejected, key=lambda one: place(one.path, plan.settings["seed"]))
     table = csv_bytes([("path", "reason"), *((one.path, one.reason) for one in rejected)])
-    write_atomic(plan.out / "rejected.csv", table)
+    write(plan.out / "rejected.csv", table)
     balance = json.dumps(totals.balance.records(), indent=2).encode() + b"\n"
-    write_atomic(plan.out / "balance.json", balance)
-    write_atomic(plan.out / "balance.png", balance_png(totals.balance))
+    write(plan.out / "balance.json", balance)
+    write(plan.out / "balance.png", balance_png(totals.balance))
+    drawn.cache_clear()  # what was drawn ahead has served
     info = dataset(plan, totals, samples)
     info["shortcuts"] = find_shortcuts(ShardSet(plan.out, info))
-    write_atomic(plan.out / "dataset.json", seal(info))
+    write(plan.out / "dataset.json", seal(info))
 
 
 def index_npy(samples: int, shards: Iterable[Notes]) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 Shapes: `S` segments, `G` steps, `B` bands, `P` pairs, `N` segments that are compared.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -13,7 +14,10 @@ import numpy as np
 from shards.durable import csv_bytes
 from shards.fingerprint import LENGTH, agreement, busy_seconds, grain, vectors
 from shards.index import ShardSet
+from shards.notes import Notes
 from shards.read import Reader
+
+logger = logging.getLogger(__name__)
 
 BLOCK, TILE, CHUNK = 1024, 8192, 64  # rows and columns of the search; pairs compared at once
 READ = 64  # segments worked on at once: they stay in the processor's cache
@@ -44,20 +48,33 @@ class Prints:
     seconds: float  # of a segment
 
 
-def read_prints(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> Prints:
-    """The fingerprints of a stored set, from its spectrograms; `known` are grains by shard."""
-    mel, cut, index = shard_set.info["mel"], shard_set.info["segment"], shard_set.index
-    frame, known, grains = mel["hop_length"] / mel["sample_rate"], known or {}, []
-    ends = np.cumsum([shard["samples"] for shard in shard_set.info["shards"]]).tolist()
+def read_prints(shard_set: ShardSet) -> Prints:
+    """The fingerprints of a stored set, from its spectrograms."""
+    mel, cut, index, grains = shard_set.info["mel"], shard_set.info["segment"], shard_set.index, []
+    if not (mel["hop_length"] and mel["sample_rate"]):  # converted, and nobody said
+        logger.warning("%s: how long its frames are is unknown; exact copies only", shard_set)
+        blank = np.zeros((len(index), 1, 1), np.int8)
+        return Prints(index["recording"], index["xxh3"], blank, 0.0)
+    frame = mel["hop_length"] / mel["sample_rate"]
+    seconds = cut["seconds"] or frame * shard_set.shape[1]
     with Reader(shard_set) as reader:
-        for shard, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
-            if shard in known:
-                grains.append(known[shard])
-                continue
-            for first in range(begin, end, READ):
-                values = reader.read(np.arange(first, min(first + READ, end)))
-                grains.append(grain(values.astype(np.float32), frame))
-    return Prints(index["recording"], index["xxh3"], np.concatenate(grains), cut["seconds"])
+        for first in range(0, len(index), READ):
+            values = reader.read(np.arange(first, min(first + READ, len(index))))
+            grains.append(grain(values.astype(np.float32), frame))
+    return Prints(index["recording"], index["xxh3"], np.concatenate(grains), seconds)
+
+
+def noted_prints(notes: Sequence[Notes], seconds: float) -> Prints | None:
+    """The fingerprints of a set of which all shards were just made."""
+    rows, first = [one.rows.copy() for one in notes], 0
+    for part, one in zip(rows, notes, strict=True):
+        part["recording"] += first
+        first += len(one.lines)
+    grains = [one.grains for one in notes if one.grains is not None]
+    if not grains:
+        return None
+    index = np.concatenate(rows)
+    return Prints(index["recording"], index["xxh3"], np.concatenate(grains), seconds)
 
 
 def find_copies(prints: Prints) -> list[Pair]:
@@ -164,9 +181,10 @@ class Finding(NamedTuple):
         return any(self.first[name] != self.second[name] for name in ("fold", "split"))
 
 
-def find(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> list[Finding]:
-    """The copies in a stored set, those across folds or parts first; see `read_prints`."""
-    pairs = find_copies(read_prints(shard_set, known))
+def find(shard_set: ShardSet, pairs: Sequence[Pair] | None = None) -> list[Finding]:
+    """The copies in a stored set, those across folds or parts first; `pairs` if they are known."""
+    if pairs is None:
+        pairs = find_copies(read_prints(shard_set))
     if not pairs:
         return []
     lines = shard_set.lines_of(n for pair in pairs for n in pair[:2])
@@ -182,15 +200,15 @@ def summary(found: Sequence[Finding]) -> str:
     return text + "or parts" + (f", {other} with different labels" if other else "")
 
 
-def warn(shard_set: ShardSet, known: Mapping[int, np.ndarray] | None = None) -> list[str]:
+def warn(shard_set: ShardSet, pairs: Sequence[Pair] | None = None) -> list[str]:
     """Lines for the end of a build: whether copies stand on two sides, and what to do then.
 
-    `known` are the grains of shards that the build has just made.
+    `pairs` are the copies, if they were looked for already.
     """
     command = f"python -m shards duplicates {quote(str(shard_set))}"
     if len(shard_set.index) > WARNED_UP_TO:
         return [f"duplicates  not looked for; {command} does"]
-    found = find(shard_set, known)
+    found = find(shard_set, pairs)
     if not found:
         return []
     leaks = [x for x in found if x.leaks]

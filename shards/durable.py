@@ -15,14 +15,18 @@ def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
     # Process numbers come twice on different machines.
     aside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(aside, "wb") as out:
-            out.writelines([data] if isinstance(data, bytes) else data)
-            out.flush()
-            os.fsync(out.fileno())
+        write(aside, data)
+        sync_folder(aside)
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(file.parent)
+
+
+def write(file: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file, without waiting for the disk."""
+    with open(file, "wb") as out:
+        out.writelines([data] if isinstance(data, bytes) else data)
 
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
@@ -43,7 +47,7 @@ def write_output(file: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
+    """Make renames inside `folder` survive a power cut; or what is in it, if it is a file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,8 +75,7 @@ def xxh128(file: Path) -> str:
 
 def digested(file: Path, digest: Any) -> str:
     """A file's content put through a hash, in hex."""
-    buffer = memoryview(bytearray(1 << 18))  # stays in the cache
     with open(file, "rb", buffering=0) as content:
-        while n := content.readinto(buffer):
-            digest.update(buffer[:n])
+        while data := content.read(1 << 19):  # bytes: they stay in the cache
+            digest.update(data)
     return str(digest.hexdigest())

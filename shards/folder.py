@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def headers(
 def read(audio: Root, path: str) -> Probe | AudioError:
     """One header, or why there is none."""
     try:
-        str(audio / path).encode()  # what is no text breaks libsndfile and readers of JSON
+        f"{audio}/{path}".encode()  # what is no text breaks libsndfile and readers of JSON
         return read_header(audio, path)
     except UnicodeEncodeError:
         return AudioError("its name is not valid UTF-8; rename it")
@@ -114,4 +113,4 @@ def clipped(header: Probe | AudioError, piece: Piece) -> Probe | AudioError:
     first, last = piece_frames(piece.start, piece.end, header.sample_rate)
     if first >= header.frames:
         return AudioError(f"{OUTSIDE} (from {piece.start:.10g} s, it has {header.seconds:g} s)")
-    return replace(header, frames=min(last or header.frames, header.frames) - first)
+    return header._replace(frames=min(last or header.frames, header.frames) - first)

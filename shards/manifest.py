@@ -92,7 +92,7 @@ def scan(
             said["group"] = said.get("group") or piece.path
             if said.get("attack") in NO_ATTACK:
                 said.pop("attack", None)
-            about: dict[str, Any] = piece._asdict() | said | vars(header)
+            about: dict[str, Any] = piece._asdict() | said | header._asdict()
             recordings.append(Recording(**about))
     recordings.sort(key=lambda r: (place(r.path, seed), r.start, r.end or math.inf))
     rejected.sort(key=lambda r: place(r.path, seed))

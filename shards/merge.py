@@ -60,6 +60,8 @@ def finish(plan: Plan) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     write_dataset(replace(plan, out=aside), totals, notes)
+    for file in [*aside.iterdir(), aside]:
+        sync_folder(file)
     os.rename(aside, plan.out / READY)
     sync_folder(plan.out / BESIDE)
     put_in_place(plan.out)

@@ -163,6 +163,8 @@ def mix_sets(
     number = {name: i for i, name in enumerate(names)}
     if len(number) < len(names):
         raise UserError(f"data.classes={list(classes or ())}: a class is named twice")
+    if len(names) < 2:
+        raise UserError(f"data.classes={list(classes or ())}: a classifier needs at least two")
     labels = [np.array([number.get(c, -1) for c in s.info["classes"]]) for s in sources]
     alike = all(source.folds == first.folds for source in sources)
     infos = [source.info for source in sources]

@@ -3,13 +3,13 @@
 Shapes: `K` classes, `P` pictures a class, `M` mel bands, `T` frames.
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shards.chart import to_png
 from shards.durable import write_output
 from shards.errors import UserError
 from shards.index import ShardSet
@@ -60,9 +60,7 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4) -> None
 
 def save(figure: "Figure", output: Path) -> None:
     """Write a figure of panels as the PNG `output`, whole or not at all."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=min(110, MAX_PIXELS / max(figure.get_size_inches())))
-    write_output(output, png.getvalue())
+    write_output(output, to_png(figure, min(110, MAX_PIXELS / max(figure.get_size_inches()))))
 
 
 def choose_panels(shard_set: ShardSet, per_class: int, seed: int = 0) -> list[Panel]:

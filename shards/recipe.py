@@ -88,11 +88,11 @@ class Recipe:
         return Features(
             values,
             (piece.start + (offset + starts) / self.mel.sample_rate).tolist(),
-            [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values],
+            [xxhash.xxh3_64_intdigest(value) for value in values],
             sums,
             grains,
             about,
-            file_hash(file, file.stat().st_mtime_ns),
+            xxh128(file) if piece.is_whole else file_hash(file, file.stat().st_mtime_ns),
             levels.seconds,
             levels.clipped,
             dc,

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from shards.crew import Item
@@ -13,19 +12,18 @@ from shards.workers import in_runs
 RUN, MOST = 30.0, 32  # seconds of audio, and recordings, that a worker is given at once
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recording:
+class Recording(NamedTuple):
     """One audio file, or a piece of one: what its place, its table and its header say."""
 
     path: str  # below the audio folder, with "/", as the file system spells it
     label: str  # as given: a class, or several as in "dog;rain"
     group: str  # never on both sides of a split; `path` itself if no groups are named
-    fold: str | None = None
-    split: str | None = None  # "train", "val" or "test"
-    attack: str | None = None  # how it was faked; None: it is genuine, or nobody says
     frames: int
     sample_rate: int  # Hz
     channels: int
+    fold: str | None = None
+    split: str | None = None  # "train", "val" or "test"
+    attack: str | None = None  # how it was faked; None: it is genuine, or nobody says
     start: float = 0.0  # seconds in the file
     end: float | None = None  # seconds; None: to the end of the file
 
@@ -75,13 +73,14 @@ def runs_of(items: Iterable[Item], of: Callable[[Item], Recording]) -> Iterator[
 def digest(recordings: Iterable[Recording], rejected: Iterable[Reject]) -> str:
     """SHA-256 over the recordings as understood, and over the names of the files left out."""
     total = hashlib.sha256()
-    names = [field.name for field in fields(Recording)]
+    encode = json.JSONEncoder(sort_keys=True).encode
     for recording in recordings:
-        known = names if not recording.piece.is_whole else names[:-2]
-        about = {name: getattr(recording, name) for name in known}
+        about = recording._asdict()
+        if recording.piece.is_whole:
+            del about["start"], about["end"]
         if recording.attack is None:
             del about["attack"]  # sets without any keep their digest
-        total.update(json.dumps(about, sort_keys=True).encode() + b"\n")
+        total.update(encode(about).encode() + b"\n")
     for reject in rejected:
         total.update(json.dumps(reject.path).encode() + b"\n")
     return total.hexdigest()

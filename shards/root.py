@@ -51,7 +51,7 @@ def local(root: Root, path: str) -> Iterator[Path]:
     """
     url = url_of(root, path)
     if url is None:
-        yield Path(root / path)  # type: ignore[arg-type]
+        yield root / path  # type: ignore[misc]
         return
     yield fetched(str(url))
 

@@ -5,7 +5,7 @@ Shapes: `R` recordings, `C` columns of a property.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from os.path import splitext
 from typing import Any
 
 import numpy as np
@@ -56,12 +56,11 @@ def find_shortcuts(shard_set: ShardSet) -> list[dict[str, Any]]:
 
 def properties(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """(R, C) of each property that recordings.jsonl gives; a container is a column each."""
-    columns = {
-        name: np.array([[line[name]] for line in lines], float)
-        for name in (*SAID, *Acoustics._fields)
-        if all(line.get(name) is not None for line in lines)  # a converted set may not know
+    told = {name: [line.get(name) for line in lines] for name in (*SAID, *Acoustics._fields)}
+    columns = {  # a converted set may not know
+        name: np.array(some, float)[:, None] for name, some in told.items() if None not in some
     }
-    suffixes = [PurePosixPath(line["path"]).suffix.lower() for line in lines]
+    suffixes = [splitext(line["path"])[1].lower() for line in lines]
     kinds = np.unique(suffixes)
     return columns | {"container": np.array(suffixes)[:, None] == kinds[None]}
 
@@ -105,10 +104,12 @@ def recalls(values: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np
 
     classes = int(labels.max()) + 1
     depth = max(2, math.ceil(math.log2(classes)))
-    tree = DecisionTreeClassifier(max_depth=depth, class_weight="balanced", random_state=0)
-    told = np.full(len(labels), -1)
+    tree, told = DecisionTreeClassifier(max_depth=depth, random_state=0), np.full(len(labels), -1)
     for train, test in folds:
-        told[test] = tree.fit(values[train], labels[train]).predict(values[test])
+        known = labels[train]
+        count = np.bincount(known)  # balanced as sklearn does it, in a tenth of the time
+        weights = len(known) / (np.count_nonzero(count) * count[known])
+        told[test] = tree.fit(values[train], known, weights).predict(values[test])
     hit = [(told[labels == k] == k).mean() for k in range(classes)]
     missed = [(told[labels != k] != k).mean() for k in range(classes)]
     return np.array([hit, missed])

@@ -42,7 +42,7 @@ def measure(shard_set: ShardSet, seconds: float, threads: int) -> Iterator[str]:
             through, shard_set, shuffled, replace(reading, resident="memory")
         ),
     }
-    if importlib.util.find_spec("webdataset"):
+    if importlib.util.find_spec("webdataset") and not shard_set.is_remote:  # it has no cache
         ways["webdataset"] = partial(by_webdataset, shard_set)
     yield f"| {size} samples a batch, {threads} threads | samples/s | GB/s | of a memory copy |"
     yield "|---|---|---|---|"

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -89,7 +88,7 @@ def dealt(
     fold, split, method = assign(recordings, folds, parts, seed)
     names_of_folds = fold_names(recordings, folds)
     placed = [
-        replace(r, fold=names_of_folds[f] if names_of_folds else None, split=SPLITS[s])
+        r._replace(fold=names_of_folds[f] if names_of_folds else None, split=SPLITS[s])
         for r, f, s in zip(recordings, fold.tolist(), split.tolist(), strict=True)
     ]
     return placed, names_of_folds, method

@@ -227,7 +227,7 @@ def check_sample(
         yield f"{int(odd.sum())} values are not finite"
     yield from check_about(shard_set, about, row, line)
     key = key_of(block)
-    if entry(f"{key}.npy", header + array) + entry(f"{key}.json", about) != block:
+    if b"".join([*entry(f"{key}.npy", header, array), *entry(f"{key}.json", about)]) != block:
         yield "tar or array headers or padding are not as written"
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ DECIDE_BYTES = ["av", "librosa", "mkl", "mkl_fft", "numba", "numpy", "pyloudnorm
 DECIDE_BYTES += ["soundfile", "soxr", "torch"]
 
 
+@cache
 def installed(name: str) -> str | None:
     """The version of a library, None without it."""
     from importlib.metadata import PackageNotFoundError, version
@@ -157,13 +159,20 @@ def is_finished(plan: Plan) -> bool:
 def begin(plan: Plan, part: Path | None, overwrite: bool) -> None:
     """Make the workshop inside OUT, or enter the one that is there; a part has a folder in it."""
     workshop = plan.out / BESIDE
-    if overwrite:
+    if overwrite and not is_going_on(plan):
         output.clear(plan.out)
     others = [there for there in output.promises(plan.out) if there["manifest"] != plan.manifest]
     if plan.base and part is None and others:
         shutil.rmtree(workshop)  # an append that was stopped, and then there were other files
     workshop.mkdir(exist_ok=True)
     enter(plan, part or workshop)
+
+
+def is_going_on(plan: Plan) -> bool:
+    """Whether what stands there is this very command, --overwrite included, that was stopped: a job
+    that is started again and again would else never come to its end."""
+    mine = json.loads(json.dumps(promise(plan)))
+    return not (plan.out / "dataset.json").exists() and mine in output.promises(plan.out)
 
 
 def notes_file(out: Path, shard: int) -> Path:

@@ -25,11 +25,13 @@ def cache(tmp_path, monkeypatch) -> Path:
 def test_commands_take_an_address(tone_set, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with serving(Site(folder_pages(tone_set))) as site:
-        for words in (["verify", site.url], ["info", site.url], ["show", site.url]):
+        for words in (["verify", site.url], ["info", site.url], ["show", site.url],
+                      ["duplicates", site.url], ["bench", site.url, "--seconds=0.02"]):  # fmt: skip
             assert main(words) == 0
         said = capsys.readouterr().out
     assert f"verified: 54 samples in {len(open_set(tone_set).info['shards'])} shards" in said
     assert f"shard set   {site.url}" in said
+    assert "| shuffled, in memory |" in said and "0 exact and 0 near" in said
     assert (tmp_path / "show.png").exists()
 
 

@@ -98,6 +98,11 @@ def test_mistakes_run_nothing(words, message, capsys):
     assert message in said.err and said.err.startswith("error: ") and said.err.count("\n") == 1
 
 
+def test_a_hint_stays_a_line() -> None:
+    assert command.nearest("xx", ["ab", "cd"]) == "there are: ab, cd"
+    assert command.nearest("xx", [f"a{n}" for n in range(1000)]).endswith("a59 and 940 more")
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     assert "work          Do the work." in capsys.readouterr().out

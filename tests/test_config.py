@@ -90,6 +90,13 @@ def test_what_is_off_is_named(file, words, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_window_is_part_of_a_segment(file):
+    config = load([file, "--augment.crop_frames=8"])
+    assert config.input_shape((4, 8)) == config.input_shape((4, 9)) == (4, 8)
+    with pytest.raises(UserError, match="crop_frames=8: a segment has 7; 0 takes all"):
+        config.input_shape((4, 7))
+
+
 def test_missing_file_and_key(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.yaml: No such file"):
         load(["nowhere.yaml"])

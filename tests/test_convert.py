@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,13 @@ def test_a_converted_set_is_told_of_and_shown(tmp_path, capsys):
     assert main(["verify", str(out), f"--audio={tmp_path / 'old'}"]) == 2
     assert "converted, not built from audio" in capsys.readouterr().err
     assert (out / "show.png").stat().st_size > 10_000
+    for there, here in (("train/s1-08", "test/s1-14"), ("train/s1-09", "test/s1-15")):  # copies
+        shutil.copy(tmp_path / "old" / f"{there}.npy", tmp_path / "old" / f"{here}.npy")
+    for words in ([], ["--sample_rate=8000", "--hop_length=128"]):
+        assert main(["convert", str(tmp_path / "old"), str(out), "--overwrite", *words]) == 0
+        assert main(["duplicates", str(out)]) == 0
+        said = capsys.readouterr()
+        assert "2 exact and 0 near pairs, 2 across" in said.out, words
 
 
 @pytest.mark.usefixtures("no_pictures")

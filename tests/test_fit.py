@@ -4,8 +4,9 @@ import io
 import json
 import os
 import runpy
+import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from shards.durable import sha256
 from shards.index import ROW, ShardSet
 from shards.loader import Loader
 from shards.order import Order, plan_batch
+from toolkit import checkpoint
 from toolkit.augment import Augment, Transform
 from toolkit.evaluate import log_probabilities
 from toolkit.metrics import scores
@@ -130,6 +132,35 @@ def test_killed_before_what_follows_its_last_checkpoint_it_catches_up(config, tm
     assert files("killed") != files("whole")
     assert forked(*words, "--run.name=killed")[0] == 0
     assert files("killed") == files("whole")
+
+
+def test_a_disk_that_is_full_ends_it_with_a_line_and_room_brings_it_back(
+    config, tmp_path, small_disk, monkeypatch
+):
+    """From the checkpoint of step 4 on; in the end metrics.jsonl stops in the middle of a line."""
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    words = [config, "--train.max_steps=40", "--train.save_every=2", "--train.keep_last=3"]
+    here, run = [*words, f"--run.dir={small_disk}"], small_disk / "tones/fold-0"
+    write, filler = checkpoint.write, small_disk / "filler"
+
+    def fill_up(folder, step, *groups):
+        if step == 4:
+            with suppress(OSError), open(filler, "wb", buffering=0) as out:
+                while out.write(bytes(4096)):
+                    pass
+        write(folder, step, *groups)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", fill_up)
+        code, said = forked(*here)
+    assert code == 1 and "the checkpoint of step 4 could not be written" in said
+    assert f"error: No space left on device: {run}/metrics.jsonl; make room" in said
+    assert (run / "checkpoints/latest").read_text() == "step-00000002"
+    filler.unlink()
+    assert forked(*here)[0] == forked(*words)[0] == 0
+    whole = tmp_path / "runs/tones/fold-0"
+    assert losses(run) == losses(whole) and len(losses(run)) == 40
+    assert sha256(run / "best.safetensors") == sha256(whole / "best.safetensors")
 
 
 def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):

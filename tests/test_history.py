@@ -16,6 +16,7 @@ from shards.errors import UserError
 from shards.index import open_set
 from toolkit import checkpoint, history, loop
 from toolkit.config import parse
+from toolkit.data import open_data
 from toolkit.history import History, best, stopped
 from toolkit.schema import TrainConfig
 from toolkit.world import start
@@ -55,10 +56,12 @@ def make_config(tone_set, runs, data=None, train=None, **sections):
          "train.patience=3 needs a validation part, and data.protocol=kfold has none"),
         ({"train": {"best_metric": "eer"}}, "train.best_metric=eer: for two classes, .* has 3"),
         ({"optim": {"schedule": "plateau", "plateau_metric": "eer"}}, "plateau_metric=eer: for"),
+        ({"data": {"classes": ["low"]}}, "low is its only class, and there is nothing to tell"),
     ],
 )  # fmt: skip
 def test_what_the_data_cannot_decide_is_one_line(tone_set, tmp_path, sections, message):
-    config, shard_set = make_config(tone_set, tmp_path, **sections), open_set(tone_set)
+    config = make_config(tone_set, tmp_path, **sections)
+    shard_set = open_data(config.data)
     numbers = np.arange(0 if config.data.protocol == "kfold" else 54)
     with pytest.raises(UserError, match=message) as error:
         history.check(config, shard_set, numbers)

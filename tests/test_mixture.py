@@ -97,6 +97,7 @@ def test_only_some_classes_numbered_in_the_order_given(tone_set):
         ({}, r"differ in their classes \(high, low, mid\)"),
         ({"classes": ["nois"]}, "data.classes: no class 'nois'; did you mean noise"),
         ({"classes": ["noise", "noise"]}, "named twice"),
+        ({"classes": ["noise"]}, "a classifier needs at least two"),
     ],
 )
 def test_sets_that_do_not_agree_are_one_line(tone_set, second, words, message):
@@ -118,6 +119,8 @@ def test_other_settings_folds_and_weights_are_named(tone_set, tmp_path):
     assert mixed.stats.sum() == pytest.approx(sum(whole))
     with pytest.raises(UserError, match="every set needs a weight"):
         open_data(data((tone_set, 1), (tmp_path / "two", None)))
+    with pytest.raises(UserError, match="every set needs a weight"):
+        open_data(data((tone_set, 1), (tmp_path / "two", float("inf"))))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,8 @@ def test_other_settings_folds_and_weights_are_named(tone_set, tmp_path):
     [
         ({"balance": "class", "shuffle": "window"}, "use data.shuffle=full"),
         ({"weights": {"hihg": 2.0}}, "no class 'hihg'; did you mean high"),
-        ({"weights": {"high": -1.0}}, "high: -1.0; at least 0"),
+        ({"weights": {"high": -1.0}}, "high: -1.0; a finite number, at least 0"),
+        ({"weights": {"high": float("inf")}}, "high: inf; a finite number"),
         ({"weights": "nowhere.npy"}, "nowhere.npy: .* save it by numpy.save"),
         ({"weights": "WRONG"}, "expected \\(54,\\) numbers, one a sample"),
         ({"weights": "NEGATIVE"}, "negative or not finite"),

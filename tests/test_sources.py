@@ -2,13 +2,17 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from servers import SOUNDS, Page, Site, outcomes, serving, sound
 
 from shards.__main__ import main
 
+ROOT = Path(__file__).resolve().parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -170,6 +174,14 @@ def test_what_the_hub_cannot_give_is_one_line(hugging_face, tmp_path, capsys, wo
     assert main(["download", "hub", words[0], str(tmp_path / "out"), *words[1:]]) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+def test_the_hub_in_a_process_that_has_loaded_nothing_of_it(tmp_path):
+    surroundings = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    line = [sys.executable, "-m", "shards", "download", "hub", "user/sounds", str(tmp_path / "out")]
+    done = subprocess.run(line, env=surroundings, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: user/sounds: ")
+    assert done.stderr.endswith("; start again to go on\n") and done.stderr.count("\n") == 1
 
 
 # --- all of them -------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import itertools
 from collections import Counter, defaultdict
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,7 +119,7 @@ def test_a_fold_without_a_class_is_told(caplog: pytest.LogCaptureFixture) -> Non
     # Two groups hold a and b, two hold a alone: three folds cannot all have b.
     recordings = [recording(f"a/{g}.wav", "a", g) for g in "pqrs"]
     recordings += [recording(f"b/{g}{n}.wav", "b", g) for g in "pq" for n in range(2)]
-    folds = [replace(r, fold=str("pqrs".index(r.group) % 3)) for r in recordings]
+    folds = [r._replace(fold=str("pqrs".index(r.group) % 3)) for r in recordings]
     assign(folds, None, None, 0)
     assert "fold 2 has nothing of 'b'; scores of such a fold" in caplog.text
     caplog.clear()

@@ -17,10 +17,11 @@ from media import riff
 
 from shards import plan as plan_module
 from shards.condition import Conditioning
-from shards.crew import PRELOAD, TRIES, Task, Worker
+from shards.crew import PRELOAD, TRIES, Task, Worker, kept
 from shards.errors import UserError
 from shards.manifest import Reject, scan
 from shards.mel import MelSettings
+from shards.message import receive
 from shards.recipe import Features, Recipe
 from shards.recording import Piece
 from shards.workers import in_runs, ordered
@@ -78,6 +79,25 @@ def test_results_may_be_left_to_wait() -> None:
     for _ in range(3):
         assert not next(results)[1].startswith("timed out")
         time.sleep(1.1)
+
+
+def process(item: int) -> tuple[int, int]:
+    """Which one this is, and how many threads it has."""
+    return os.getpid(), len(os.listdir("/proc/self/task"))
+
+
+def test_a_kept_worker_of_one_thread_does_what_is_next() -> None:
+    if sys.platform != "linux":
+        pytest.skip("/proc is Linux's")
+    with kept():
+        assert list(ordered(abs, [[-1], [-2]], 1, timeout=9, lost=max)) == [1, 2]
+        (first,) = ordered(process, [[1]], 1, timeout=9, lost=max)
+        (again,) = ordered(process, [[1]], 1, timeout=9, lost=max)
+        assert first == again == (first[0], 2)  # the other one waits for its parent's end
+    (other,) = ordered(process, [[1]], 1, timeout=9, lost=max)
+    assert other[0] != first[0]
+    with pytest.raises(ProcessLookupError):
+        os.kill(first[0], 0)
 
 
 class StillBorn:
@@ -170,9 +190,9 @@ def test_a_worker_takes_less_than_500_mb_for_an_hour(tmp_path: Path) -> None:
         hop=40000,
     )
     worker = Worker(recipe.extract)
-    assert worker.connection.recv() is None
+    assert receive(worker.connection) is None
     worker.give(Task(0, 0, [Piece("hour.wav")]))
-    (features,), error, _ = worker.connection.recv()
+    (features,), error, _ = receive(worker.connection)
     told = Path(f"/proc/{worker.process.pid}/status").read_text()
     worker.stop()
     assert error is None and len(features.starts) == 1439

@@ -47,14 +47,21 @@ def plot(axes: Axes, points: tuple[np.ndarray, np.ndarray], **style: Any) -> Non
         axes.plot(*points, marker="o" if len(points[0]) < 3 else None, markersize=4, **style)
 
 
-def panels(titles: Sequence[str], records: Records) -> tuple[Figure, list[Axes]]:
-    """A row of axes over the epochs."""
+def panels(titles: Sequence[str], records: Records) -> tuple[Figure, dict[str, Axes]]:
+    """A row of axes over the epochs, by their titles."""
     figure = Figure(figsize=(9.9, 2.6), layout="constrained")
     unit = "epoch" if any(r.get("kind") == "epoch" for r in records) else "step"
     row = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, title in zip(row, titles, strict=True):
         axes.set(title=title, xlabel=unit)
-    return figure, list(row)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure, dict(zip(titles, row, strict=True))
+
+
+def from_zero(axes: Axes, title: str) -> None:
+    """Show the values from 0 on: shares up to 1, others with some room above the highest."""
+    highest = 1.08 * axes.dataLim.y1
+    axes.set_ylim(0, 1.02 if title == "accuracy" else highest if np.isfinite(highest) else None)
 
 
 def scored(records: Records) -> bool:
@@ -65,24 +72,21 @@ def scored(records: Records) -> bool:
 @rc_context(STYLE)
 def draw_curves(records: Records) -> Figure:
     """Loss, accuracy and learning rate of one fold over its epochs, from metrics.jsonl."""
-    middle_titles = ("accuracy",) if scored(records) else ()
-    last = ("learning rate",) if any("lr" in r for r in records) else ()  # a forest has none
-    figure, (loss, *others) = panels(("loss", *middle_titles, *last), records)
-    middle, rates = others[: len(middle_titles)], others[len(middle_titles) :]
+    titles = ["loss", *["accuracy"] * scored(records)]
+    rated = any("lr" in r for r in records)  # a forest has none
+    figure, axes = panels([*titles, *["learning rate"] * rated], records)
     steps = thinned(*series(records, "loss", kind="train"))
-    plot(loss, steps, color=BLUE, alpha=0.25, lw=0.8)
-    plot(loss, series(records, "train_loss", kind="epoch"), color=BLUE, label="train")
-    for part, colour in (("val", "#2a9d6f"), ("test", ORANGE)):
-        plot(loss, series(records, "loss", kind="eval", part=part), color=colour, label=part)
-        for accuracy in middle:
-            points = series(records, "accuracy", kind="eval", part=part)
-            plot(accuracy, points, color=colour, label=part)
-            accuracy.set_ylim(0, 1.02)
-    for axes in (loss, *middle):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    loss.set_ylim(bottom=0)
-    for rate in rates:
+    plot(axes["loss"], steps, color=BLUE, alpha=0.25, lw=0.8)
+    plot(axes["loss"], series(records, "train_loss", kind="epoch"), color=BLUE, label="train")
+    for title in titles:
+        for part, colour in (("val", "#2a9d6f"), ("test", ORANGE)):
+            points = series(records, title, kind="eval", part=part)
+            plot(axes[title], points, color=colour, label=part)
+        from_zero(axes[title], title)
+        if axes[title].get_legend_handles_labels()[0]:
+            axes[title].legend()
+    if rated:
+        rate = axes["learning rate"]
         plot(rate, thinned(*series(records, "lr", kind="train")), color=BLUE)
         rate.set_ylim(bottom=0)
         rate.yaxis.set_major_formatter("{x:g}")
@@ -93,18 +97,19 @@ def draw_curves(records: Records) -> Figure:
 def draw_fold_curves(records: Mapping[str, Records]) -> Figure:
     """Train loss, and loss and accuracy of the evaluated part: one line a fold."""
     everything = [record for fold in records.values() for record in fold]
-    titles = ("train loss", "evaluated loss", "accuracy") if scored(everything) else ("train loss",)
-    figure, axes = panels(titles, everything)
+    evaluated = {"evaluated loss": "loss", "accuracy": "accuracy"} if scored(everything) else {}
+    figure, axes = panels(["train loss", *evaluated], everything)
+    first = axes["train loss"]
     for number, (name, fold) in enumerate(records.items()):
         style = {"color": FOLD_COLOURS[number % len(FOLD_COLOURS)], "lw": 1.2}
-        plot(axes[0], series(fold, "train_loss", kind="epoch"), **style, label=short(name, 10))
+        plot(first, series(fold, "train_loss", kind="epoch"), **style, label=short(name, 10))
         part = "test" if any(r.get("part") == "test" for r in fold) else "val"
-        for chart, key in zip(axes[1:], ("loss", "accuracy"), strict=False):
-            plot(chart, series(fold, key, kind="eval", part=part), **style)
-    for chart, top in zip(axes, (None, None, 1.02), strict=False):
-        chart.set_ylim(0, top)
-    if len(records) <= 10 and axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(title="fold", ncols=2 if len(records) > 5 else 1)
+        for title, key in evaluated.items():
+            plot(axes[title], series(fold, key, kind="eval", part=part), **style)
+    for title, chart in axes.items():
+        from_zero(chart, title)
+    if len(records) <= 10 and first.get_legend_handles_labels()[0]:
+        first.legend(title="fold", ncols=2 if len(records) > 5 else 1)
     return figure
 
 

@@ -191,8 +191,8 @@ def by_class(key: str, weights: Mapping[str, float], names: Sequence[str]) -> np
     for name, weight in weights.items():
         if name not in names:
             raise UserError(f"{key}: no class {name!r}; {nearest(name, names)}")
-        if not weight >= 0:
-            raise UserError(f"{key}: {name}: {weight}; at least 0")
+        if not 0 <= weight < math.inf:
+            raise UserError(f"{key}: {name}: {weight}; a finite number, at least 0")
     return np.array([float(weights.get(name, 1.0)) for name in names])
 
 

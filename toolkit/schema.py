@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shards.errors import UserError
 from toolkit.hub import HubConfig
 
 
@@ -192,8 +193,11 @@ class Config:
         return run if self.data.protocol == "split" else run / f"fold-{self.data.fold}"
 
     def input_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """What the model sees of samples of `shape`, both (M, T)."""
-        return shape[0], self.augment.crop_frames or shape[1]
+        """What the model sees of samples of `shape`, both (M, T); a UserError if that is more."""
+        frames = self.augment.crop_frames or shape[1]
+        if frames > shape[1]:
+            raise UserError(f"augment.crop_frames={frames}: a segment has {shape[1]}; 0 takes all")
+        return shape[0], frames
 
     def to_dict(self) -> dict[str, Any]:
         """Sections of plain values, as YAML and JSON hold them."""

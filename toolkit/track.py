@@ -54,8 +54,11 @@ class Metrics:
         if not self.enabled:
             return
         line = {"kind": kind, "time": round(time.time(), 3), **values}
-        with open(self.file, "a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
+        try:
+            with open(self.file, "a", encoding="utf-8") as out:
+                out.write(json.dumps(line) + "\n")
+        except OSError as error:  # of a write it does not know of which file
+            raise OSError(error.errno, error.strerror, str(self.file)) from error
         self.step = values.pop("step")
         group = values.pop("part", kind)
         self.tell({k if k in PLACES else f"{group}/{k}": v for k, v in values.items()})

@@ -32,6 +32,11 @@ def score(
 
 def check_report(report: ReportConfig, shard_set: ShardSet) -> None:
     """Raise a UserError before the training where its scores could not be told as asked."""
+    if len(shard_set.class_names) < 2:
+        raise UserError(
+            f"{shard_set}: {shard_set.class_names[0]} is its only class, and there is nothing to "
+            "tell apart; build it with others, or name two or more in data.classes"
+        )
     target_of(report, shard_set)
     if report.by is not None:
         attack_names(report.by, {"path": (), "attack": (), "group": ()})

@@ -30,6 +30,8 @@ def download(
             `out` holds something else.
     """
     hub = needed("huggingface_hub")
+    for part in ("errors", "utils"):  # no attributes of it before something has loaded them
+        needed(f"huggingface_hub.{part}")
     if repo_type not in TYPES:
         raise UserError(f"--repo_type={repo_type}: one of {', '.join(TYPES)}")
     if not sys.stderr.isatty():

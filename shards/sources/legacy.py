@@ -5,7 +5,7 @@ Shapes: `M` mel bands, `T` frames.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,7 +148,7 @@ def make_plan(
     if settings["group_from"] is not None:
         pattern = compiled("group_from", settings["group_from"])
         groups = values("group_from", pattern, [r.path for r in recordings])
-        recordings = [replace(r, group=g) for r, g in zip(recordings, groups, strict=True)]
+        recordings = [r._replace(group=g) for r, g in zip(recordings, groups, strict=True)]
     seed, paths = settings["seed"], {reject.path for reject in survey.rejected}
     recordings = [r for r in recordings if r.path not in paths]
     recordings.sort(key=lambda r: place(r.path, seed))

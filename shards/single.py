@@ -1,0 +1,8 @@
+"""Keeps every library to one thread, where it is imported before them: in the process that workers
+are forked from. Threads of OpenBLAS that are there when it forks spin in each worker as it starts,
+which takes as long as ten files do."""
+
+import os
+
+for _name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
