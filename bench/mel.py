@@ -28,9 +28,9 @@ from side_by_side import (
     times,
 )
 
-from shards.crew import keep_memory
 from shards.frames import pages
 from shards.mel import MelSettings, log_mel
+from shards.process import keep_memory
 
 SETTINGS, LENGTH, LONG = MelSettings(), 80000, 128000
 START = np.zeros(1, np.int64)

@@ -2,28 +2,22 @@
 survive."""
 
 import contextlib
-import ctypes
-import gc
 import math
 import multiprocessing
-import os
 import signal
-import sys
-import threading
-import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from shards.errors import UserError
-from shards.message import receive, send
+from shards.message import receive
+from shards.process import serve
 
 GIVEN = 3  # runs a worker has at once, so that it need not wait for this process
 TRIES = 2  # a process that dies may have been the victim of another one's memory
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 PRELOAD = ["shards.recipe", "shards.folder", "shards.frames", "shards.loops", "shards.write"]
 PRELOAD += ["soundfile", "soxr", "xxhash"]
 
@@ -240,51 +234,3 @@ def fresh_context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["shards.single", *PRELOAD])  # once, not once a worker
     return context
-
-
-def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) -> None:
-    """The life of a worker: items in, their results or an error out, or another function in. None
-    says: ready."""
-    gc.freeze()  # to look through what was imported would copy its pages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-    if "shards.single" not in sys.modules:  # spawned, not forked
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(1)
-    keep_memory()
-    send(connection, None)
-    while True:
-        items = connection.recv()
-        if callable(items):
-            function = items
-            send(connection, None)
-            continue
-        message: tuple[Any, Exception | None, str]
-        outcomes: list[Any] = []
-        try:
-            for place, item in enumerate(items):
-                clock[:] = place, monotonic()
-                outcomes.append(function(item))
-            message = outcomes, None, ""
-        except Exception as error:
-            message = None, error, traceback.format_exc()
-        send(connection, message)
-        del message, outcomes  # or the next results would be made beside them
-
-
-def keep_memory() -> None:
-    """Have glibc keep what is freed for the next item: some 300 pages that went back to the system
-    and came again with each file of 5 s took a fifth of the time."""
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, 2**25)
-        mallopt(M_MMAP_THRESHOLD, 2**24)
-
-
-def leave_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
