@@ -20,7 +20,8 @@ from resource import RUSAGE_CHILDREN, getrusage
 
 import numpy as np
 
-from toolkit.intervals import resamples, units_of
+from toolkit.intervals import percentiles
+from toolkit.metrics import resampled
 from toolkit.predictions import Predictions, of_samples, read_predictions, write_predictions
 from toolkit.results import read_json
 
@@ -110,8 +111,10 @@ def table(shards: str, runs: Path) -> None:
 
 def estimate(values: np.ndarray, units: np.ndarray, sign: str) -> list[str]:
     """The mean, and its interval over resampled units."""
-    means = np.concatenate([w @ values / w.sum(axis=1) for w in resamples(units, 2000)])
-    low, high = np.percentile(means, [2.5, 97.5])
+    unit = np.unique(units, return_inverse=True)[1]
+    sums, sizes = np.bincount(unit, values), np.bincount(unit)
+    means = resampled(lambda times: {"mean": times @ sums / (times @ sizes)}, unit, 2000)["mean"]
+    low, high = percentiles(means) or [np.nan] * 2
     return [f"{values.mean():{sign}.4f}", f"{low:{sign}.3f} to {high:{sign}.3f}"]
 
 
@@ -128,8 +131,8 @@ def answers(shards: str, runs: Path, row: str) -> dict[tuple[str, str], tuple[st
         said = predictions(folder, shards, *AGAIN.get(row, ())).at("recording")
         right = (said.labels == said.predicted).astype(float)
         seed = folder.parent.name.rpartition("_s")[2]
-        for name, unit, one in zip(said.recording, units_of(said, "group"), right, strict=True):
-            found[seed, str(name)] = str(unit), float(one)
+        for name, clip, one in zip(said.recording, said.group, right, strict=True):
+            found[seed, str(name)] = str(clip or name), float(one)
     return found
 
 
