@@ -23,9 +23,9 @@ def compiled(signature: str, *also: str) -> Callable[[Callable[..., Any]], Any]:
 
     def compiler(function: Callable[..., Any]) -> Any:
         try:
-            return njit(signature, cache=True, **words(*also))(function)
+            return njit(signature, nogil=True, cache=True, **words(*also))(function)
         except RuntimeError:  # no folder to keep it in: neither beside this file nor in the home
-            return njit(signature, **words(*also))(function)
+            return njit(signature, nogil=True, **words(*also))(function)
 
     return compiler
 
