@@ -8,6 +8,7 @@ bench/RESULTS.md.
 """
 
 import argparse
+import inspect
 import json
 import platform
 import re
@@ -52,19 +53,14 @@ def plan(labels: np.ndarray, speakers: np.ndarray) -> Callable[[], object]:
     """What `build` does with a table before it touches audio."""
     from shards import manifest, table
     from shards.audio import Probe
+    from shards.build import build
     from shards.plan import make_plan, make_recipe, settle
 
     manifest.resolve = lambda paths, *_: ((path, "") for path in paths)
     manifest.headers = lambda _, pieces, *__: (Probe(80000, 16000, 1) for _ in pieces)  # type: ignore
-    words: dict[str, Any] = {
-        "sample_rate": 16000,
-        "segment_seconds": 5.0,
-        "overlap": 0.0,
-        "n_mels": 128,
-    }
-    words |= {"n_fft": 2048, "hop_length": 512, "fmin": 0.0, "fmax": None, "seed": 0}
-    words |= {"folds": 5, "split": "0.7,0.15,0.15", "shard_size": "256MB"}
-    words |= {"label_from": "label", "group_from": "group", "fold_from": None, "split_from": None}
+    flags = inspect.signature(build).parameters.values()
+    words: dict[str, Any] = {flag.name: flag.default for flag in flags}
+    words |= {"folds": 5, "split": "0.7,0.15,0.15", "label_from": "label", "group_from": "group"}
     settings = settle(words)
     folder = tempfile.TemporaryDirectory()
     file = Path(folder.name) / "list.csv"
