@@ -40,7 +40,7 @@ FEW, BATCH = 8, 32  # clips that stay in the cache; frames of the floor at a tim
 def like_a_worker() -> None:
     """What a worker of `build` does for itself before it begins."""
     one_thread()
-    keep_memory()
+    keep_memory(2**24)
 
 
 @cache  # the processes of a pool make their own, and keep them

@@ -17,6 +17,7 @@ from typing import Any
 from shards.message import send
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+MOST = 2**25  # an older glibc has no larger threshold, and would be left with its least
 
 
 def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) -> None:
@@ -29,7 +30,7 @@ def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) ->
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(1)
-    keep_memory()
+    keep_memory(2**24)  # else some 300 pages go and come with each file of 5 s
     send(connection, None)
     while True:
         items = connection.recv()
@@ -50,13 +51,14 @@ def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) ->
         del message, outcomes  # or the next results would be made beside them
 
 
-def keep_memory() -> None:
-    """Have glibc keep what is freed for the next item: some 300 pages that went back to the system
-    and came again with each file of 5 s took a fifth of the time."""
+def keep_memory(size: int) -> None:
+    """Have glibc keep freed blocks of up to `size` bytes for whoever asks next, and twice as much
+    at the end of its heap: the kernel clears each page that goes back to it and comes again."""
     with contextlib.suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, 2**25)
-        mallopt(M_MMAP_THRESHOLD, 2**24)
+        if not mallopt(M_MMAP_THRESHOLD, size):
+            mallopt(M_MMAP_THRESHOLD, MOST)
+        mallopt(M_TRIM_THRESHOLD, min(2 * size, 2**31 - 1))
 
 
 def leave_with_parent() -> None:

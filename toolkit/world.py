@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import math
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.errors import UserError
+from shards.process import keep_memory
 
 if TYPE_CHECKING:  # a typo in a config is told before torch has loaded
     import torch
@@ -116,15 +116,6 @@ def yield_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def keep_memory() -> None:
-    """Have glibc keep what torch frees: a step asks for the same again, and the kernel clears each
-    page that it hands out. A step of cnn_small takes 4 % less of a processor's time."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for parameter in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            libc.mallopt(parameter, 1 << 30)
-
-
 def under_launcher() -> bool:
     """Whether `accelerate launch` or torchrun started this process."""
     return not {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ)
@@ -205,7 +196,7 @@ def start(precision: str, threads: int | None, timeout: float = 600.0) -> tuple[
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if accelerator.device.type == "cpu":
-        keep_memory()
+        keep_memory(2**30)  # a step asks for the same again
         # The launcher sets OMP_NUM_THREADS=1 when it was not told otherwise: half a laptop idle.
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
     rank, device = accelerator.process_index, accelerator.device
