@@ -173,7 +173,7 @@ def neighbours(table: np.ndarray, owner: np.ndarray, first: int) -> tuple[np.nda
         row, other = np.nonzero(is_like)
         found = (a, row), (b, other + column), (likeness, products[row, other])
         a, b, likeness = (np.concatenate(x) for x in found)
-        order = np.lexsort((b, -likeness, a))
+        order = np.lexsort((b, np.negative(likeness), a))
         a, b, likeness = a[order], b[order], likeness[order]
         rank = np.arange(len(a)) - np.searchsorted(a, a)
         least[a[rank == NEIGHBOURS - 1]] = likeness[rank == NEIGHBOURS - 1]

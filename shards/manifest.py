@@ -92,8 +92,8 @@ def scan(
         else:
             path, start, end = piece
             attack = None if attack in NO_ATTACK else attack
-            one = Recording(path, label, group or path, *header, *rest, attack, start, end)
-            recordings.append(one)
+            about = (path, label, group or path, *header, *rest, attack, start, end)
+            recordings.append(Recording._make(about))
     recordings.sort(key=lambda r: (place(r.path, seed), r.start, r.end or math.inf))
     rejected.sort(key=lambda r: place(r.path, seed))
     return Scan(recordings, rejected, passed_by)
