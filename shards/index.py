@@ -230,8 +230,7 @@ def check_size(file: Path, size: int) -> None:
     """Raise a UserError that names `file` unless it is there and has `size` bytes."""
     if not file.is_file():
         raise UserError(f"{file}: missing, dataset.json lists it; copy it again or rebuild the set")
-    if file.stat().st_size != size:
-        found = file.stat().st_size
+    if (found := file.stat().st_size) != size:
         raise UserError(
             f"{file}: {found} bytes, dataset.json says {size}; copy it again or rebuild"
         )

@@ -87,8 +87,10 @@ def dealt(
     """The recordings with their folds and parts, the names of the folds, and how: see `assign`."""
     fold, split, method = assign(recordings, folds, parts, seed)
     names_of_folds = fold_names(recordings, folds)
-    placed = [
-        r._replace(fold=names_of_folds[f] if names_of_folds else None, split=SPLITS[s])
+    named: list[str | None] = [*names_of_folds] or [None]
+    at = Recording._fields.index("fold")
+    placed = [  # `_replace` takes three times as long
+        Recording._make((*r[:at], named[f], SPLITS[s], *r[at + 2 :]))
         for r, f, s in zip(recordings, fold.tolist(), split.tolist(), strict=True)
     ]
     return placed, names_of_folds, method
