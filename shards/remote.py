@@ -83,11 +83,17 @@ def filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for an address, and the path in it.
 
     Raises:
-        UserError: its driver is not installed, or there is no such kind of address.
+        UserError: its driver is not installed, there is no such kind of address, or it holds a
+            password.
     """
     import fsspec
 
     scheme = Url(url).scheme
+    if hidden := re.match(r"[^/]+://([^/?#]*:[^/?#]*@)", url):
+        raise UserError(
+            f"{url.replace(hidden[1], '***@')}: an address goes into logs and configs, so none may "
+            "hold a password; put it into ~/.netrc"
+        )
     try:
         return fsspec.url_to_fs(url, **options(scheme))
     except ImportError as error:
@@ -104,7 +110,7 @@ def options(scheme: str) -> dict[str, Any]:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)
-        return {"client_kwargs": {"timeout": timeout}}
+        return {"client_kwargs": {"timeout": timeout, "trust_env": True}}  # ~/.netrc, proxies
     if scheme == "s3":
         return {"config_kwargs": {"connect_timeout": STALL, "read_timeout": STALL}}
     if scheme in ("file", "local"):

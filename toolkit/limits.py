@@ -52,7 +52,10 @@ AT_LEAST = {
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0,
 }  # fmt: skip
-AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1}
+AT_MOST = {
+    "data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1,
+    "data.samples_per_epoch": 10**12, "train.batch_size": 2**24,
+}  # fmt: skip
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
@@ -67,7 +70,7 @@ def check(config: Config) -> None:
         if value is not None and value < minimum:
             raise UserError(f"{name}={value}: at least {minimum}")
     for name, maximum in AT_MOST.items():
-        if get(config, name) > maximum:
+        if (get(config, name) or 0) > maximum:
             raise UserError(f"{name}={get(config, name)}: at most {maximum}")
     for name in BELOW_ONE:
         if not 0 <= get(config, name) < 1:
