@@ -187,7 +187,8 @@ class ShardSet:
     def lines_of(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
         """The lines of these recordings by their numbers, ascending."""
         wanted = set(numbers)
-        return {n: line for n, line in enumerate(self.recordings()) if n in wanted}
+        with open(self.file("recordings.jsonl"), encoding="utf-8") as lines:
+            return {n: json.loads(line) for n, line in enumerate(lines) if n in wanted}
 
 
 def open_set(path: str | os.PathLike[str], cache_gb: float | None = None) -> ShardSet:
@@ -256,7 +257,10 @@ def parse_info(data: bytes, path: object) -> dict[str, Any]:
     try:
         info: dict[str, Any] = json.loads(data)
     except ValueError as error:
-        raise UserError(f"{path}/dataset.json: not valid JSON ({error}); rebuild the set") from None
+        what = "a web page" if data.lstrip().startswith(b"<") else f"not valid JSON ({error})"
+        raise UserError(
+            f"{path}/dataset.json: {what}; give the place of a set or rebuild"
+        ) from None
     form = info.get("format") if isinstance(info, dict) else None  # of another program
     if form != FORMAT:
         raise UserError(

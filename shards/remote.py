@@ -42,7 +42,8 @@ class Damaged(Exception):
 
 def is_url(text: object) -> bool:
     """Whether a word is an address and not a place on this machine's disks."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(text)) is not None
+    words = str(text)
+    return "://" in words and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", words) is not None
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ def plain(error: Exception) -> str:
         return "no access; log in, or set the keys of the store (docs/shards.md, Remote)"
     if isinstance(error, TimeoutError):
         return f"no byte for {STALL:g} s"
-    return f"answered {status}" if status else text or type(error).__name__
+    known = {"ClientPayloadError": "the connection broke off", "TooManyRedirects": "redirects only"}
+    name = type(error).__name__
+    return f"answered {status}" if status else known.get(name) or text or name
 
 
 def read_bytes(url: str) -> bytes:

@@ -78,14 +78,12 @@ def test_folders():
         (["--model.name="], "expected a word"),
         (["--train.seed=-1"], "train.seed=-1: at least 0"),
         (["--run.name=../b"], "run.name=../b: a folder below run.dir"),
+        (["--run.name=''"], "run.name=.: a folder below run.dir"),
+        (["--run.name=./"], "run.name=./: a folder below run.dir"),
         (["--run.part=/b"], "run.part=/b: a folder below the run's"),
         (["--optim.lr=nan"], "optim.lr=nan: expected a number"),
         (["--optim.label_smoothing=1"], "label_smoothing=1.0: at least 0 and below 1"),
         (["--train.batch_size=1000000000000"], "batch_size=1000000000000: at most 16777216"),
-        (
-            ["--data.samples_per_epoch=9000000000000"],
-            "samples_per_epoch=9.*: at most 1000000000000",
-        ),
         (["--data.classes=[a"], "data.classes=.a: expected a list"),
     ],
 )
