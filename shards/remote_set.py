@@ -76,6 +76,8 @@ class RemoteSet(ShardSet):
             return self.cache.open(str(self.url / entry["name"]), entry)
         except FetchError as error:
             raise ShardError(str(error)) from None
+        except OSError as error:
+            raise ShardError(f"{self.shard_place(shard)}: {error}") from None
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Have these shards fetched by threads that end when nothing is left to fetch."""
