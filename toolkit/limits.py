@@ -52,7 +52,9 @@ AT_LEAST = {
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
     "optim.plateau_cooldown": 0, "hub.timeout": 0,
 }  # fmt: skip
-AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1}
+AT_MOST = {
+    "data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1, "train.batch_size": 2**24,
+}  # fmt: skip
 MOST = 2**31 - 1  #: of any other number
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
