@@ -190,6 +190,7 @@ def test_a_distribution_loss_is_refused_for_several_classes(tag_set, tmp_path):
         ("--optim.loss=cross_entropy", "takes one class a sample"),
         ("--data.balance=class", "none of which can be drawn alone"),
         ("--optim.class_weights={loud: 2}", "no class 'loud'"),
+        ("--optim.class_weights={low: 0, high: 0}", "nothing is learnt where all are 0"),
         ("--train.best_metric=eer", "train.best_metric=eer: for two classes"),
     ):
         code, told = forked(config, word)

@@ -50,11 +50,10 @@ AT_LEAST = {
     "train.nonfinite_patience": 0,
     "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
-    "optim.plateau_cooldown": 0, "hub.timeout": 0,
+    "optim.plateau_cooldown": 0, "hub.timeout": 0, "augment.mask_db": -200,
 }  # fmt: skip
-AT_MOST = {
-    "data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1, "train.batch_size": 2**24,
-}  # fmt: skip
+AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1}
+AT_MOST |= {"train.batch_size": 2**24, "train.threads": 1024, "data.threads": 1024}
 MOST = 2**31 - 1  #: of any other number
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
