@@ -39,8 +39,8 @@ def grain(values: np.ndarray, frame_seconds: float) -> np.ndarray:
 
 def busy_seconds(grains: np.ndarray, seconds: float) -> np.ndarray:
     """(S, G, B) grains of `seconds` to (S,): how much of each segment has any grain."""
-    rms = np.sqrt(np.square(grains, dtype=np.float32).mean(axis=2))
-    return (rms > LOWEST_RMS * SCALE).mean(axis=1) * seconds
+    squares = np.einsum("sgb,sgb->sg", grains, grains, dtype=np.float32)  # makes no large copy
+    return (np.sqrt(squares / grains.shape[2]) > LOWEST_RMS * SCALE).mean(axis=1) * seconds
 
 
 def vectors(grains: np.ndarray, seconds: float) -> np.ndarray:

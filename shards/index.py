@@ -187,7 +187,8 @@ class ShardSet:
     def lines_of(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
         """The lines of these recordings by their numbers, ascending."""
         wanted = set(numbers)
-        return {n: line for n, line in enumerate(self.recordings()) if n in wanted}
+        with open(self.file("recordings.jsonl"), encoding="utf-8") as lines:
+            return {n: json.loads(line) for n, line in enumerate(lines) if n in wanted}
 
 
 def open_set(path: str | os.PathLike[str], cache_gb: float | None = None) -> ShardSet:

@@ -109,8 +109,10 @@ def numbered(words: Iterable[str]) -> np.ndarray:
 
 def held_classes(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of a recording's number and the number of a class of it, as two arrays (pairs,)."""
-    pairs = [(n, name) for n, r in enumerate(recordings) for name in names(r.label)]
-    return np.fromiter((n for n, _ in pairs), np.int64), numbered(name for _, name in pairs)
+    known = {label: names(label) for label in {r.label for r in recordings}}
+    counts = np.fromiter((len(known[r.label]) for r in recordings), np.int64)
+    held = numbered(name for r in recordings for name in known[r.label])
+    return np.repeat(np.arange(len(recordings)), counts), held
 
 
 def strata_of(recordings: Sequence[Recording], pieces: int) -> list[str]:
