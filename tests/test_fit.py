@@ -219,7 +219,7 @@ def test_evaluation_on_1_2_and_3_processes(tmp_path):
     def evaluate():
         accelerator, world = start("no", 1)
         torch.manual_seed(0)
-        model = accelerator.prepare(build(ModelConfig(name="cnn_tiny"), 3, shard_set.shape))
+        model = build(ModelConfig(name="cnn_tiny"), 3, shard_set.shape)
         transform = Transform(np.zeros(16, np.float32), np.ones(16, np.float32), world.device)
         numbers = np.arange(101)
         found = log_probabilities(model, transform, shard_set, numbers, world, accelerator, 8)

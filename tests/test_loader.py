@@ -137,13 +137,13 @@ def test_what_is_evaluated_again_is_read_twice(tone_set, monkeypatch, where):
     assert counts[2:] == [0, 0] if where != "none" else min(counts[2:]) >= len(selection)
 
 
-def test_a_thousand_starts_leave_no_thread_and_no_descriptor(tone_set):
+def test_hundreds_of_starts_leave_no_thread_and_no_descriptor(tone_set):
     shard_set = open_set(tone_set)
     order = Order(len(shard_set.index), 6, seed=0)
     loader = Loader(shard_set, np.arange(order.n), order, plan_batch(6, None, 1), 0, CPU)
     gc.collect()
     before = threading.active_count(), len(os.listdir("/proc/self/fd"))
-    for n in range(1000):
+    for n in range(200):
         steps = loader.steps(n, 10**6)
         for _, _ in zip(range(n % 3 + 1), steps, strict=False):
             pass
