@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -133,14 +133,16 @@ def is_at(descriptor: int, file: Path) -> bool:
 
 
 @contextmanager
-def locked(file: Path, keep: bool = False) -> Iterator[bool]:
+def locked(
+    file: Path, keep: bool = False, beat: Callable[[], None] = lambda: None
+) -> Iterator[bool]:
     """Hold `file`, made if need be, alone; whether it is still there when that succeeds.
 
-    What is left of it afterwards is removed, unless it is to `keep`.
+    What is left of it afterwards is removed, unless it is to `keep`. Who waits calls `beat`.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        is_mine = taken(descriptor, file)
+        is_mine = taken(descriptor, file, beat)
         try:
             yield is_mine
         finally:
@@ -150,7 +152,7 @@ def locked(file: Path, keep: bool = False) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def taken(descriptor: int, file: Path) -> bool:
+def taken(descriptor: int, file: Path, beat: Callable[[], None]) -> bool:
     """Wait for the lock of an open file; False once another file, or none, has its name.
 
     Not by a lock that blocks: a shard that has come keeps its inode under its new name, and whoever
@@ -160,6 +162,7 @@ def taken(descriptor: int, file: Path) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            beat()
             time.sleep(LOOK)
             continue
         return is_at(descriptor, file)

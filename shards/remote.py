@@ -42,7 +42,8 @@ class Damaged(Exception):
 
 def is_url(text: object) -> bool:
     """Whether a word is an address and not a place on this machine's disks."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(text)) is not None
+    words = str(text)
+    return "://" in words and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", words) is not None
 
 
 @dataclass(frozen=True)

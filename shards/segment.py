@@ -22,11 +22,16 @@ def segment_starts(n: int, length: int, hop: int, tail: str = "pad") -> np.ndarr
     Returns:
         (S,) int64, S >= 1.
     """
+    return np.arange(segment_count(n, length, hop, tail), dtype=np.int64) * hop
+
+
+def segment_count(n: int, length: int, hop: int, tail: str = "pad") -> int:
+    """How many segments that are."""
     if length < 1 or hop < 1:
         raise ValueError(f"length {length} and hop {hop} have to be at least 1 sample")
     full = max(0, n - length) // hop + 1
     added = n - ((full - 1) * hop + max(length, hop))
-    return np.arange(full + (tail == "pad" and 10 * added >= length), dtype=np.int64) * hop
+    return full + (tail == "pad" and 10 * added >= length)
 
 
 def fill_up(wave: np.ndarray, start: int, length: int, pad: str) -> np.ndarray:

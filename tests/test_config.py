@@ -78,6 +78,8 @@ def test_folders():
         (["--model.name="], "expected a word"),
         (["--train.seed=-1"], "train.seed=-1: at least 0"),
         (["--run.name=../b"], "run.name=../b: a folder below run.dir"),
+        (["--run.name=''"], "run.name=.: a folder below run.dir"),
+        (["--run.name=./"], "run.name=./: a folder below run.dir"),
         (["--run.part=/b"], "run.part=/b: a folder below the run's"),
         (["--optim.lr=nan"], "optim.lr=nan: expected a number"),
         (["--optim.label_smoothing=1"], "label_smoothing=1.0: at least 0 and below 1"),

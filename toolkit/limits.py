@@ -50,9 +50,10 @@ AT_LEAST = {
     "train.nonfinite_patience": 0,
     "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
     "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
-    "optim.plateau_cooldown": 0,
+    "optim.plateau_cooldown": 0, "hub.timeout": 0,
 }  # fmt: skip
 AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1}
+MOST = 2**31 - 1  #: of any other number
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
@@ -66,9 +67,12 @@ def check(config: Config) -> None:
         value = get(config, name)
         if value is not None and value < minimum:
             raise UserError(f"{name}={value}: at least {minimum}")
-    for name, maximum in AT_MOST.items():
-        if get(config, name) > maximum:
-            raise UserError(f"{name}={get(config, name)}: at most {maximum}")
+    for section, keys in config.to_dict().items():
+        for key, value in keys.items():
+            name = f"{section}.{key}"
+            maximum = AT_MOST.get(name, MOST)
+            if isinstance(value, int | float) and value > maximum:
+                raise UserError(f"{name}={value}: at most {maximum}")
     for name in BELOW_ONE:
         if not 0 <= get(config, name) < 1:
             raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
@@ -77,10 +81,11 @@ def check(config: Config) -> None:
             words = ", ".join(str(choice).lower() for choice in choices)
             raise UserError(f"{name}={get(config, name)}: one of {words}")
     for name, value, there in (
-        ("run.name", config.run.name, "run.dir, which says where runs live"),
+        ("run.name", config.run.name or ".", "run.dir, which says where runs live"),
         ("run.part", config.run.part, "the run's, as seed-1"),
     ):
-        if Path(value).is_absolute() or ".." in Path(value).parts or value == ".":
+        path = Path(value)
+        if path.is_absolute() or ".." in path.parts or (value and not path.parts):
             raise UserError(f"{name}={value}: a folder below {there}")
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")

@@ -72,7 +72,8 @@ class Stepper:
         """Step `step` (from 1) over this rank's microbatches of one global batch; every rank calls.
 
         Raises:
-            UserError: not even the smallest microbatch fits into memory.
+            UserError: not even the smallest microbatch fits into memory, or none but one may be
+                taken.
         """
         at("train, step", step)
         strategy = self.strategy
@@ -115,8 +116,8 @@ class Stepper:
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            if sharding() or exact:  # the others wait inside a collective; or the bits would change
-                raise UserError(f"{error}; lower train.microbatch={self.microbatch}") from error
+            if sharding():  # the others wait inside a collective
+                raise MemoryError(f"{error}; lower train.microbatch={self.microbatch}") from error
             given_up = True
         if given_up and device.type == "cuda":  # outside `except`, which holds the tensors' frames
             torch.cuda.empty_cache()
@@ -157,6 +158,11 @@ class Stepper:
         """Cut microbatches further, into whole groups of batch norm; the config's numbers stay."""
         self.strategy.forget_gradients()
         group, size = self.config.model.norm_batch, self.microbatch
+        if self.config.train.exact:  # fewer samples a forward give other bits
+            raise UserError(
+                f"out of memory with train.microbatch={size}, which train.exact=true keeps to; "
+                "lower it, or take a smaller model"
+            )
         fitting = [n for n in range(2, size // group + 1) if size % (n * group) == 0]
         if not fitting:
             raise UserError(

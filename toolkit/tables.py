@@ -45,9 +45,10 @@ def rendered(header: Sequence[str], rows: Sequence[Sequence[object]], caption: s
 
 
 def caption(summary: Summary) -> str:
-    """What stands above every table: the protocol, and a caution where it needs one."""
-    said, caution = f"protocol {summary['protocol']}", CAUTION.get(summary["protocol"])
-    return f"{said}, {caution}" if caution else said
+    """What stands above every table: the protocol, or several, and a caution where it needs one."""
+    found = dict.fromkeys(summary.get("protocols") or [summary["protocol"]])
+    told = [f"protocol {name}" for name in found]
+    return ", ".join([*told, *(CAUTION[name] for name in found if name in CAUTION)])
 
 
 def table(summary: Summary, level: str = "recording") -> str:

@@ -66,6 +66,8 @@ def ending_together(timeout: float) -> Iterator[None]:
         yield
     except ShardError as error:
         watch.end(f"{error}; python -m shards verify tells more")
+    except MemoryError as error:  # of one rank, where the others wait for its part of the weights
+        watch.end(str(error) or "out of memory")
     except (UserError, TrainingError):  # which all ranks meet alike
         raise
     except Exception:
