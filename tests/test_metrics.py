@@ -20,6 +20,15 @@ from toolkit.metrics import (
 )
 
 
+def bootstrap(
+    labels: np.ndarray, predicted: np.ndarray, units: np.ndarray, metric: str, n: int = 2000
+) -> tuple[float, float]:
+    """The 95 % percentile interval over `n` resamples of whole units, 0, 1, 2, ..."""
+    values = resampled(counted(labels, predicted, units), units, n)[metric]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return low, high
+
+
 def made_up(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(k), rng.integers(k, size=n - k)])
