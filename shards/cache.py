@@ -47,6 +47,7 @@ class Cache:
         self.folder = folder or cache_folder()
         self.limit = int(gigabytes * 1e9)
         self.hits = self.misses = 0
+        self._said = False  # that the bound is too low
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
 
@@ -101,9 +102,10 @@ class Cache:
                     return
                 if remove_unused(file):
                     total -= files[file].st_size
-            if total > self.limit:
+            if total > self.limit and not self._said:
+                self._said = True  # a set that is read in any order would say so at every shard
                 logger.warning(
-                    "%s: %.1f GB are in use at once, more than cache_gb=%g; give more, or use the "
+                    "%s: %.3g GB are in use at once, more than cache_gb=%g; give more, or use the "
                     "order that goes window by window", self.folder, total / 1e9, self.limit / 1e9,
                 )  # fmt: skip
 

@@ -130,6 +130,13 @@ class Mixture(ShardSet):
                 yield line
 
 
+def group_names(shard_set: ShardSet) -> Iterator[str]:
+    """Each recording's group, or its path, as its own set has it: where that lies is no matter."""
+    for source in getattr(shard_set, "sources", (shard_set,)):
+        for line in source.recordings():
+            yield str(line.get("group") or line["path"])
+
+
 def source_names(sources: Sequence[ShardSet]) -> list[str]:
     """The sets' folder names, numbered where they are not different."""
     names = [source.name for source in sources]

@@ -8,6 +8,7 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.index import SPLITS, ShardSet
+from shards.mixture import group_names
 from shards.selection import CHUNK, Selection, deal
 from toolkit.schema import DataConfig
 
@@ -137,9 +138,9 @@ def subset(shard_set: ShardSet, mask: np.ndarray, fraction: float, seed: int) ->
         rows = rows[mask[rows["split"], rows["fold"]]]
         label[rows["recording"]] = rows["label"]
     place = np.zeros(len(label), np.uint64)
-    for i, line in enumerate(shard_set.recordings()):
+    for i, name in enumerate(group_names(shard_set)):
         if label[i] >= 0:
-            text = f"{seed}\0{line.get('group') or line['path']}"
+            text = f"{seed}\0{name}"
             digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8)
             place[i] = int.from_bytes(digest.digest(), "little")
     order = np.lexsort((place, label))
