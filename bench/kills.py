@@ -1,6 +1,6 @@
 """Builds killed at random instants and started again: does each end in the same bytes?
 
-    python bench/kills.py [AUDIO] --n=50 [--segment_seconds=5 ...]
+    python bench/kills.py [AUDIO] --n=50 [--segment_seconds=5 ...] [--write]
 
 Each of the n builds is started, its whole process group killed (SIGKILL) after a random time up to
 that of an undisturbed build, and started again, until it is done. Then every file has to be that of
@@ -19,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 
 import numpy as np
+from side_by_side import processor, publish
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"workers": "2", "shard_size": "1MB"}  # many shards: many places to be killed at
@@ -77,6 +79,7 @@ def main() -> int:
     """Print a table; the exit code."""
     flags = dict(word[2:].partition("=")[::2] for word in sys.argv[1:] if word.startswith("--"))
     places = [word for word in sys.argv[1:] if not word.startswith("--")]
+    write = flags.pop("write", None) is not None
     n, chance = int(flags.pop("n", 50)), random.Random(int(flags.pop("random", 0)))
     settings = [f"--{name}={value}" for name, value in (DEFAULTS | flags).items()]
     with tempfile.TemporaryDirectory() as folder:
@@ -105,10 +108,13 @@ def main() -> int:
     head = ("audio", "files", "undisturbed", "builds", "kills", "most in one", "same", "sound")
     counts = (n, sum(kills), max(kills, default=0), same, sound)
     cells = (Path(audio).name, len(whole), f"{took:.1f} s", *counts)
-    print("", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
-    print(f"| {' | '.join(map(str, cells))} |\n")
-    print(f"`{' '.join(settings)}`; Python {platform.python_version()}, numpy {np.__version__}, "
-          f"{os.cpu_count()} cores, {platform.machine()}")  # fmt: skip
+    name = Path(audio).name
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [f"| {' | '.join(map(str, cells))} |", ""]
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}"
+    lines.append(f"{date.today()}, {processor()}, {os.cpu_count()} cores; {versions}.")
+    words = " ".join(["kills.py", *([name] if places else []), f"--n={n}", *settings])
+    publish(f"kills-{name}", f"Builds killed at random instants: {name}", lines, write, words)
     return 0 if same == sound == n else 1
 
 

@@ -1,6 +1,6 @@
 """A set of ten million made-up segments: what its index and manifest cost to write and to open.
 
-    python bench/large.py [--segments=10000000] [--runs=5]
+    python bench/large.py [--segments=10000000] [--runs=5] [--write]
 
 Ten segments a recording, two recordings a speaker, ten classes, five folds; shards of 256 MB that
 are holes. `join` is the end of a build, which holds its recordings and the notes of one shard at a
@@ -21,10 +21,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from side_by_side import publish
 from split import machine, spread
 
 HERE = Path(__file__).resolve().parent
@@ -135,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--segments", type=int, default=10**7)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--write", action="store_true")
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     words = parser.parse_args()
@@ -149,17 +152,21 @@ def main() -> None:
                 done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
                 runs.append(json.loads(done.stdout.splitlines()[-1]))
         sizes = [Path(folder, name).stat().st_size / 1e6 for name in ("index.npy", "dataset.json")]
-    print(f"## A set of {words.segments:,} made-up segments\n")
-    print(f"`python bench/large.py --segments={words.segments} --runs={words.runs}`:", end=" ")
-    print(f"index.npy {sizes[0]:.0f} MB, dataset.json {sizes[1]:.1f} MB.\n")
-    print("| what | seconds, median (range) | peak GB | of it before (imports) | n |")
-    print("|---|---|---|---|---|")
+    lines = [
+        f"index.npy {sizes[0]:.0f} MB, dataset.json {sizes[1]:.1f} MB.",
+        "",
+        "| what | seconds, median (range) | peak GB | of it before (imports) | n |",
+        "|---|---|---|---|---|",
+    ]
     for kind, runs in found.items():
         took, before, peak = zip(*runs, strict=True)
         median = f"{statistics.median(took):.3f} ({min(took):.3f} to {max(took):.3f})"
         seconds = median if max(took) < 10 else spread(took)
-        print(f"| {KINDS[kind]} | {seconds} | {max(peak):.2f} | {max(before):.2f} | {len(runs)} |")
-    print(f"\nPython {platform.python_version()}, NumPy {np.__version__}; {machine()}.")
+        cells = f"{KINDS[kind]} | {seconds} | {max(peak):.2f} | {max(before):.2f}"
+        lines.append(f"| {cells} | {len(runs)} |")
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    lines += ["", f"{date.today()}, {versions}; {machine()}."]
+    publish("large", f"A set of {words.segments:,} made-up segments", lines, words.write)
 
 
 if __name__ == "__main__":

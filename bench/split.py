@@ -10,8 +10,8 @@ bench/RESULTS.md.
 import argparse
 import inspect
 import json
+import os
 import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -19,10 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from side_by_side import processor, publish
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -109,14 +111,11 @@ def child(kind: str, recordings: int) -> None:
     del kept
 
 
-def table(found: dict[str, list[list[float]]], recordings: int) -> str:
+def table(found: dict[str, list[list[float]]], recordings: int) -> list[str]:
     """Medians and ranges as Markdown."""
     import sklearn as library
 
     lines = [
-        f"## Split of {recordings:,} made-up recordings",
-        "",
-        f"`python bench/split.py --recordings={recordings} --runs={len(found['plan'])}`: "
         f"{CLASSES} classes, {recordings // 20:,} speakers across them, one process a run.",
         "",
         "| what | seconds, median (range) | of the processor, median (range) | peak GB | n |",
@@ -129,7 +128,7 @@ def table(found: dict[str, list[list[float]]], recordings: int) -> str:
         )
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
     versions += f", scikit-learn {library.__version__}"
-    return "\n".join([*lines, "", f"{versions}; {machine()}."])
+    return [*lines, "", f"{date.today()}, {versions}; {machine()}."]
 
 
 def spread(seconds: Sequence[float]) -> str:
@@ -138,25 +137,8 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def machine() -> str:
-    """The processor and its cores, as the system names them."""
-    import os
-
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"
-
-
-def write(section: str) -> None:
-    """Put a section between its marks in RESULTS.md, at its end if it is new."""
-    file = HERE / "RESULTS.md"
-    text = file.read_text() if file.exists() else "# Results\n"
-    marked = f"<!-- split -->\n{section}\n<!-- /split -->"
-    pattern = r"<!-- split -->.*<!-- /split -->"
-    if re.search(pattern, text, re.S):
-        text = re.sub(pattern, lambda _: marked, text, flags=re.S)
-    else:
-        text = f"{text.rstrip()}\n\n{marked}\n"
-    file.write_text(text)
+    """The processor and its cores."""
+    return f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
 
 
 def main() -> None:
@@ -175,10 +157,8 @@ def main() -> None:
             line = [sys.executable, __file__, f"--recordings={words.recordings}", f"--child={kind}"]
             done = subprocess.run(line, check=True, capture_output=True, text=True)
             runs.append(json.loads(done.stdout.splitlines()[-1]))
-    section = table(found, words.recordings)
-    print(section)
-    if words.write:
-        write(section)
+    title = f"Split of {words.recordings:,} made-up recordings"
+    publish("split", title, table(found, words.recordings), words.write)
 
 
 if __name__ == "__main__":

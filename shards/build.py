@@ -32,7 +32,7 @@ from shards.summary import summary
 from shards.table import locate, own_columns, read_table
 from shards.upload import build_there
 from shards.workers import available, ordered, warm_up
-from shards.write import Packed, packed, rejection, write_shard
+from shards.write import Packed, packed, rejection, sample_bytes, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -220,6 +220,8 @@ def write_shards(
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
     workers = max(1, min(workers, len(items)))
+    room = WARNED_UP_TO * sample_bytes(plan.recipe.shape)
+    is_small = len(plan.shards) * plan.settings["shard_size"] <= room
     work = partial(packed, plan.recipe, plan.numbers)
     runs = runs_of(((first + n, recording) for n, recording in items), lambda item: item[1])
     outcomes = ordered(work, runs, workers, timeout=file_timeout, lost=lost)
@@ -230,9 +232,9 @@ def write_shards(
             file, notes = plan.out / shard_name(shard), workshop.notes_file(plan.out, shard)
             written = write_shard(file, notes, shard, some)
             made += len(written.rows)
-            if made <= WARNED_UP_TO:
+            if is_small:  # 5 kB of grains a segment
                 fresh.append(written)
-    whole = plan.base is None and len(fresh) == len(plan.shards)
+    whole = plan.base is None and len(fresh) == len(plan.shards) and made <= WARNED_UP_TO
     return made, noted_prints(fresh, plan.settings["segment_seconds"]) if whole else None
 
 

@@ -5,6 +5,7 @@ Shapes: `S` segments, `G` steps, `B` bands, `P` pairs, `N` segments that are com
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from shlex import quote
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ from shards.durable import csv_bytes
 from shards.fingerprint import LENGTH, agreement, busy_seconds, grain, vectors
 from shards.index import ShardSet
 from shards.notes import Notes
+from shards.progress import Progress
 from shards.read import Reader
+from shards.workers import available
 
 logger = logging.getLogger(__name__)
 
-BLOCK, TILE, CHUNK = 1024, 8192, 64  # rows and columns of the search; pairs compared at once
+BLOCK, TILE = 1024, 8192  # rows and columns of the search
 READ = 64  # segments worked on at once: they stay in the processor's cache
 LIKENESS = 0.22  # cosine of vectors from where on grains are compared; chance spreads by 0.044
 NEIGHBOURS = 32  # the likest that a segment is compared with
@@ -50,18 +53,22 @@ class Prints:
 
 def read_prints(shard_set: ShardSet) -> Prints:
     """The fingerprints of a stored set, from its spectrograms."""
-    mel, cut, index, grains = shard_set.info["mel"], shard_set.info["segment"], shard_set.index, []
+    mel, cut, index = shard_set.info["mel"], shard_set.info["segment"], shard_set.index
     if not (mel["hop_length"] and mel["sample_rate"]):  # converted, and nobody said
         logger.warning("%s: how long its frames are is unknown; exact copies only", shard_set)
         blank = np.zeros((len(index), 1, 1), np.int8)
         return Prints(index["recording"], index["xxh3"], blank, 0.0)
     frame = mel["hop_length"] / mel["sample_rate"]
     seconds = cut["seconds"] or frame * shard_set.shape[1]
-    with Reader(shard_set) as reader:
+    grains = np.zeros((0, 1, 1), np.int8)
+    with Reader(shard_set) as reader, Progress("read", len(index), unit="segments") as progress:
         for first in range(0, len(index), READ):
             values = reader.read(np.arange(first, min(first + READ, len(index))))
-            grains.append(grain(values.astype(np.float32), frame))
-    return Prints(index["recording"], index["xxh3"], np.concatenate(grains), seconds)
+            some = grain(values.astype(np.float32), frame)
+            grains = grains if first else np.empty((len(index), *some.shape[1:]), np.int8)
+            grains[first : first + READ] = some
+            progress.update(len(values) * seconds, len(values))
+    return Prints(index["recording"], index["xxh3"], grains, seconds)
 
 
 def noted_prints(notes: Sequence[Notes], seconds: float) -> Prints | None:
@@ -116,56 +123,64 @@ def near_segments(prints: Prints) -> Iterator[tuple[int, int, float]]:
     for i, j in zip(first[back].tolist(), range(len(back)), strict=True):  # the same bytes
         if i != j and busy[j] and prints.recording[i] != prints.recording[j]:
             yield i, j, 1.0
-    rows = np.sort(first[busy[first] > 0])
-    grains, needed = prints.grains[rows], AGREEMENT + STEEPNESS * np.maximum(0, ENOUGH - busy[rows])
-    for pairs in likely_pairs(grains, prints.recording[rows], prints.seconds):
-        a, b = pairs
-        scores = agreement(grains, a, b, prints.seconds)
+    rows, needed = (
+        np.sort(first[busy[first] > 0]),
+        AGREEMENT + STEEPNESS * np.maximum(0, ENOUGH - busy),
+    )
+    for a, b in likely_pairs(prints, rows):
+        scores = agreement(prints.grains, a, b, prints.seconds)
         for n in np.flatnonzero(scores >= np.maximum(needed[a], needed[b])).tolist():
-            yield int(rows[a[n]]), int(rows[b[n]]), min(1.0, float(scores[n]))
+            yield int(a[n]), int(b[n]), min(1.0, float(scores[n]))
 
 
-def likely_pairs(
-    grains: np.ndarray, owner: np.ndarray, seconds: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(P,), (P,) numbers of segments of different owners worth comparing, some at a time.
+def likely_pairs(prints: Prints, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(P,), (P,) segments among `rows`, of different recordings, worth comparing; some at a time.
 
     All vectors are multiplied by all, tile by tile: 10^10 products of 512 numbers take a minute.
     """
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
-        points = [vectors(grains[n : n + READ], seconds) for n in range(0, len(grains), READ)]
-    table = np.concatenate(points) if points else np.zeros((0, 1), np.float32)
-    for begin in range(0, len(table), BLOCK):
-        found = [
-            near_rows(table[begin : begin + BLOCK], table[column : column + TILE], begin, column)
-            for column in range(begin, len(table), TILE)
-        ]
-        a, b, likeness = (np.concatenate(x) for x in zip(*found, strict=True))
-        keep = (a < b) & (owner[a] != owner[b])
-        a, b = likest(a[keep], b[keep], likeness[keep])
-        for n in range(0, len(a), CHUNK):
-            yield a[n : n + CHUNK], b[n : n + CHUNK]
+    n, table = len(rows), np.zeros((0, 1), np.float32)
+    some = [rows[k : k + READ] for k in range(0, n, READ)]
+    with threadpool_limits(1), ThreadPoolExecutor(available()) as pool:
+        points = pool.map(lambda part: vectors(prints.grains[part], prints.seconds), some)
+        for k, point in enumerate(points):
+            table = table if k else np.empty((n, point.shape[1]), np.float32)
+            table[k * READ : k * READ + READ] = point
+    owner = prints.recording[rows]
+    with Progress("search", n * (n + 1) // 2, unit="pairs") as progress:
+        for first in range(0, n, BLOCK):
+            a, b = neighbours(table, owner, first)
+            yield rows[a], rows[b]
+            end = min(first + BLOCK, n)
+            progress.update(count=sum(range(n - end + 1, n - first + 1)))
 
 
-def near_rows(
-    left: np.ndarray, right: np.ndarray, row: int, column: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The numbers of alike vectors, those of `left` counted from `row`, and how alike they are."""
-    products = left @ right.T
-    places = np.flatnonzero(products.ravel() >= LIKENESS * LENGTH**2)
-    a, b = np.divmod(places, len(right))
-    return a + row, b + column, products.ravel()[places]
+def neighbours(table: np.ndarray, owner: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of the vectors from `first` to `first + BLOCK` with the likest behind them.
 
-
-def likest(a: np.ndarray, b: np.ndarray, likeness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `a` the few of `b` that are likest."""
-    order = np.lexsort((b, -likeness, a))
-    a, b = a[order], b[order]
-    starts = np.flatnonzero(np.diff(a, prepend=-1))
-    rank = np.arange(len(a)) - np.repeat(starts, np.diff(starts, append=len(a)))
-    return a[rank < NEIGHBOURS], b[rank < NEIGHBOURS]
+    Shapes: table (N, D); owner (N,), ascending; returned (P,), (P,) rows of the table.
+    """
+    left = table[first : first + BLOCK]
+    mine, least = owner[first : first + BLOCK, None], np.full(len(left), LIKENESS * LENGTH**2, "f4")
+    a, b, likeness = (np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32))
+    for column in range(first, len(table), TILE):
+        products = left @ table[column : column + TILE].T
+        if owner[column] <= mine[-1]:
+            products[mine >= owner[column : column + TILE]] = 0  # of one recording, or told before
+        is_like = products >= least[:, None]
+        if np.count_nonzero(is_like) > 4 * NEIGHBOURS * len(left):  # a set of like sounds
+            likest = np.partition(products, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS]
+            is_like &= products >= likest[:, None]
+        row, other = np.nonzero(is_like)
+        found = (a, row), (b, other + column), (likeness, products[row, other])
+        a, b, likeness = (np.concatenate(x) for x in found)
+        order = np.lexsort((b, np.negative(likeness), a))
+        a, b, likeness = a[order], b[order], likeness[order]
+        rank = np.arange(len(a)) - np.searchsorted(a, a)
+        least[a[rank == NEIGHBOURS - 1]] = likeness[rank == NEIGHBOURS - 1]
+        a, b, likeness = (x[rank < NEIGHBOURS] for x in (a, b, likeness))
+    return a + first, b
 
 
 class Finding(NamedTuple):

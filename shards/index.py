@@ -187,7 +187,8 @@ class ShardSet:
     def lines_of(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
         """The lines of these recordings by their numbers, ascending."""
         wanted = set(numbers)
-        return {n: line for n, line in enumerate(self.recordings()) if n in wanted}
+        with open(self.file("recordings.jsonl"), encoding="utf-8") as lines:
+            return {n: json.loads(line) for n, line in enumerate(lines) if n in wanted}
 
 
 def open_set(path: str | os.PathLike[str], cache_gb: float | None = None) -> ShardSet:
@@ -229,11 +230,8 @@ def check_size(file: Path, size: int) -> None:
     """Raise a UserError that names `file` unless it is there and has `size` bytes."""
     if not file.is_file():
         raise UserError(f"{file}: missing, dataset.json lists it; copy it again or rebuild the set")
-    if file.stat().st_size != size:
-        found = file.stat().st_size
-        raise UserError(
-            f"{file}: {found} bytes, dataset.json says {size}; copy it again or rebuild"
-        )
+    if (found := file.stat().st_size) != size:
+        raise UserError(f"{file}: {found} bytes, dataset.json says {size}; copy it or rebuild")
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -256,7 +254,8 @@ def parse_info(data: bytes, path: object) -> dict[str, Any]:
     try:
         info: dict[str, Any] = json.loads(data)
     except ValueError as error:
-        raise UserError(f"{path}/dataset.json: not valid JSON ({error}); rebuild the set") from None
+        what = "a web page" if b"<html" in data else f"not valid JSON ({error})"
+        raise UserError(f"{path}/dataset.json: {what}; name a set or rebuild it") from None
     form = info.get("format") if isinstance(info, dict) else None  # of another program
     if form != FORMAT:
         raise UserError(

@@ -79,21 +79,21 @@ def scan(
     if "split" in columns:
         columns["split"] = list(map(split_name, columns["split"]))
 
+    nothing: list[Any] = [None] * len(pieces)
+    said = zip(*(columns.get(name, nothing) for name in flags), strict=True)
     recordings, rejected = [], []
-    for n, (piece, header) in enumerate(
-        zip(pieces, headers(audio, pieces, missing, file_timeout), strict=True)
+    for piece, header, (label, group, fold, split, attack) in zip(
+        pieces, headers(audio, pieces, missing, file_timeout), said, strict=True
     ):
-        said = {name: words[n] for name, words in columns.items()}
         if strict and isinstance(header, Unfetched):
             raise UserError(f"--strict: {piece.path!r} {header}; mend the table or the connection")
         if isinstance(header, AudioError):
-            rejected.append(Reject(piece.path, str(header), said["label"]))
+            rejected.append(Reject(piece.path, str(header), label))
         else:
-            said["group"] = said.get("group") or piece.path
-            if said.get("attack") in NO_ATTACK:
-                said.pop("attack", None)
-            about: dict[str, Any] = piece._asdict() | said | header._asdict()
-            recordings.append(Recording(**about))
+            path, start, end = piece
+            attack = None if attack in NO_ATTACK else attack
+            told = group or path, *header, fold, split, attack, start, end
+            recordings.append(Recording(path, label, *told))
     recordings.sort(key=lambda r: (place(r.path, seed), r.start, r.end or math.inf))
     rejected.sort(key=lambda r: place(r.path, seed))
     return Scan(recordings, rejected, passed_by)
@@ -124,6 +124,8 @@ def pieces_of(table: Table, paths: Sequence[str]) -> list[Piece]:
     empty = [""] * len(paths)
     pieces = list(map(piece_of, paths, table.get("start", empty), table.get("end", empty)))
     rows = Counter(paths)
+    if len(rows) == len(paths):
+        return pieces
     for piece, count in Counter(pieces).items():
         if count > 1 or (piece.is_whole and rows[piece.path] > 1):
             raise UserError(
@@ -174,10 +176,12 @@ def column(flag: str, text: str, table: Table, paths: Sequence[str]) -> list[str
         except UserError as error:
             columns = f"; or name a column of the table: {', '.join(table)}" if table else ""
             raise UserError(f"{error}{columns}") from None
-    for path, word in zip(paths, table[text], strict=True):
-        if not (names(word) and word) and flag not in GAPS:
-            raise UserError(f"--{flag}={text}: {path!r} has nothing in that column; fill it in")
-    return table[text]
+    words = table[text]
+    gap = next((word for word in set(words) if not (names(word) and word)), None)
+    if gap is not None and flag not in GAPS:
+        path = paths[words.index(gap)]
+        raise UserError(f"--{flag}={text}: {path!r} has nothing in that column; fill it in")
+    return words
 
 
 def compiled(flag: str, text: str) -> re.Pattern[str]:

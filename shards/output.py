@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from shards.errors import UserError
@@ -47,7 +48,22 @@ def existing(out: Path) -> dict[str, Any] | None:
 def promises(out: Path) -> list[dict[str, Any]]:
     """Every plan.json in the workshop: of a build, or one of each part."""
     files = [*out.glob(f"{BESIDE}/plan.json"), *sorted(out.glob(f"{BESIDE}/part-*/plan.json"))]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [read_promise(out, file) for file in files]
+
+
+def read_promise(out: Path, file: Path) -> dict[str, Any]:
+    """A plan.json; a UserError where it is none."""
+    try:
+        there = json.loads(file.read_bytes())
+        damage = "" if isinstance(there, dict) and "manifest" in there else "no plan of a build"
+    except ValueError as error:
+        there, damage = {}, f"not valid JSON ({error})"
+    if damage:
+        way_out = f"build with --overwrite, or python -m shards reset {quote(str(out))}"
+        if (out / "dataset.json").exists():  # and was appended to
+            way_out = f"remove {out / BESIDE} and start again"
+        raise UserError(f"{file}: {damage}; {way_out}")
+    return dict(there)
 
 
 def check_contents(out: Path) -> None:

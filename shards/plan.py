@@ -21,7 +21,7 @@ from shards.mel_device import check_device
 from shards.recipe import Recipe
 from shards.recording import Recording, Reject, digest
 from shards.root import Root
-from shards.segment import PADS, TAILS, segment_starts
+from shards.segment import PADS, TAILS, segment_count
 from shards.split import dealt, parse_parts
 from shards.summary import describe
 from shards.table import BY_NAME, Table
@@ -243,7 +243,7 @@ def plan_shards(recordings: Sequence[Recording], recipe: Recipe, shard_size: int
     shards, first, filled = [], 0, 0
     for place, recording in enumerate(recordings):
         n = round(recording.seconds * recipe.mel.sample_rate)
-        size = each * len(segment_starts(n, recipe.length, recipe.hop, recipe.tail))
+        size = each * segment_count(n, recipe.length, recipe.hop, recipe.tail)
         if filled and filled + size > shard_size:
             shards.append(range(first, place))
             first, filled = place, 0

@@ -2,12 +2,15 @@
 
 import logging
 import sys
+from collections.abc import Iterable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
+
+Thing = TypeVar("Thing")
 
 EVERY = 30.0  # seconds between lines
 
@@ -19,13 +22,20 @@ class Progress:
     `done` things a start before this one left is not counted into them.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
-        self.what, self.total, self.done, self.before = what, total, done, done
+    def __init__(self, what: str, total: int, done: int = 0, unit: str = "recordings") -> None:
+        self.what, self.total, self.done, self.before, self.unit = what, total, done, done, unit
         self.seconds = 0.0
         self.began = self.told = monotonic()
         on_terminal = sys.stderr.isatty()
         self.bar = (
-            tqdm(desc=what, total=total, initial=done, unit="rec", leave=False)
+            tqdm(
+                desc=what,
+                total=total,
+                initial=done,
+                unit=f" {unit}",
+                unit_scale=total > 10**6,
+                leave=False,
+            )
             if on_terminal
             else None
         )
@@ -37,18 +47,24 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
-    def update(self, seconds: float = 0.0) -> None:
-        """One more is done, with that much audio in it."""
-        self.done += 1
+    def update(self, seconds: float = 0.0, count: int = 1) -> None:
+        """One more (or `count`) is done, with that much audio in it."""
+        self.done += count
         self.seconds += seconds
         now = monotonic()
         if self.bar is not None:
             if self.seconds:
                 self.bar.set_postfix_str(self.speed(now), refresh=False)
-            self.bar.update()
+            self.bar.update(count)
         elif now - self.told >= EVERY:
             self.told = now
             logger.info("%s", self.line(now))
+
+    def through(self, things: Iterable[Thing]) -> Iterator[Thing]:
+        """The things, each counted as the next one is asked for."""
+        for thing in things:
+            yield thing
+            self.update()
 
     def speed(self, now: float) -> str:
         """The real-time factor: seconds of audio a second."""
@@ -57,6 +73,6 @@ class Progress:
     def line(self, now: float) -> str:
         """`build: 1200 of 4000 recordings, 40.0 a second, 200x real time, 70 s left`."""
         rate = (self.done - self.before) / max(1e-9, now - self.began)
-        words = [f"{self.what}: {self.done} of {self.total} recordings", f"{rate:.1f} a second"]
+        words = [f"{self.what}: {self.done} of {self.total} {self.unit}", f"{rate:.1f} a second"]
         words += [self.speed(now)] * bool(self.seconds)
         return ", ".join([*words, f"{(self.total - self.done) / max(1e-9, rate):.0f} s left"])

@@ -3,7 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from functools import cache
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from shards.crew import Item
 from shards.labels import nfc
@@ -70,17 +72,23 @@ def runs_of(items: Iterable[Item], of: Callable[[Item], Recording]) -> Iterator[
     return in_runs(items, RUN, lambda item: max(of(item).seconds, RUN / MOST))
 
 
+@cache
+def said(also: tuple[str, ...]) -> tuple[list[str], Callable[[Recording], tuple[Any, ...]]]:
+    """The fields that a digest tells, sorted, and how they are had: sets keep their digest where
+    `also` names nothing more."""
+    left_out = {"start", "end", "attack"}.difference(also)
+    names = sorted(name for name in Recording._fields if name not in left_out)
+    return names, attrgetter(*names)
+
+
 def digest(recordings: Iterable[Recording], rejected: Iterable[Reject]) -> str:
     """SHA-256 over the recordings as understood, and over the names of the files left out."""
-    total = hashlib.sha256()
-    encode = json.JSONEncoder(sort_keys=True).encode
+    total, encode = hashlib.sha256(), json.JSONEncoder().encode
     for recording in recordings:
-        about = recording._asdict()
-        if recording.piece.is_whole:
-            del about["start"], about["end"]
-        if recording.attack is None:
-            del about["attack"]  # sets without any keep their digest
-        total.update(encode(about).encode() + b"\n")
+        piece = () if recording.start == 0 and recording.end is None else ("start", "end")
+        attack = () if recording.attack is None else ("attack",)
+        names, values = said(piece + attack)
+        total.update(encode(dict(zip(names, values(recording), strict=True))).encode() + b"\n")
     for reject in rejected:
         total.update(json.dumps(reject.path).encode() + b"\n")
     return total.hexdigest()

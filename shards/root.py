@@ -143,7 +143,7 @@ class Quiet:
 def below(root: Root, path: str) -> str:
     """A path or address as one relative to `root`, where it lies below it."""
     if isinstance(root, Path):
-        return path.removeprefix(f"{root.absolute().as_posix()}/")
+        return path.removeprefix(f"{root.absolute().as_posix()}/") if path.startswith("/") else path
     if not path.startswith(f"{root}/"):
         return path
     path = path.removeprefix(f"{root}/")

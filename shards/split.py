@@ -87,8 +87,10 @@ def dealt(
     """The recordings with their folds and parts, the names of the folds, and how: see `assign`."""
     fold, split, method = assign(recordings, folds, parts, seed)
     names_of_folds = fold_names(recordings, folds)
-    placed = [
-        r._replace(fold=names_of_folds[f] if names_of_folds else None, split=SPLITS[s])
+    named: list[str | None] = [*names_of_folds] or [None]
+    at = Recording._fields.index("fold")
+    placed = [  # `_replace` takes three times as long
+        Recording._make((*r[:at], named[f], SPLITS[s], *r[at + 2 :]))
         for r, f, s in zip(recordings, fold.tolist(), split.tolist(), strict=True)
     ]
     return placed, names_of_folds, method
@@ -109,8 +111,10 @@ def numbered(words: Iterable[str]) -> np.ndarray:
 
 def held_classes(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of a recording's number and the number of a class of it, as two arrays (pairs,)."""
-    pairs = [(n, name) for n, r in enumerate(recordings) for name in names(r.label)]
-    return np.fromiter((n for n, _ in pairs), np.int64), numbered(name for _, name in pairs)
+    known = {label: names(label) for label in {r.label for r in recordings}}
+    counts = np.fromiter((len(known[r.label]) for r in recordings), np.int64)
+    held = numbered(name for r in recordings for name in known[r.label])
+    return np.repeat(np.arange(len(recordings)), counts), held
 
 
 def strata_of(recordings: Sequence[Recording], pieces: int) -> list[str]:

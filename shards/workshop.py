@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from shards import __version__, output
 from shards.errors import UserError
@@ -31,6 +33,9 @@ from shards.recording import Reject
 #: Libraries of which another version may give other bytes; MKL is not there for every processor.
 DECIDE_BYTES = ["av", "librosa", "mkl", "mkl_fft", "numba", "numpy", "pyloudnorm", "scipy"]
 DECIDE_BYTES += ["soundfile", "soxr", "torch"]
+
+
+DAMAGED = (FileNotFoundError, BadZipFile, EOFError, KeyError, RuntimeError, ValueError)  # of notes
 
 
 @cache
@@ -172,7 +177,9 @@ def is_going_on(plan: Plan) -> bool:
     """Whether what stands there is this very command, --overwrite included, that was stopped: a job
     that is started again and again would else never come to its end."""
     mine = json.loads(json.dumps(promise(plan)))
-    return not (plan.out / "dataset.json").exists() and mine in output.promises(plan.out)
+    with suppress(UserError):  # a damaged one
+        return not (plan.out / "dataset.json").exists() and mine in output.promises(plan.out)
+    return False
 
 
 def notes_file(out: Path, shard: int) -> Path:
@@ -183,7 +190,10 @@ def notes_file(out: Path, shard: int) -> Path:
 def is_written(out: Path, shard: int) -> bool:
     """Whether a shard and its notes are there and fit together."""
     file, notes = out / shard_name(shard), notes_file(out, shard)
-    return file.exists() and notes.exists() and load(notes).size == file.stat().st_size
+    try:
+        return load(notes).size == file.stat().st_size
+    except DAMAGED:  # made again
+        return False
 
 
 def missing(plan: Plan) -> list[int]:

@@ -88,6 +88,7 @@ def test_folders():
         (["--run.part=/b"], "run.part=/b: a folder below the run's"),
         (["--optim.lr=nan"], "optim.lr=nan: expected a number"),
         (["--optim.label_smoothing=1"], "label_smoothing=1.0: at least 0 and below 1"),
+        (["--train.batch_size=1000000000000"], "batch_size=1000000000000: at most 16777216"),
         (["--data.classes=[a"], "data.classes=.a: expected a list"),
     ],
 )

@@ -71,6 +71,11 @@ def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
     assert not [name for name in names if "tmp" in name]
     code, said = forked(config, "--train.epochs=25")
     assert code == 0 and "is finished" in said
+    (run / "scores.json").unlink()  # what collect says of damaged predictions: scored anew
+    (run / "predictions.csv").write_text("damaged")
+    code, said = forked(config, "--train.epochs=25")
+    assert code == 0 and "goes on after step" in said
+    assert json.loads((run / "scores.json").read_text())["recording"] == result["recording"]
 
 
 @pytest.mark.parametrize("microbatch", [[], ["--train.microbatch=4"]])
@@ -216,7 +221,7 @@ def test_evaluation_on_1_2_and_3_processes(tmp_path):
     def evaluate():
         accelerator, world = start("no", 1)
         torch.manual_seed(0)
-        model = accelerator.prepare(build(ModelConfig(name="cnn_tiny"), 3, shard_set.shape))
+        model = build(ModelConfig(name="cnn_tiny"), 3, shard_set.shape)
         transform = Transform(np.zeros(16, np.float32), np.ones(16, np.float32), world.device)
         numbers = np.arange(101)
         found = log_probabilities(model, transform, shard_set, numbers, world, accelerator, 8)

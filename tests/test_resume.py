@@ -22,6 +22,7 @@ from shards import write as write_module
 from shards.errors import UserError
 from shards.index import open_set
 from shards.output import locked
+from shards.plan import Plan
 from shards.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,6 +155,31 @@ def test_an_overwrite_that_is_stopped_leaves_nothing_of_the_old_set(small, tmp_p
             build_tones(small, out, folds=2, shard_size="1MB", fmin=9.0, overwrite=True)
         build_tones(small, out, folds=2, shard_size="1MB", fmin=9.0)
         assert hashes(out) == hashes(fresh)
+
+
+def interrupted(plan: Plan) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"a": 1}', b"\xff"])
+def test_damaged_notes_are_made_again_and_a_damaged_plan_is_named(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
+) -> None:
+    out, whole = tmp_path / "set", tmp_path / "whole"
+    build_tones(small, whole, folds=2)
+    monkeypatch.setattr("shards.build.finish", interrupted)
+    for file in ("plan.json", "samples-000000.npz"):
+        with pytest.raises(KeyboardInterrupt):
+            build_tones(small, out, folds=2)
+        (out / ".build" / file).write_bytes(damage)
+        if file == "plan.json":
+            with pytest.raises(UserError, match=r"\.build/plan\.json: n.* --overwrite"):
+                build_tones(small, out, folds=2)
+            with pytest.raises(KeyboardInterrupt):
+                build_tones(small, out, folds=2, overwrite=True)
+    monkeypatch.undo()
+    build_tones(small, out, folds=2)
+    assert hashes(out) == hashes(whole)
 
 
 def test_one_build_at_a_time(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

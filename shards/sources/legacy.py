@@ -209,10 +209,9 @@ def write_shards(plan: Plan, clips: Sequence[Clip], survey: Survey) -> None:
             part = plan.recordings[run.start : run.stop]
             work = (
                 pack(r, place, features(by_path[r.path], r, plan, floor), plan.numbers, unknown)
-                for place, r in enumerate(part, run.start)
+                for place, r in enumerate(progress.through(part), run.start)
             )
-            file, aside = plan.out / shard_name(shard), notes_file(plan.out, shard)
-            progress.update(len(write_shard(file, aside, shard, work).lines))
+            write_shard(plan.out / shard_name(shard), notes_file(plan.out, shard), shard, work)
 
 
 def features(clip: Clip, recording: Recording, plan: Plan, floor: float) -> Features:
