@@ -72,6 +72,7 @@ def test_folders():
         (["--train.threads=9999"], "train.threads=9999: at most 1024"),
         (["--augment.mask_db=-1e300"], "mask_db=-1e.300: at least -200"),
         (["--hub.timeout=-1"], "hub.timeout=-1.0: at least 0"),
+        (["--hub.repo=a/b", "--train.timeout=300"], "train.timeout=300 would end it"),
         (["--optim.lr=fast"], "optim.lr=fast: expected a number"),
         (["--data.protocol=kfolds"], "one of split, kfold, kfold_nested"),
         (["--train.compile=fast"], "compile=fast: one of off, default, reduce-overhead"),

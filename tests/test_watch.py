@@ -39,6 +39,7 @@ TROUBLE = {
     "dies": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "raises": lambda: 1 // 0,
     "starves": lambda: bytearray(1 << 62),
+    "interrupted": lambda: os.kill(os.getpid(), signal.SIGINT),
 }
 
 
@@ -99,6 +100,7 @@ def launched(tmp_path_factory):
         "dies": Launch(logs / "dies", 2, 1, "dies", timeout=600.0),
         "raises": Launch(logs / "raises", 2, 1, "raises", timeout=600.0),
         "starves": Launch(logs / "starves", 2, 1, "starves", timeout=600.0),
+        "interrupted": Launch(logs / "interrupted", 2, 1, "interrupted", timeout=600.0),
     }
     try:
         yield {name: launch.end() for name, launch in launches.items()}
@@ -134,13 +136,16 @@ def test_a_rank_that_is_stopped_gives_no_sign_and_the_other_ends(launched):
     assert said.count("error: ") == 1 and "train.timeout=8" in said and "stands" not in said
 
 
-@pytest.mark.parametrize("trouble, code", [("dies", -9), ("raises", 1), ("starves", 1)])
+@pytest.mark.parametrize(
+    "trouble, code", [("dies", -9), ("raises", 1), ("starves", 1), ("interrupted", 1)]
+)
 def test_a_rank_that_dies_takes_the_other_along_at_once(launched, trouble, code):
     codes, said = launched[trouble]
     assert codes == [1, code]
     assert said.count("Traceback") == (trouble != "starves")
     assert ("error: out of memory\n" in said) == (trouble == "starves")
     assert ("ZeroDivisionError" in said) == (trouble == "raises")
+    assert ("KeyboardInterrupt" in said) == (trouble == "interrupted")
 
 
 def test_no_thread_is_left_in_the_store_when_python_ends():

@@ -72,6 +72,12 @@ def check(config: Config) -> None:
         path = Path(value)
         if path.is_absolute() or ".." in path.parts or (value and not path.parts):
             raise UserError(f"{name}={value}: a folder below {there}")
+    timeout, waits = config.train.timeout, config.hub.timeout
+    if config.hub.repo is not None and 0 < timeout <= waits:
+        raise UserError(
+            f"hub.timeout={waits:g}: so long a training's end may wait for the Hub, and "
+            f"train.timeout={timeout:g} would end it before; lower the one or raise the other"
+        )
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
     if config.augment.mix != "none" and config.model.norm_batch < 2:
