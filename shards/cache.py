@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from shards.durable import sha256
+from shards.durable import sha256, sync_folder
 from shards.remote import Damaged
 from shards.transfer import fetch
 
@@ -120,8 +120,7 @@ def get(url: str, file: Path, entry: dict[str, Any]) -> None:
             raise Damaged(f"SHA-256 {found} came, dataset.json says {entry['sha256']}")
 
     fetch(url, file, check)
-    with open(file, "rb") as content:
-        os.fsync(content.fileno())
+    sync_folder(file)
 
 
 def entries(folder: Path) -> list[Path]:

@@ -168,7 +168,7 @@ def method(summary: Summary) -> list[str]:
         *([told(next(iter(summary["decisions"].values())))] if one else [several] if any_ else []),
         *([costs.format(**noted["costs"], target=noted["target"])] if noted else []),
         "Macro F1 and balanced accuracy weigh all classes alike. ECE takes 15 equal bins of the "
-        "confidence, the probability of the predicted class.",
+        "confidence, the highest probability.",
     ]
 
 
