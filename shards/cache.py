@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from shards.durable import sha256
+from shards.durable import sha256, sync_folder
 from shards.remote import Damaged
 from shards.transfer import fetch
 
@@ -57,18 +57,22 @@ class Cache:
 
         Raises:
             FetchError: it cannot be had, or what comes is not what it should be.
+            OSError: no room, or no access; it names the cache.
         """
         file, hit = self.folder / entry["sha256"], True
         while True:
             try:
                 descriptor = os.open(file, os.O_RDONLY)
             except FileNotFoundError:
-                self.fetch(url, file, entry)
+                try:
+                    self.fetch(url, file, entry)
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(self.folder)) from None
                 hit = False
                 continue
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if is_at(descriptor, file):
-                with suppress(PermissionError):  # another user's
+                with suppress(OSError):  # another user's, or a disk that is read alone
                     os.utime(descriptor)  # used last: see `make_room`
                 self.hits += hit
                 return descriptor
@@ -116,8 +120,7 @@ def get(url: str, file: Path, entry: dict[str, Any]) -> None:
             raise Damaged(f"SHA-256 {found} came, dataset.json says {entry['sha256']}")
 
     fetch(url, file, check)
-    with open(file, "rb") as content:
-        os.fsync(content.fileno())
+    sync_folder(file)
 
 
 def entries(folder: Path) -> list[Path]:

@@ -44,7 +44,7 @@ SETTINGS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with most slow tests come first: two processes end at about the same time."""
+    """Files with most slow tests come first: all processes end at about the same time."""
     weight: Counter[Path] = Counter()
     for item in items:
         slurm, slow = (item.get_closest_marker(name) is not None for name in ("slurm", "slow"))

@@ -133,7 +133,8 @@ def test_two_processes_are_refused_in_one_line(config):
     assert len(said) == 1 and "model.name=forest takes one process" in said[0]
 
 
-def test_other_commands_name_what_a_forest_lacks(config, capfd):
+def test_other_commands_name_what_a_forest_lacks(config, capfd, monkeypatch):
+    monkeypatch.setattr("toolkit.cost.REGISTRY", {"cnn_tiny": None})
     assert on_ranks(1, lambda: main(["lr_find", config])) == [2]
     assert "trees have no gradient" in capfd.readouterr().err
     assert main(["models", config]) == 0

@@ -20,6 +20,12 @@ from toolkit.metrics import (
 )
 
 
+def bootstrap(labels, predicted, units, metric, n=2000) -> list[float]:
+    """The interval of one score."""
+    values = resampled(counted(labels, predicted, units), units, n)[metric]
+    return percentiles(values, units) or []
+
+
 def made_up(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(k), rng.integers(k, size=n - k)])
@@ -65,12 +71,6 @@ def test_a_class_without_samples_neither_crashes_nor_warns() -> None:
     assert found["balanced_accuracy"] == pytest.approx(np.mean(recall))
     assert low <= found["balanced_accuracy"] <= high
     assert one_class["eer"] is None
-
-
-def bootstrap(labels, predicted, units, metric, n=2000) -> list[float]:
-    """The interval of one score."""
-    values = resampled(counted(labels, predicted, units), units, n)[metric]
-    return percentiles(values, units) or []
 
 
 @pytest.mark.parametrize("groups", [6, 20, 200])
