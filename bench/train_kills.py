@@ -147,7 +147,8 @@ def main() -> int:
         f"{date.today()}, {processor()}, {os.cpu_count()} cores; Python "
         f"{platform.python_version()}, torch {version('torch')}.",
     ]
-    name, title = f"train-kills-{processes}", f"Trainings of {processes} process(es), killed"
+    name, several = f"train-kills-{processes}", "es" * (processes > 1)
+    title = f"Trainings killed at random instants, {processes} process{several}"
     words = [word for word in sys.argv[1:] if word != "--write"]
     publish(name, title, lines, flags.write, " ".join(["train_kills.py", *words]))
     return 0 if same == runs else 1

@@ -57,18 +57,22 @@ class Cache:
 
         Raises:
             FetchError: it cannot be had, or what comes is not what it should be.
+            OSError: no room, or no access; it names the cache.
         """
         file, hit = self.folder / entry["sha256"], True
         while True:
             try:
                 descriptor = os.open(file, os.O_RDONLY)
             except FileNotFoundError:
-                self.fetch(url, file, entry)
+                try:
+                    self.fetch(url, file, entry)
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(self.folder)) from None
                 hit = False
                 continue
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if is_at(descriptor, file):
-                with suppress(PermissionError):  # another user's
+                with suppress(OSError):  # another user's, or a disk that is read alone
                     os.utime(descriptor)  # used last: see `make_room`
                 self.hits += hit
                 return descriptor

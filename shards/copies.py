@@ -81,6 +81,7 @@ def copies(
     xxh3 = np.concatenate([np.array(one.xxh3, np.uint64) for one in heard.values()])
     owner = np.repeat(list(heard), [len(one.xxh3) for one in heard.values()])
     grains = np.concatenate([one.grains for one in heard.values()])
+    heard.clear()  # or they would be held twice
     return find_copies(Prints(owner, xxh3, grains, recipe.length / recipe.mel.sample_rate))
 
 

@@ -68,6 +68,10 @@ def test_folders():
         (["--train.epochs=3.5"], "train.epochs=3.5: expected a whole number"),
         (["--train.epochs=true"], "expected a whole number"),
         (["--train.epochs=0"], "train.epochs=0: at least 1"),
+        (["--train.epochs=9999999999"], "train.epochs=9999999999: at most 2147483647"),
+        (["--train.threads=9999"], "train.threads=9999: at most 1024"),
+        (["--augment.mask_db=-1e300"], "mask_db=-1e.300: at least -200"),
+        (["--hub.timeout=-1"], "hub.timeout=-1.0: at least 0"),
         (["--optim.lr=fast"], "optim.lr=fast: expected a number"),
         (["--data.protocol=kfolds"], "one of split, kfold, kfold_nested"),
         (["--train.compile=fast"], "compile=fast: one of off, default, reduce-overhead"),
@@ -83,6 +87,7 @@ def test_folders():
         (["--run.part=/b"], "run.part=/b: a folder below the run's"),
         (["--optim.lr=nan"], "optim.lr=nan: expected a number"),
         (["--optim.label_smoothing=1"], "label_smoothing=1.0: at least 0 and below 1"),
+        (["--train.batch_size=1000000000000"], "batch_size=1000000000000: at most 16777216"),
         (["--data.classes=[a"], "data.classes=.a: expected a list"),
     ],
 )

@@ -11,6 +11,7 @@ import soundfile
 from conftest import hashes, lines, read_plainly
 from scipy.signal import butter, sosfilt
 
+from shards import duplicates
 from shards.__main__ import main
 from shards.build import build
 from shards.duplicates import Prints, find, find_copies
@@ -221,3 +222,21 @@ def test_a_short_bang_is_too_little_to_tell() -> None:
     bang[:, 30:110] = np.rint(20 * random.standard_normal((80, 32))).clip(-100, 100)
     assert [x.is_exact for x in find_copies(prints(bang, [1, 2]))] == [False]
     assert [x.is_exact for x in find_copies(prints(bang, [1, 1]))] == [True]
+
+
+@pytest.mark.parametrize("common", [0.0, 2.0])
+def test_the_search_finds_the_likest_behind_each_vector(
+    common: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BLOCK", 64), ("TILE", 150), ("NEIGHBOURS", 8)):
+        monkeypatch.setattr(duplicates, name, value)
+    table = np.random.default_rng(0).standard_normal((300, 32)) + common
+    table = np.rint(1000 * table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float32)
+    owner, likeness = np.arange(300) // 2, table @ table.T
+    expected = set()
+    for a in range(300):
+        behind = [b for b in range(300) if owner[b] > owner[a] and likeness[a, b] >= 0.22e6]
+        expected |= {(a, b) for b in sorted(behind, key=lambda b: (-likeness[a, b], b))[:8]}
+    pairs = (duplicates.neighbours(table, owner, first) for first in range(0, 300, 64))
+    found = [(a, b) for p in pairs for a, b in zip(*(x.tolist() for x in p), strict=True)]
+    assert set(found) == expected and len(found) == len(expected) > 1500

@@ -173,10 +173,10 @@ def test_epochs_of_several_classes_are_told_at_their_best_thresholds(tag_set, tm
 
 def test_curves_of_several_classes_have_map_and_whole_epochs():
     told = {"loss": 0.5, "accuracy": 0.0, "micro_f1": 0.0, "average_precision": 0.4}
-    figure = draw_curves([
-        {"kind": "epoch", "step": 3, "train_loss": 0.7},
-        {"kind": "eval", "part": "val", "step": 3, **told},
-    ])  # fmt: skip
+    told |= {"kind": "eval", "part": "val", "step": 3}
+    figure = draw_curves([{"kind": "epoch", "step": 3, "train_loss": 0.7, "samples": 96}, told])
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch"}
+    assert draw_curves([told]).axes[0].get_xlabel() == "trees"  # a forest sees no samples by steps
     score = figure.axes[1]
     assert [axes.get_title("left") for axes in figure.axes] == ["loss", "mAP"]
     assert score.lines[0].get_ydata().tolist() == [0.4]
@@ -190,6 +190,7 @@ def test_a_distribution_loss_is_refused_for_several_classes(tag_set, tmp_path):
         ("--optim.loss=cross_entropy", "takes one class a sample"),
         ("--data.balance=class", "none of which can be drawn alone"),
         ("--optim.class_weights={loud: 2}", "no class 'loud'"),
+        ("--optim.class_weights={low: 0, high: 0}", "nothing is learnt where all are 0"),
         ("--train.best_metric=eer", "train.best_metric=eer: for two classes"),
     ):
         code, told = forked(config, word)

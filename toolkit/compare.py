@@ -119,7 +119,7 @@ def differences(
                 "first": first,
                 "second": second,
                 "difference": second - first,
-                "interval": percentiles(values),
+                "interval": percentiles(values, units),
                 "above": float((values > 0).mean() + (values == 0).mean() / 2),
             }
     return found

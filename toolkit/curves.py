@@ -50,9 +50,10 @@ def plot(axes: Axes, points: tuple[np.ndarray, np.ndarray], **style: Any) -> Non
 
 
 def panels(titles: Sequence[str], records: Records) -> tuple[Figure, dict[str, Axes]]:
-    """A row of axes over the epochs, by their titles."""
+    """A row of axes over the epochs, or over the trees of a forest, by their titles."""
     figure = Figure(figsize=(9.9, 2.6), layout="constrained")
     unit = "epoch" if any(r.get("kind") == "epoch" for r in records) else "step"
+    unit = unit if any("samples" in r for r in records) else "trees"
     row = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, title in zip(row, titles, strict=True):
         axes.set(title=title, xlabel=unit)

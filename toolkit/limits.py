@@ -38,9 +38,10 @@ ONE = (
 )  # fmt: skip
 AT_LEAST: dict[str, float] = {
     **dict.fromkeys(ONE, 1), "augment.mix_alpha": 0.01, "augment.eq_bands": 2,
-    "augment.mask_db": -MOST,
+    "augment.mask_db": -200,
 }  # fmt: skip
 AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1}
+AT_MOST |= {"train.batch_size": 2**24, "train.threads": 1024, "data.threads": 1024}
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",

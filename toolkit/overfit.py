@@ -5,7 +5,7 @@
 
 import logging
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from shards.errors import TrainingError
 from shards.index import ShardSet
 from shards.loader import Batch, Loader
 from shards.read import Reader
-from toolkit.schema import AugmentConfig, Config, ModelConfig
+from toolkit.models import dropout
+from toolkit.schema import AugmentConfig, Config
 from toolkit.signals import received
 from toolkit.step import Stepper
 from toolkit.trial import Trial, open_trial
@@ -26,8 +27,7 @@ GOAL = 0.05  #: cross entropy
 STEPS = 500  #: unless train.max_steps says otherwise
 WARM_UP = 10  #: steps of a linear rise to optim.lr, which then stays
 SHOWN = 20  #: steps between lines
-#: What leaves out units, turned off.
-WHOLE: dict[str, Any] = {f.name: 0.0 for f in fields(ModelConfig) if "drop" in f.name}
+WHOLE: dict[str, Any] = dict.fromkeys(dropout.KEYS, 0.0)  #: nothing is left out
 
 
 def overfit_batch(config: Config) -> int:

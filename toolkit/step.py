@@ -15,6 +15,7 @@ from shards.order import BatchPlan
 from shards.randomness import key_one
 from toolkit.augment import Augment
 from toolkit.losses import Loss
+from toolkit.models import dropout
 from toolkit.optim import set_rate
 from toolkit.precision import LossScale, compiled
 from toolkit.reduction import Reduction
@@ -59,6 +60,7 @@ class Stepper:
         self.reduction = Reduction(strategy.module, world, 2 + len(WISHES), config.train.exact)
         self.model = compiled(strategy.model, config.train, world)
         self.scale = LossScale(world)
+        self.drops = any(getattr(config.model, key) for key in dropout.KEYS)
         self.pieces = 1  #: forwards that a microbatch of the plan has been cut into
 
     @property
@@ -129,8 +131,10 @@ class Stepper:
     def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits (B, K) of one microbatch, and its targets (B,) or (B, K)."""
         # Dropout is a function of the place in the global batch, whoever computes it.
-        drop = key_one(self.config.train.seed, step, int(batch.places[0])) >> 1
-        SEED.get(self.world.device.type, torch.manual_seed)(drop)
+        places = batch.places[:: self.config.model.norm_batch if self.drops else len(batch.places)]
+        keys = [key_one(self.config.train.seed, step, place) >> 1 for place in places.tolist()]
+        SEED.get(self.world.device.type, torch.manual_seed)(keys[0])  # of models that are not ours
+        dropout.seed(keys, self.world.device)
         x, y = self.augment(batch, step)
         return self.model(x), y
 

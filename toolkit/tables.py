@@ -161,13 +161,14 @@ def method(summary: Summary) -> list[str]:
     return [
         "A recording is scored by the mean of the log-probabilities of its segments, renormalised.",
         *([folds] if len(summary["folds"]) > 1 else []),
-        f"Intervals are 95 % percentile bootstrap intervals: {boot['n']} resamples of whole "
-        f"{boot['unit']}s, of which there are {summary['recording']['units']}. They tell of the "
+        "Intervals are 95 % percentile bootstrap intervals, expanded where there is little to draw "
+        f"from: {boot['n']} resamples of whole {boot['unit']}s, of which there are "
+        f"{summary['recording']['units']}. They tell of the "
         "choice of recordings, not of the chance in training.",
         *([told(next(iter(summary["decisions"].values())))] if one else [several] if any_ else []),
         *([costs.format(**noted["costs"], target=noted["target"])] if noted else []),
         "Macro F1 and balanced accuracy weigh all classes alike. ECE takes 15 equal bins of the "
-        "confidence, the probability of the predicted class.",
+        "confidence, the highest probability.",
     ]
 
 

@@ -137,6 +137,10 @@ def announce(
     target: int,
 ) -> None:
     """Say what was understood, before the first step."""
+    optim, epochs = config.optim, config.train.epochs
+    if optim.warmup_epochs > epochs and optim.schedule != "onecycle":
+        log.warning("optim.warmup_epochs=%g is longer than train.epochs=%d: the rate never reaches "
+                    "optim.lr", optim.warmup_epochs, epochs)  # fmt: skip
     sizes = ", ".join(f"{len(numbers)} {name}" for name, numbers in parts.items() if len(numbers))
     log.info(
         "%s: %s on %s, %d classes, samples %s; batch %d = %d process(es) x %d x %d; %s",
