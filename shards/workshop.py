@@ -9,12 +9,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from shards import __version__, output
+from shards import __version__, installed, output
 from shards.errors import UserError
 from shards.index import (
     BESIDE,
@@ -36,17 +35,6 @@ DECIDE_BYTES += ["soundfile", "soxr", "torch"]
 
 
 DAMAGED = (FileNotFoundError, BadZipFile, EOFError, KeyError, RuntimeError, ValueError)  # of notes
-
-
-@cache
-def installed(name: str) -> str | None:
-    """The version of a library, None without it."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def promise(plan: Plan) -> dict[str, Any]:

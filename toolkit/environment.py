@@ -1,6 +1,5 @@
 """What a run notes of where it was trained: environment.json and, of a changed tree, a diff."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -62,18 +61,10 @@ def write_environment(folder: Path, world: World) -> None:
         write_atomic(diff, hide(text).encode(errors="surrogateescape"))
 
 
-def installed(name: str) -> str | None:
-    """The version of a package, if it is there; to list all there are takes half a second."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def environment(world: World) -> dict[str, Any]:
     """Versions, machine and command, without secrets."""
     torch = sys.modules.get("torch")  # a forest needs none
-    versions = {name: installed(name) for name in PACKAGES}
+    versions = {name: shards.installed(name) for name in PACKAGES}
     found: dict[str, Any] = {
         "wavefold": shards.__version__,
         "python": platform.python_version(),
