@@ -80,7 +80,7 @@ lint: .venv/.installed-dev
 	.venv/bin/mypy shards toolkit $(wildcard launch/*.py train.py)
 
 bench: .venv/.installed-dev
-	for name in mel build order augment optim precision exact trainer folds read loader start checkpoint; do .venv/bin/python bench/$$name.py --write || exit; done
+	for name in mel build order augment optim precision exact trainer folds loader start checkpoint; do .venv/bin/python bench/$$name.py --write || exit; done
 
 clean:
 	rm -rf .venv demo runs/demo

@@ -114,7 +114,7 @@ def estimate(values: np.ndarray, units: np.ndarray, sign: str) -> list[str]:
     unit = np.unique(units, return_inverse=True)[1]
     sums, sizes = np.bincount(unit, values), np.bincount(unit)
     means = resampled(lambda times: {"mean": times @ sums / (times @ sizes)}, unit, 2000)["mean"]
-    low, high = percentiles(means) or [np.nan] * 2
+    low, high = percentiles(means, unit) or [np.nan] * 2
     return [f"{values.mean():{sign}.4f}", f"{low:{sign}.3f} to {high:{sign}.3f}"]
 
 

@@ -1,6 +1,6 @@
 """Trainings killed at random instants and started again: does each end in the same weights?
 
-    python bench/train_kills.py --n=100 [--processes=2] [--random=0] [--shards=FOLDER]
+    python bench/train_kills.py [--n=100] [--processes=2] [--random=0] [--shards=FOLDER] [--write]
 
 A training, on the demo's audio unless a shard set is given, is started and killed (SIGKILL) after a
 random time up to that of an undisturbed one: all its processes at once or, every other time where
@@ -22,12 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from kills import ROOT, command, hashes
+from side_by_side import arguments, processor, publish
 
 sys.path.insert(0, str(ROOT))
 main_of = importlib.import_module("train")
@@ -107,12 +109,11 @@ def kill(ranks: list[BaseProcess], chance: random.Random) -> None:
 
 def main() -> int:
     """Print a table; the exit code."""
-    flags = dict(word[2:].partition("=")[::2] for word in sys.argv[1:])
-    n, processes = int(flags.get("n", 100)), int(flags.get("processes", 1))
-    chance = random.Random(int(flags.get("random", 0)))
+    flags = arguments(__doc__ or "", n=100, processes=1, random=0, shards="")
+    n, processes, chance = flags.n, flags.processes, random.Random(flags.random)
     with tempfile.TemporaryDirectory() as folder:
-        audio, shards = f"{folder}/audio", flags.get("shards", f"{folder}/set")
-        for words in [("demo", audio), ("build", audio, shards, *BUILD)] * ("shards" not in flags):
+        audio, shards = f"{folder}/audio", flags.shards or f"{folder}/set"
+        for words in [("demo", audio), ("build", audio, shards, *BUILD)] * (not flags.shards):
             subprocess.run(command(*words), cwd=ROOT, check=True, capture_output=True)
         config = Path(folder, "config.yaml")
         CONFIG["run"], CONFIG["data"]["shards"] = {"name": "x", "dir": folder}, shards
@@ -137,11 +138,19 @@ def main() -> int:
             print(f"{kills} kills, {runs} runs, {same} the same", file=sys.stderr, flush=True)
     head = ("processes", "kills", "runs", "the same", "undisturbed")
     cells = (processes, kills, runs, same, f"{took:.1f} s")
-    print("", f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
-    print(f"| {' | '.join(map(str, cells))} |\n")
-    print(f"{len(whole[1])} lines of metrics.jsonl, a checkpoint every other step; Python "
-          f"{platform.python_version()}, torch {version('torch')}, {os.cpu_count()} cores, "
-          f"{platform.machine()}")  # fmt: skip
+    lines = [
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        f"| {' | '.join(map(str, cells))} |",
+        "",
+        f"{len(whole[1])} lines of metrics.jsonl, a checkpoint every other step.",
+        f"{date.today()}, {processor()}, {os.cpu_count()} cores; Python "
+        f"{platform.python_version()}, torch {version('torch')}.",
+    ]
+    name, several = f"train-kills-{processes}", "es" * (processes > 1)
+    title = f"Trainings killed at random instants, {processes} process{several}"
+    words = [word for word in sys.argv[1:] if word != "--write"]
+    publish(name, title, lines, flags.write, " ".join(["train_kills.py", *words]))
     return 0 if same == runs else 1
 
 

@@ -1,6 +1,6 @@
 """python -m launch.cancel RUN: stop all jobs of a submitted run; what is trained stays."""
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from launch import slurm
@@ -22,10 +22,7 @@ def cancel(run: str) -> None:
     print(f"{run}: cancelled {', '.join(alive)}" if alive else f"{run}: nothing in the queue")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m launch.cancel`; returns the exit code."""
-    return alone("launch.cancel", cancel, argv)
-
+main = partial(alone, "launch.cancel", cancel)  #: of words, or those of the command line: exit code
 
 if __name__ == "__main__":
     raise SystemExit(main())

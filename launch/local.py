@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -179,10 +180,7 @@ def finish(jobs: Sequence[Job], run: Path, stopped: int) -> None:
         raise TrainingError(f"{len(failed)} of {len(jobs)} trainings failed: {names}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m launch.local`; returns the exit code."""
-    return alone("launch.local", local, argv)
-
+main = partial(alone, "launch.local", local)  #: of words, or those of the command line: exit code
 
 if __name__ == "__main__":
     logging.getLogger("shards").setLevel(logging.WARNING)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -123,10 +124,7 @@ def launcher(file: Path, here: Allocation, nodes: int, gpus: int, port: int) -> 
 COMMANDS: Commands = {"folder": folder, "start": start}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    return run_command("python -m launch.node", COMMANDS, argv)
-
+main = partial(run_command, "python -m launch.node", COMMANDS)
 
 if __name__ == "__main__":
     raise SystemExit(main())

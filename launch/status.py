@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -134,10 +135,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m launch.status`; returns the exit code."""
-    return alone("launch.status", status, argv)
-
+main = partial(alone, "launch.status", status)  #: of words, or those of the command line: exit code
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -42,12 +42,13 @@ def new_folder(run: Path) -> Path:
 
 
 def keep_code(folder: Path) -> None:
-    """Copy the tree that runs now, and note its commit, which a copy cannot ask git for."""
+    """Copy the tree that runs now, with what numba has compiled of it, and note its commit, which a
+    copy cannot ask git for."""
     if not (ROOT / "train.py").is_file():
         raise UserError(f"{ROOT}: no train.py; submit from a checkout, or with --no_snapshot")
     for name in TREE:
         if (ROOT / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+            ignore = shutil.ignore_patterns("*.pyc", ".*")
             shutil.copytree(ROOT / name, folder / "code" / name, ignore=ignore)
         else:
             shutil.copy2(ROOT / name, folder / "code" / name)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,7 @@ def signature() -> inspect.Signature:
 submit.__signature__ = signature()  # type: ignore[attr-defined]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m launch.submit`; returns the exit code."""
-    return alone("launch.submit", submit, argv)
-
+main = partial(alone, "launch.submit", submit)  #: of words, or those of the command line: exit code
 
 if __name__ == "__main__":
     raise SystemExit(main())

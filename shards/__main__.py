@@ -34,7 +34,8 @@ def demo(
     table = Path(out) / MANIFEST
     place = out.rstrip("/") if Path(out).name not in ("", "..") else str(Path(out).resolve())
     words = f"{quote(str(table) if table.exists() else out)} {quote(f'{place}-shards')}"
-    print(f"{count} recordings in {out}; now: python -m shards build {words} {find(kind).BUILD}")
+    told = find(kind).BUILD.format(seconds=seconds or find(kind).SECONDS[0])
+    print(f"{count} recordings in {out}; now: python -m shards build {words} {told}")
 
 
 def download(

@@ -10,12 +10,12 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from shards.durable import sha256
+from shards.durable import sha256, sync_folder
 from shards.remote import Damaged
 from shards.transfer import fetch
 
@@ -57,18 +57,22 @@ class Cache:
 
         Raises:
             FetchError: it cannot be had, or what comes is not what it should be.
+            OSError: no room, or no access; it names the cache.
         """
         file, hit = self.folder / entry["sha256"], True
         while True:
             try:
                 descriptor = os.open(file, os.O_RDONLY)
             except FileNotFoundError:
-                self.fetch(url, file, entry)
+                try:
+                    self.fetch(url, file, entry)
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(self.folder)) from None
                 hit = False
                 continue
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if is_at(descriptor, file):
-                with suppress(PermissionError):  # another user's
+                with suppress(OSError):  # another user's, or a disk that is read alone
                     os.utime(descriptor)  # used last: see `make_room`
                 self.hits += hit
                 return descriptor
@@ -116,8 +120,7 @@ def get(url: str, file: Path, entry: dict[str, Any]) -> None:
             raise Damaged(f"SHA-256 {found} came, dataset.json says {entry['sha256']}")
 
     fetch(url, file, check)
-    with open(file, "rb") as content:
-        os.fsync(content.fileno())
+    sync_folder(file)
 
 
 def entries(folder: Path) -> list[Path]:
@@ -134,14 +137,16 @@ def is_at(descriptor: int, file: Path) -> bool:
 
 
 @contextmanager
-def locked(file: Path, keep: bool = False) -> Iterator[bool]:
+def locked(
+    file: Path, keep: bool = False, beat: Callable[[], None] = lambda: None
+) -> Iterator[bool]:
     """Hold `file`, made if need be, alone; whether it is still there when that succeeds.
 
-    What is left of it afterwards is removed, unless it is to `keep`.
+    What is left of it afterwards is removed, unless it is to `keep`. Who waits calls `beat`.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        is_mine = taken(descriptor, file)
+        is_mine = taken(descriptor, file, beat)
         try:
             yield is_mine
         finally:
@@ -151,7 +156,7 @@ def locked(file: Path, keep: bool = False) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def taken(descriptor: int, file: Path) -> bool:
+def taken(descriptor: int, file: Path, beat: Callable[[], None]) -> bool:
     """Wait for the lock of an open file; False once another file, or none, has its name.
 
     Not by a lock that blocks: a shard that has come keeps its inode under its new name, and whoever
@@ -161,6 +166,7 @@ def taken(descriptor: int, file: Path) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            beat()
             time.sleep(LOOK)
             continue
         return is_at(descriptor, file)

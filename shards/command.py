@@ -22,7 +22,9 @@ MOST = 60  #: words that an error lists
 Commands = Mapping[str, Callable[..., Any]]
 
 OURS = ("shards", "toolkit", "launch")  # whose news is told; of libraries only what is wrong
-NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+NO_SUCH_PLACE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
 NO_ACCESS, NO_ROOM = (errno.EACCES, errno.EPERM), (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 

@@ -13,8 +13,7 @@ from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from shards.errors import UserError
-from shards.message import receive
-from shards.process import serve
+from shards.process import receive, serve
 
 GIVEN = 3  # runs a worker has at once, so that it need not wait for this process
 TRIES = 2  # a process that dies may have been the victim of another one's memory
@@ -97,12 +96,6 @@ def kept() -> Iterator[None]:
             worker.stop()
 
 
-def hired(function: Callable[[Any], Any]) -> Worker:
-    """A worker that was kept, or a new one."""
-    spare = _spare.get()
-    return spare.pop().turn_to(function) if spare else Worker(function)
-
-
 class Crew(Generic[Item, Result]):
     """The workers, the tasks that wait for one, and the results that wait for their turn."""
 
@@ -119,7 +112,10 @@ class Crew(Generic[Item, Result]):
         self.again: deque[Task] = deque()
         self.sizes: list[int] = []  # of the runs begun
         self.done: defaultdict[int, dict[int, Result]] = defaultdict(dict)  # by run and place
-        self.workers = [hired(function) for _ in range(workers)]
+        spare = _spare.get() or []
+        self.workers = [
+            spare.pop().turn_to(function) if spare else Worker(function) for _ in range(workers)
+        ]
 
     @property
     def is_busy(self) -> bool:

@@ -5,6 +5,7 @@ Shapes: `S` segments, `G` steps, `B` bands, `P` pairs, `N` segments that are com
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from shlex import quote
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ from shards.index import ShardSet
 from shards.notes import Notes
 from shards.progress import Progress
 from shards.read import Reader
+from shards.workers import available
 
 logger = logging.getLogger(__name__)
 
-BLOCK, TILE, CHUNK = 1024, 8192, 64  # rows and columns of the search; pairs compared at once
+BLOCK, TILE = 1024, 8192  # rows and columns of the search
 READ = 64  # segments worked on at once: they stay in the processor's cache
 LIKENESS = 0.22  # cosine of vectors from where on grains are compared; chance spreads by 0.044
 NEIGHBOURS = 32  # the likest that a segment is compared with
@@ -139,17 +141,17 @@ def likely_pairs(prints: Prints, rows: np.ndarray) -> Iterator[tuple[np.ndarray,
     from threadpoolctl import threadpool_limits
 
     n, table = len(rows), np.zeros((0, 1), np.float32)
-    with threadpool_limits(1):
-        for first in range(0, n, READ):
-            some = vectors(prints.grains[rows[first : first + READ]], prints.seconds)
-            table = table if first else np.empty((n, some.shape[1]), np.float32)
-            table[first : first + READ] = some
+    some = [rows[k : k + READ] for k in range(0, n, READ)]
+    with threadpool_limits(1), ThreadPoolExecutor(available()) as pool:
+        points = pool.map(lambda part: vectors(prints.grains[part], prints.seconds), some)
+        for k, point in enumerate(points):
+            table = table if k else np.empty((n, point.shape[1]), np.float32)
+            table[k * READ : k * READ + READ] = point
     owner = prints.recording[rows]
     with Progress("search", n * (n + 1) // 2, unit="pairs") as progress:
         for first in range(0, n, BLOCK):
-            a, b = (rows[x] for x in neighbours(table, owner, first))
-            for k in range(0, len(a), CHUNK):
-                yield a[k : k + CHUNK], b[k : k + CHUNK]
+            a, b = neighbours(table, owner, first)
+            yield rows[a], rows[b]
             end = min(first + BLOCK, n)
             progress.update(count=sum(range(n - end + 1, n - first + 1)))
 

@@ -76,6 +76,6 @@ def xxh128(file: Path) -> str:
 def digested(file: Path, digest: Any) -> str:
     """A file's content put through a hash, in hex."""
     with open(file, "rb", buffering=0) as content:
-        while data := content.read(1 << 19):  # bytes: they stay in the cache
+        while data := content.read(1 << 16):  # bytes: they stay in the cache
             digest.update(data)
     return str(digest.hexdigest())

@@ -9,9 +9,12 @@ Shapes: `S` segments, `M` mel bands, `T` frames, `G` steps of about 32 ms, `B` b
 `P` pairs, `D` numbers of a vector.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
+
+from shards.workers import available
 
 BANDS, STEP = 32, 0.032  # seconds
 RANGE = 60.0  # dB below the loudest value that are looked at: a codec drops what is fainter
@@ -22,6 +25,7 @@ LOWEST_RMS = 0.5  # dB over the bands of a step; what is smoother, as silence is
 DIMENSIONS, MODULATION = 512, 10.0  # Hz
 LENGTH = 1000.0
 SHIFT = 0.5  # seconds, or a quarter of a segment if that is less
+PAIRS = 1024  # that a thread compares at once
 
 
 def grain(values: np.ndarray, frame_seconds: float) -> np.ndarray:
@@ -79,5 +83,8 @@ def agreement(grains: np.ndarray, a: np.ndarray, b: np.ndarray, seconds: float) 
     from shards.loops import agree
 
     steps, best = grains.shape[1], np.empty(len(a), np.float32)
-    agree(grains, a, b, int(min(SHIFT * steps / seconds, steps / 4)), best)
+    most = int(min(SHIFT * steps / seconds, steps / 4))
+    parts = [slice(first, first + PAIRS) for first in range(0, len(a), PAIRS)]
+    with ThreadPoolExecutor(available()) as pool:
+        list(pool.map(lambda k: agree(grains, a[k], b[k], most, best[k]), parts))
     return best

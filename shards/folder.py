@@ -20,9 +20,9 @@ from shards.workers import in_runs, ordered
 SUFFIXES = {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
 SUFFIXES |= {".rf64", ".snd", ".w64", ".wav", ".wave"}
 SUFFIXES |= {".aac", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma"}
-NEAR, FAR = 2, 8  # processes that read headers: over a network they wait, else starting them counts
+NEAR, FAR = 2, 8  # processes that read headers: over a network they wait
 OUTSIDE = "begins behind the end of its file"
-RUN, WORTH = 64, 1000  # headers that one of them reads at once; that it takes to start another
+RUN = 32  # headers that one of them reads at once
 
 
 def list_folder(audio: Root, loose: bool) -> tuple[list[str], list[str]]:
@@ -81,8 +81,7 @@ def headers(
     paths = list(dict.fromkeys(piece.path for n, piece in enumerate(pieces) if n not in missing))
     is_far = isinstance(audio, Url)
     runs = list(in_runs(paths, 1 if is_far else RUN))
-    near = min(NEAR, max(1, len(paths) // WORTH))
-    probes = min(FAR if is_far else near, len(runs)) if timeout else 1
+    probes = min(FAR if is_far else NEAR, len(runs)) if timeout else 1
     outcomes = ordered(
         partial(read, audio), runs, probes, timeout=timeout, lost=lambda _, why: AudioError(why)
     )

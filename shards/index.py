@@ -231,9 +231,7 @@ def check_size(file: Path, size: int) -> None:
     if not file.is_file():
         raise UserError(f"{file}: missing, dataset.json lists it; copy it again or rebuild the set")
     if (found := file.stat().st_size) != size:
-        raise UserError(
-            f"{file}: {found} bytes, dataset.json says {size}; copy it again or rebuild"
-        )
+        raise UserError(f"{file}: {found} bytes, dataset.json says {size}; copy it or rebuild")
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -256,7 +254,8 @@ def parse_info(data: bytes, path: object) -> dict[str, Any]:
     try:
         info: dict[str, Any] = json.loads(data)
     except ValueError as error:
-        raise UserError(f"{path}/dataset.json: not valid JSON ({error}); rebuild the set") from None
+        what = "a web page" if b"<html" in data else f"not valid JSON ({error})"
+        raise UserError(f"{path}/dataset.json: {what}; name a set or rebuild it") from None
     form = info.get("format") if isinstance(info, dict) else None  # of another program
     if form != FORMAT:
         raise UserError(

@@ -10,10 +10,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from shards.errors import UserError
 from shards.feed import PART, Feed, Reading
 from shards.index import ShardSet
 from shards.order import BatchPlan, Order
-from shards.resident import Store, choose
+from shards.resident import Store, choose, free_memory
 from shards.selection import Selection
 
 MOST = 16  # steps that are read at once
@@ -58,8 +59,15 @@ class Loader:
 
         Raises:
             ShardError: a shard is missing, too short or changed.
+            UserError: a step's samples do not fit into the memory.
         """
         size, together = self.plan.microbatch, self._together
+        step_bytes = 2 * int(np.prod(self.shard_set.shape)) * self.plan.per_rank
+        if 2 * step_bytes > free_memory():
+            raise UserError(
+                f"train.batch_size={self.plan.batch_size}: the samples of a step take up "
+                f"{step_bytes / 1e9:,.3g} GB on each process; use smaller batches"
+            )
         places = np.array(self.plan.places(self.rank)).reshape(-1, size)
         self._feed = Feed(
             self.shard_set, self._numbers, self.plan.per_rank * together, self._store(),
@@ -171,7 +179,7 @@ def _store_of(
     numbers, kept = np.unique(selection[places]), _kept[selection]
     if kept is None or kept.device != device or not np.array_equal(kept.numbers, numbers):
         size = 2 * len(numbers) * int(np.prod(shard_set.shape))
-        where = choose(reading.resident, size, torch.device("cpu"), reading.processes)
-        where = "none" if where == "none" else "memory"  # the device's is the training's
+        # The device is the training's, and so is what was asked for.
+        where = choose("auto", size, torch.device("cpu"), reading.processes)
         _kept[selection] = kept = Store(where, numbers, shard_set.shape, device)
     return kept

@@ -82,7 +82,7 @@ def scan(
     nothing: list[Any] = [None] * len(pieces)
     said = zip(*(columns.get(name, nothing) for name in flags), strict=True)
     recordings, rejected = [], []
-    for piece, header, (label, group, *rest, attack) in zip(
+    for piece, header, (label, group, fold, split, attack) in zip(
         pieces, headers(audio, pieces, missing, file_timeout), said, strict=True
     ):
         if strict and isinstance(header, Unfetched):
@@ -92,8 +92,8 @@ def scan(
         else:
             path, start, end = piece
             attack = None if attack in NO_ATTACK else attack
-            about = (path, label, group or path, *header, *rest, attack, start, end)
-            recordings.append(Recording._make(about))
+            told = group or path, *header, fold, split, attack, start, end
+            recordings.append(Recording(path, label, *told))
     recordings.sort(key=lambda r: (place(r.path, seed), r.start, r.end or math.inf))
     rejected.sort(key=lambda r: place(r.path, seed))
     return Scan(recordings, rejected, passed_by)

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def finish(plan: Plan) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     write_dataset(replace(plan, out=aside), totals, notes)
-    for file in [*aside.iterdir(), aside]:
-        sync_folder(file)
+    with ThreadPoolExecutor() as pool:  # the disk takes them together
+        list(pool.map(sync_folder, [*aside.iterdir(), aside]))
     os.rename(aside, plan.out / READY)
     sync_folder(plan.out / BESIDE)
     put_in_place(plan.out)

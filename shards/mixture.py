@@ -150,13 +150,14 @@ def mix_sets(
     folds differ there are none. `weights` are written down for whoever compares two runs.
 
     Raises:
-        UserError: they do not agree, or there is no such class.
+        UserError: they do not agree, share samples, or there is no such class.
     """
     first = sources[0]
     for source in sources:
         if source.is_multi_label:
             raise UserError(f"{source}: samples have several classes; it cannot be mixed")
         check_agreement(first, source, need_classes=classes is None)
+    check_apart(sources)
     names = list(first.info["classes"]) if classes is None else [
         find_class(name, sources) for name in classes
     ]  # fmt: skip
@@ -202,6 +203,20 @@ def check_agreement(first: ShardSet, other: ShardSet, need_classes: bool) -> Non
             f"{first} and {other} differ in their classes ({', '.join(odd)}); "
             "name those to train on by data.classes"
         )
+
+
+def check_apart(sources: Sequence[ShardSet]) -> None:
+    """Raise a UserError if two sets hold the same shard: a sample must be scored once only."""
+    seen: dict[str, tuple[int, str]] = {}
+    for i, source in enumerate(sources):
+        for shard in source.info["shards"]:
+            there, name = seen.setdefault(shard["sha256"], (i, shard["name"]))
+            if there != i:
+                raise UserError(
+                    f"data.shards: {sources[there]} and {source} hold the same samples ({name}), "
+                    "which would be scored twice; name a set once, its weight says how often it is "
+                    "drawn"
+                )
 
 
 def decisive(info: Mapping[str, Any]) -> dict[str, Any]:

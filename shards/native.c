@@ -7,11 +7,11 @@
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __SSE2__
-#include <emmintrin.h>
+#ifdef __x86_64__
+#include <immintrin.h>
 #endif
 
-#define AHEAD 1024 /* bytes */
+#define AHEAD 256 /* bytes */
 
 /* A page of a map that cannot be read (its file was truncated, its disk is broken) is SIGBUS. Where
  * this thread goes on if that happens while it copies; else the signal is not ours. Static storage,
@@ -44,26 +44,53 @@ static void handle_bus_errors(void)
     sigaction(SIGBUS, &ours, NULL);
 }
 
-/* Past the cache: a batch is larger than it, and lines that are overwritten need not be read. The
- * processor's own prefetch ends with each page, so ours goes ahead of it, and from the end of a
- * sample to what comes `next`. The pages of that are looked up all at once: side by side they take
- * little longer than one, and where samples are scattered that is what each costs more. */
-static void copy_one(char *to, const char *from, const char *next, size_t size)
+#ifdef __x86_64__
+/* 64 bytes past the cache: a batch is larger than it, and lines that are overwritten need not be
+ * read. */
+__attribute__((target("avx2"))) static inline void stream(char *to, const char *from)
 {
-#ifdef __SSE2__
-    size_t head = -(uintptr_t)to % 64;
+    __m256i left = _mm256_loadu_si256((const __m256i *)from);
+    __m256i right = _mm256_loadu_si256((const __m256i *)(from + 32));
 
+    _mm256_stream_si256((__m256i *)to, left);
+    _mm256_stream_si256((__m256i *)(to + 32), right);
+}
+
+/* Both halves at once, from two places of the memory. The processor's own prefetch ends with each
+ * page, so ours goes ahead of it, and from the end of a half to that of what comes `next`. The pages
+ * of that are looked up all at once: side by side they take little longer than one, and where
+ * samples are scattered that is what each costs more. */
+__attribute__((target("avx2"))) static void copy_halves(
+    char *to, const char *from, const char *next, size_t size)
+{
+    size_t head = -(uintptr_t)to % 64, half = size < head ? 0 : (size - head) / 128 * 64;
+
+    head = half ? head : 0;
+    memcpy(to, from, head);
+    to += head, from += head, size -= head;
     for (size_t page = 0; page < size; page += 4096)
         _mm_prefetch(next + page, _MM_HINT_T2);
-    if (size > 64) {
-        memcpy(to, from, head);
-        for (to += head, from += head, size -= head; size >= 64; to += 64, from += 64, size -= 64) {
-            _mm_prefetch(size > AHEAD ? from + AHEAD : next + AHEAD - size, _MM_HINT_T0);
-            for (int n = 0; n < 64; n += 16)
-                _mm_stream_si128((__m128i *)(to + n), _mm_loadu_si128((const __m128i *)(from + n)));
-        }
+    for (size_t n = 0; n < half; n += 64) {
+        const char *ahead = n + AHEAD < half ? from + n + AHEAD : next + n + AHEAD - half;
+
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead + half, _MM_HINT_T0);
+        stream(to + n, from + n);
+        stream(to + half + n, from + half + n);
+    }
+    memcpy(to + 2 * half, from + 2 * half, size - 2 * half);
+}
+#endif
+
+static void copy_one(char *to, const char *from, const char *next, size_t size)
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx2")) {
+        copy_halves(to, from, next, size);
+        return;
     }
 #endif
+    (void)next;
     memcpy(to, from, size);
 }
 
@@ -94,7 +121,7 @@ static PyObject *copy(PyObject *self, PyObject *args)
             copy_one((char *)to[done], from[done], from[done + (done + 1 < count)], size);
     }
     escape = NULL;
-#ifdef __SSE2__
+#ifdef __x86_64__
     _mm_sfence(); /* what went past the cache is seen by whoever is told of it */
 #endif
     Py_END_ALLOW_THREADS

@@ -5,6 +5,7 @@ sample stands at each of them, position by position. So an order costs no memory
 step costs nothing, and a rank asks for its own slice alone. `P` positions.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -67,6 +68,12 @@ class Order:
         inside += epochs[:, None] * self.positions
         draw = self.draw or Full(self.n, self.seed)
         return draw(inside.ravel()).reshape(inside.shape)
+
+    def digest(self) -> str:
+        """What tells this order from others: its first batch, and the sum of its weights."""
+        first = self.batch(0, range(self.batch_size)).tolist()
+        words = f"{first} {getattr(self.draw, 'total', 0):.9g}"
+        return hashlib.sha256(words.encode()).hexdigest()
 
     @cached_property
     def _steps(self) -> int:

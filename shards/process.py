@@ -1,10 +1,12 @@
-"""The life of a worker: one thread, memory that is kept, and no longer than who started it."""
+"""The life of a worker: one thread, memory that is kept, and no longer than who started it;
+and what these two say to each other, large buffers uncopied."""
 
 import contextlib
 import ctypes
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -14,9 +16,8 @@ from multiprocessing.connection import Connection
 from time import monotonic
 from typing import Any
 
-from shards.message import send
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+BEHIND = 1 << 14  # bytes from where on a buffer goes behind its message
 MOST = 2**25  # an older glibc has no larger threshold, and would be left with its least
 
 
@@ -67,3 +68,40 @@ def leave_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def send(connection: Connection, message: Any) -> None:
+    """Send a message, and behind it its larger buffers as they are (PEP 574)."""
+    behind: list[memoryview] = []
+
+    def is_small(buffer: pickle.PickleBuffer) -> bool:
+        if (view := buffer.raw()).nbytes >= BEHIND:
+            behind.append(view)
+        return view.nbytes < BEHIND
+
+    data = pickle.dumps(message, 5, buffer_callback=is_small)
+    connection.send((data, [view.nbytes for view in behind]))
+    for view in behind:
+        while view:
+            view = view[os.write(connection.fileno(), view) :]
+
+
+def receive(connection: Connection) -> Any:
+    """What `send` sent.
+
+    Raises:
+        EOFError, OSError: the other process is gone.
+    """
+    data, sizes = connection.recv()
+    return pickle.loads(data, buffers=[read(connection.fileno(), size) for size in sizes])
+
+
+def read(descriptor: int, size: int) -> bytearray:
+    """The next `size` bytes."""
+    room = bytearray(size)
+    left = memoryview(room)
+    while left:
+        if not (n := os.readv(descriptor, [left])):
+            raise EOFError
+        left = left[n:]
+    return room

@@ -84,11 +84,17 @@ def filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for an address, and the path in it.
 
     Raises:
-        UserError: its driver is not installed, or there is no such kind of address.
+        UserError: its driver is not installed, there is no such kind of address, or it holds a
+            password.
     """
     import fsspec
 
     scheme = Url(url).scheme
+    if hidden := re.match(r"[^/]+://([^/?#]*:[^/?#]*@)", url):
+        raise UserError(
+            f"{url.replace(hidden[1], '***@')}: an address goes into logs and configs, so none may "
+            "hold a password; put it into ~/.netrc"
+        )
     try:
         return fsspec.url_to_fs(url, **options(scheme))
     except ImportError as error:
@@ -105,7 +111,7 @@ def options(scheme: str) -> dict[str, Any]:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)
-        return {"client_kwargs": {"timeout": timeout}}
+        return {"client_kwargs": {"timeout": timeout, "trust_env": True}}  # ~/.netrc, proxies
     if scheme == "s3":
         return {"config_kwargs": {"connect_timeout": STALL, "read_timeout": STALL}}
     if scheme in ("file", "local"):
@@ -160,7 +166,9 @@ def plain(error: Exception) -> str:
         return "no access; log in, or set the keys of the store (docs/shards.md, Remote)"
     if isinstance(error, TimeoutError):
         return f"no byte for {STALL:g} s"
-    return f"answered {status}" if status else text or type(error).__name__
+    known = {"ClientPayloadError": "the connection broke off", "TooManyRedirects": "redirects only"}
+    name = type(error).__name__
+    return f"answered {status}" if status else known.get(name) or text or name
 
 
 def read_bytes(url: str) -> bytes:

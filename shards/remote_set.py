@@ -13,7 +13,7 @@ from typing import Any
 from shards.cache import CACHE_GB, Cache
 from shards.errors import ShardError, UserError
 from shards.index import FILES, ShardSet, is_sealed, parse_info
-from shards.remote import FetchError, Url, read_bytes
+from shards.remote import WEB, FetchError, Url, read_bytes
 from shards.transfer import fetch
 
 FETCHERS = 2  # shards on their way at once, beside the one that is waited for
@@ -76,6 +76,8 @@ class RemoteSet(ShardSet):
             return self.cache.open(str(self.url / entry["name"]), entry)
         except FetchError as error:
             raise ShardError(str(error)) from None
+        except OSError as error:
+            raise ShardError(f"{self.shard_place(shard)}: {error}") from None
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Have these shards fetched by threads that end when nothing is left to fetch."""
@@ -116,6 +118,11 @@ def open_remote(url: str, cache_gb: float | None = None, cache: Cache | None = N
         UserError: no finished shard set there, no access, or a cache that is too small for it.
     """
     place = Url(url.rstrip("/"))
+    if "?" in url and place.scheme in WEB:
+        raise UserError(
+            f"{url.partition('?')[0]}: the address of a set has no query; "
+            "docs/shards.md, Remote, says where a token goes"
+        )
     try:
         data = read_bytes(str(place / "dataset.json"))
         info = parse_info(data, place)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shards.errors import UserError
 from shards.maps import take
 from shards.read import Reader
 
@@ -104,12 +105,25 @@ def choose(resident: str, size: int, device: torch.device, processes: int) -> st
 
     They fit if they take a quarter of the device's free memory, or of the host's, which the
     `processes` of a machine share.
+
+    Raises:
+        UserError: they do not fit at all where they are asked to stay.
     """
-    if resident != "auto":
-        return resident
-    if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // SHARE:
-        return "device"
-    return "memory" if size <= free_memory() // SHARE // processes else "none"
+
+    def room(where: str) -> int:
+        if where == "device" and device.type == "cuda":
+            return torch.cuda.mem_get_info(device)[0]
+        return free_memory() // processes
+
+    if resident == "auto":
+        places = ["device", "memory"] if device.type == "cuda" else ["memory"]
+        return next((where for where in places if size <= room(where) // SHARE), "none")
+    if resident != "none" and size > room(resident):
+        raise UserError(
+            f"data.resident={resident}: the samples take {size / 1e9:,.3g} GB and "
+            f"{room(resident) / 1e9:,.3g} GB are free; use auto or none"
+        )
+    return resident
 
 
 def free_memory() -> int:

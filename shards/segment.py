@@ -3,6 +3,8 @@
 Shapes: `n` samples of a recording, `S` segments. Lengths are in samples.
 """
 
+from typing import Any
+
 import numpy as np
 
 PADS = ("silence", "repeat", "reflect")
@@ -38,16 +40,8 @@ def fill_up(wave: np.ndarray, start: int, length: int, pad: str) -> np.ndarray:
     What is missing is silence, or the audio of that window again ("repeat"), or to and fro
     ("reflect").
     """
-    have = len(wave) - start
-    if have >= length:
+    missing = start + length - len(wave)
+    if missing <= 0:
         return wave
-    if pad == "silence":
-        return np.concatenate([wave, np.zeros(length - have, wave.dtype)])
-    beyond = np.arange(have, length)
-    if pad == "repeat":
-        places = beyond % have
-    else:
-        period = max(1, 2 * have - 2)
-        places = beyond % period
-        places = np.minimum(places, (period - places) % period)
-    return np.concatenate([wave, wave[start + places]])
+    mode: Any = {"silence": "constant", "repeat": "wrap", "reflect": "reflect"}[pad]
+    return np.concatenate([wave[:start], np.pad(wave[start:], (0, missing), mode)])

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ CHUNK = 1 << 22  # bytes
 SPARE = 64 << 20  # bytes of the disk that are left to others
 
 
-def staged(path: str | os.PathLike[str], place: str | os.PathLike[str]) -> Path:
+def staged(
+    path: str | os.PathLike[str],
+    place: str | os.PathLike[str],
+    beat: Callable[[], None] = lambda: None,
+) -> Path:
     """The copy of the set at `path` in a folder of `place`, made and checked if it is not there.
 
     One process copies, others wait for it; what was copied before is used again. Where there is no
-    room, or no such place, training goes on from `path` itself.
+    room, or no such place, training goes on from `path` itself. All call `beat` while it goes on.
 
     Raises:
         UserError: no finished shard set at `path`, or what comes is not what its checksums say.
@@ -39,9 +44,9 @@ def staged(path: str | os.PathLike[str], place: str | os.PathLike[str]) -> Path:
     copy = Path(place) / f"wavefold-{digest}"
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with locked(copy.with_suffix(".lock"), keep=True):
+        with locked(copy.with_suffix(".lock"), keep=True, beat=beat):
             if not is_whole(copy, info):
-                copy_set(source, copy, info)
+                copy_set(source, copy, info, beat)
     except OSError as error:
         reason = error.strerror or str(error)
         log.warning("data.stage=%s: %s; training goes on from %s", place, reason, source)
@@ -66,7 +71,7 @@ def is_whole(copy: Path, info: dict[str, Any]) -> bool:
     return True
 
 
-def copy_set(source: Path, copy: Path, info: dict[str, Any]) -> None:
+def copy_set(source: Path, copy: Path, info: dict[str, Any], beat: Callable[[], None]) -> None:
     """Copy a set, file by file; none of it stays if it cannot be had whole."""
     files = entries(info)
     total = sum(entry["bytes"] for entry in files.values())
@@ -77,7 +82,7 @@ def copy_set(source: Path, copy: Path, info: dict[str, Any]) -> None:
     try:
         copy.mkdir()
         for name, entry in files.items():
-            copy_file(current(source, name), copy / name, entry)
+            copy_file(current(source, name), copy / name, entry, beat)
         shutil.copyfile(current(source, "dataset.json"), copy / "dataset.json.part")
         sync_folder(copy)
         os.rename(copy / "dataset.json.part", copy / "dataset.json")
@@ -86,7 +91,7 @@ def copy_set(source: Path, copy: Path, info: dict[str, Any]) -> None:
         raise
 
 
-def copy_file(source: Path, copy: Path, entry: dict[str, Any]) -> None:
+def copy_file(source: Path, copy: Path, entry: dict[str, Any], beat: Callable[[], None]) -> None:
     """Copy a file, and check it on its way.
 
     Raises:
@@ -97,6 +102,7 @@ def copy_file(source: Path, copy: Path, entry: dict[str, Any]) -> None:
         while n := there.readinto(buffer):
             digest.update(buffer[:n])
             here.write(buffer[:n])
+            beat()
     if digest.hexdigest() != entry["sha256"]:
         raise UserError(
             f"{source}: its SHA-256 is not what dataset.json says; copy it again or rebuild the set"

@@ -45,7 +45,8 @@ class Transfer:
     async def stream(self, fs: Any, url: str) -> None:
         """Ask for what is missing; what comes may be all of it."""
         begun = self.file.stat().st_size if self.mark else 0
-        headers = {"Accept-Encoding": "identity"}  # or a range would be one of other bytes
+        headers = dict(fs.kwargs.get("headers", {}))  # a token, say
+        headers["Accept-Encoding"] = "identity"  # or a range would be one of other bytes
         if begun:
             headers |= {"Range": f"bytes={begun}-", "If-Range": self.mark}
         session, words = await fs.set_session(), fs.kwargs | {"headers": headers}

@@ -23,6 +23,8 @@ if shutil.which("nvidia-smi"):
     # it; test_cuda.py gives its children back what is hidden here.
     os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+# Nothing here is to outlive the machine, and disks take milliseconds to be sure.
+os.fsync = os.fstat  # type: ignore[assignment]
 GPUS = os.environ.get("TEST_GPUS", "")  #: that test_cuda.py may use
 
 RATE = 8000
@@ -42,7 +44,7 @@ SETTINGS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with most slow tests come first: two processes end at about the same time."""
+    """Files with most slow tests come first: all processes end at about the same time."""
     weight: Counter[Path] = Counter()
     for item in items:
         slurm, slow = (item.get_closest_marker(name) is not None for name in ("slurm", "slow"))

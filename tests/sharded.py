@@ -1,16 +1,14 @@
-"""train.py where accelerate takes processes on the CPU for GPUs: DeepSpeed and FSDP over gloo.
+"""Trainings where accelerate takes processes on the CPU for GPUs: DeepSpeed and FSDP over gloo.
 
-accelerate knows neither without a GPU, and train.py refuses; here both are told otherwise.
+accelerate knows neither without a GPU, and a training refuses; here both are told otherwise.
 """
 
 import importlib
-import sys
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-from shards.command import guard
 from toolkit import world
 
 
@@ -25,10 +23,3 @@ def pretend() -> None:
     if world.sharding() == "DeepSpeed":
         # It would compile code of its own for shared memory: a minute, and a compiler.
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
-
-
-if __name__ == "__main__":
-    from train import main
-
-    pretend()
-    sys.exit(guard(main))

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
 from conftest import hashes
 from servers import Site, folder_pages, serving
@@ -12,6 +14,7 @@ from shards import remote
 from shards.__main__ import main
 from shards.errors import UserError
 from shards.index import open_set, seal
+from shards.read import Reader
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +61,31 @@ def test_a_damaged_dataset_json_is_not_opened(tone_set) -> None:
         site = Site(lambda path, bad=bad: (200, {}, bad) if "dataset" in path else None)
         with serving(site), pytest.raises(UserError, match=told):
             open_set(site.url)
+
+
+def samples(path: object) -> np.ndarray:
+    with Reader(found := open_set(str(path))) as reader:
+        return reader.read(np.arange(len(found)))
+
+
+@pytest.mark.parametrize("login", ["Bearer x", "Basic bWU6cGFzcw=="])
+def test_a_login_goes_with_every_request(tone_set, tmp_path, monkeypatch, login) -> None:
+    """A token out of FSSPEC_HTTP, a name and a password out of ~/.netrc."""
+    pages = folder_pages(tone_set)
+    site = Site(lambda path: pages(path) if login == site.headers[-1].get("Authorization") else no)
+    no = 401, {}, b""
+    with serving(site):
+        with pytest.raises(UserError, match=r"dataset\.json: no access; log in"):
+            open_set(site.url)
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password pass\n")
+        if login.startswith("Basic"):
+            monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        else:
+            monkeypatch.setitem(fsspec.config.conf, "http", {"headers": {"Authorization": login}})
+        assert np.array_equal(samples(site.url), samples(tone_set))
+        with pytest.raises(UserError, match=r"\*\*\*@127.*netrc") as error:
+            open_set(site.url.replace("//", "//me:pass@"))
+        assert "pass@" not in str(error.value)
+        with pytest.raises(UserError, match="no query") as error:
+            open_set(f"{site.url}?sign=pass")
+        assert "pass" not in str(error.value)

@@ -1,6 +1,7 @@
 """Shard sets at an address: each shard fetched once, whole, checked, whatever the server does."""
 
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -239,6 +240,19 @@ def test_a_byte_that_stays_wrong_is_an_error(tone_set, tmp_path) -> None:
     said = str(error.value)
     for word in (f"{site.url}/{shard.name}", hashlib.sha256(data).hexdigest(), expected):
         assert word in said
+
+
+def test_a_full_disk_is_named_and_a_read_only_one_is_read(
+    tone_set, small_disk, cache, monkeypatch
+) -> None:
+    with serving(Site(folder_pages(tone_set))) as site:
+        assert np.array_equal(all_samples(site.url), all_samples(tone_set))
+        monkeypatch.setattr(os, "utime", lambda *words: os.chdir("/nowhere"))  # an OSError
+        assert np.array_equal(all_samples(site.url), all_samples(tone_set))
+        monkeypatch.setenv("WAVEFOLD_CACHE", str(small_disk))
+        with pytest.raises(ShardError, match=f"tar: .*No space left on device: '{small_disk}'"):
+            all_samples(site.url)
+        gc.collect()  # what is open keeps the disk
 
 
 def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(tmp_path, monkeypatch) -> None:

@@ -6,15 +6,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from shards.draws import Weighted
 from shards.errors import UserError
 from shards.index import ShardSet
-from shards.order import plan_batch
+from shards.order import Order, plan_batch
 from toolkit import checkpoint, world
 from toolkit import saver as saving
 from toolkit.checkpoint import checkpoints, damage, prune, step_of
@@ -26,7 +28,7 @@ INFO = {"classes": ["a", "b"], "samples": 9, "shards": [{"sha256": "1"}, {"sha25
 INFO["files"] = {"index.npy": {"sha256": "3"}}
 
 
-def make(folder: Path, width=2, info=None, ema=0.9, microbatch=None, **train):
+def make(folder: Path, width=2, info=None, ema=0.9, microbatch=None, weight=1.0, **train):
     """Checkpoints of a linear layer with AdamW, and a function that takes a step."""
     accelerator, here = world.start("no", 1)
     torch.manual_seed(0)
@@ -34,7 +36,9 @@ def make(folder: Path, width=2, info=None, ema=0.9, microbatch=None, **train):
     optimizer = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
     strategy = Strategy(accelerator, here, model, optimizer, plan, OptimConfig(ema=ema))
     shard_set = ShardSet(folder, info or INFO)
-    saver = Saver(folder, strategy, shard_set, TrainConfig(**train), here, plan, target=99)
+    draw = Weighted([np.array([1, 1, weight])], 3, 3, 0)
+    order, config = Order(3, 3, 0, draw=draw), TrainConfig(**train)
+    saver = Saver(folder, strategy, shard_set, config, here, plan, order, target=99)
 
     def step(n: int = 1) -> None:
         model(torch.ones(4, 3)).square().mean().backward()
@@ -227,6 +231,7 @@ def test_a_damaged_one_is_refused_by_name_and_the_one_before_is_taken(two, caplo
         ({"info": INFO | {"samples": 5, "shards": [{"sha256": "4"}]}},
          "data: 9 samples in 2 shards there, 5 samples in 1 shards of other content here"),
         ({"info": INFO | {"files": {}}}, "data: other labels, parts or folds"),
+        ({"weight": 2.0}, "order: other samples come; data.weights may have other values"),
     ],
 )  # fmt: skip
 def test_what_changed_is_said(two, words, message):

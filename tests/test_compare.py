@@ -11,7 +11,7 @@ from folds import make_set, train, write_training
 
 from shards.index import ShardSet
 from toolkit.__main__ import main
-from toolkit.compare import compare, mcnemar
+from toolkit.compare import compare, markdown, mcnemar
 from toolkit.folds import collect
 from toolkit.predictions import read_predictions, write_predictions
 from toolkit.report import write_fold
@@ -98,6 +98,15 @@ def test_a_run_is_no_other_than_itself(runs):
     found = compare(runs[0] / "fold-0", runs[0] / "fold-0")
     assert found["mcnemar"] == 1 and found["metrics"]["macro_f1"]["interval"] == [0, 0]
     assert found["metrics"]["macro_f1"]["above"] == 0.5
+
+
+def test_folds_that_both_lack_are_named_and_seeds_to_choose_from(runs, tmp_path, capsys):
+    for name in ("seed-0", "seed-1"):
+        shutil.copytree(runs[0], tmp_path / "r" / name, ignore=shutil.ignore_patterns("fold-1"))
+    assert main(["compare", str(tmp_path / "r"), str(runs[1])]) == 2
+    assert "several seeds or settings; name one of them: seed-0, seed-1" in capsys.readouterr().err
+    found = compare(tmp_path / "r/seed-0", tmp_path / "r/seed-1")
+    assert found["n"] == 24 and "24 recordings; folds missing in both: 2." in markdown(found)
 
 
 def test_runs_on_other_recordings_are_refused(runs, tmp_path: Path, capsys):

@@ -1,5 +1,6 @@
 """Every config that ships: its head says what it should, and it trains on made-up audio."""
 
+import inspect
 import re
 import runpy
 import shlex
@@ -10,7 +11,7 @@ from processes import ROOT, forked
 
 from shards.build import build
 from shards.errors import UserError
-from shards.sources.demo import synthesize
+from shards.sources.demo import find, synthesize
 from toolkit.config import load
 from toolkit.cost import input_of, measure
 
@@ -90,6 +91,26 @@ def test_the_head_builds_what_the_config_asks_for(file):
         has_folds = {"folds", "fold_from"} & flags.keys()
         assert bool(has_folds) == (data.protocol != "split"), audio
     assert data.sample_rate and data.n_mels and data.n_fft and data.segment_seconds
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("deepfake", "deepfake_cnn_small_balanced"),
+        ("drone", "drone_cnn_tiny"),
+        ("environment", "demo"),
+        ("genre", "genre_cnn"),
+    ],
+)
+def test_what_demo_says_to_build_is_what_a_recipe_takes(kind, name):
+    taken, told = inspect.signature(build).parameters, find(kind).BUILD.format(seconds=30)
+    words = [word.removeprefix("--").split("=", 1) for word in shlex.split(told)]
+    found = {key: taken[key].default for key in SETTINGS} | dict(words)
+    asked = load([str(ROOT / f"configs/{name}.yaml")]).data
+    for key in SETTINGS:
+        value = getattr(asked, key)
+        at = 8000 if (kind, key) == ("deepfake", "fmax") else found[key]  # half the sample rate
+        assert value is None or float(at) == value, key
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -216,7 +216,8 @@ def test_what_does_not_fit_is_refused(config):
 
 def test_the_reported_fold_may_choose_the_epoch_only_by_name(tone_set, tmp_path, capsys):
     data = {"protocol": "kfold_optimistic"}
-    config = config_file(tmp_path, tone_set, "", run={"name": "o"}, data=data, train={"epochs": 3})
+    words = {"data": data, "train": {"epochs": 3}, "track": {"tensorboard": True}}
+    config = config_file(tmp_path, tone_set, "", run={"name": "o"}, **words)
     code, told = forked(config)
     assert code == 0 and "optimistic" in told.splitlines()[-1], told
     fold = tmp_path / "o/fold-0"
@@ -224,4 +225,13 @@ def test_the_reported_fold_may_choose_the_epoch_only_by_name(tone_set, tmp_path,
     result = json.loads((fold / "scores.json").read_text())
     assert result["segment"]["macro_f1"] == pytest.approx(max(values))
     assert main(["collect", str(tmp_path / "o")]) == 0
-    assert "optimistic: the epoch was chosen on the reported fold" in capsys.readouterr().out
+    said = "optimistic: the epoch was chosen on the reported fold"
+    assert said in capsys.readouterr().out
+    for folder, table in ((fold, "scores.json"), (fold.parent, "folds.json")):
+        assert json.loads((folder / table).read_text())["caution"] == said
+        rows = (folder / "predictions.csv").read_text().splitlines()
+        assert "fold,caution,label" in rows[0] and all(f",{said}," in row for row in rows[1:])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = EventAccumulator(str(fold / "tensorboard")).Reload().Tags()["scalars"]
+    assert {t.split("/")[0] for t in tags if "recording" in t} == {"test_optimistic"}

@@ -71,6 +71,11 @@ def test_one_process_learns_and_leaves_a_whole_run(config, tmp_path):
     assert not [name for name in names if "tmp" in name]
     code, said = forked(config, "--train.epochs=25")
     assert code == 0 and "is finished" in said
+    (run / "scores.json").unlink()  # what collect says of damaged predictions: scored anew
+    (run / "predictions.csv").write_text("damaged")
+    code, said = forked(config, "--train.epochs=25")
+    assert code == 0 and "goes on after step" in said
+    assert json.loads((run / "scores.json").read_text())["recording"] == result["recording"]
 
 
 @pytest.mark.parametrize("microbatch", [[], ["--train.microbatch=4"]])
@@ -164,8 +169,10 @@ def test_a_disk_that_is_full_ends_it_with_a_line_and_room_brings_it_back(
 
 
 def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):
-    code, said = forked(config, "--data.protocol=kfold_nested", "--train.epochs=4")
+    words = ["--data.protocol=kfold_nested", "--train.epochs=4", "--optim.warmup_epochs=5"]
+    code, said = forked(config, *words)
     assert code == 0, said
+    assert "optim.warmup_epochs=5 is longer than train.epochs=4: the rate never reaches" in said
     run = tmp_path / "runs/tones/fold-0"
     values = [(line["macro_f1"], -line["epoch"]) for line in records(run, "eval")]
     assert len(values) == 4
@@ -214,7 +221,7 @@ def test_evaluation_on_1_2_and_3_processes(tmp_path):
     def evaluate():
         accelerator, world = start("no", 1)
         torch.manual_seed(0)
-        model = accelerator.prepare(build(ModelConfig(name="cnn_tiny"), 3, shard_set.shape))
+        model = build(ModelConfig(name="cnn_tiny"), 3, shard_set.shape)
         transform = Transform(np.zeros(16, np.float32), np.ones(16, np.float32), world.device)
         numbers = np.arange(101)
         found = log_probabilities(model, transform, shard_set, numbers, world, accelerator, 8)

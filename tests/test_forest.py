@@ -44,6 +44,14 @@ def test_the_shape_of_a_line_and_of_white_noise():
     assert found["level, mean"] == pytest.approx(-20 + 10 * np.log10(8), abs=1e-4)
 
 
+@pytest.mark.parametrize("value", [-60000, -100, 0, 60000])
+def test_constant_bands_of_any_level_have_finite_statistics(value):
+    found = pooled(np.full((1, 8, 1), value, np.float16))
+    assert np.isfinite(found).all()
+    level = dict(zip(feature_names(8), found[0].tolist(), strict=True))["level, mean"]
+    assert level == pytest.approx(value + 10 * np.log10(8), rel=1e-3)
+
+
 @pytest.mark.parametrize("classes", [[0, 1, 2], [0, 2]])
 def test_trees_vote_as_in_scikit_learn_to_the_last_bit(classes):
     x, y = make_classification(300, 12, n_informative=6, n_classes=3, random_state=0)
@@ -125,7 +133,8 @@ def test_two_processes_are_refused_in_one_line(config):
     assert len(said) == 1 and "model.name=forest takes one process" in said[0]
 
 
-def test_other_commands_name_what_a_forest_lacks(config, capfd):
+def test_other_commands_name_what_a_forest_lacks(config, capfd, monkeypatch):
+    monkeypatch.setattr("toolkit.cost.REGISTRY", {"cnn_tiny": None})
     assert on_ranks(1, lambda: main(["lr_find", config])) == [2]
     assert "trees have no gradient" in capfd.readouterr().err
     assert main(["models", config]) == 0

@@ -22,7 +22,7 @@ from toolkit.guards import suspects
 from toolkit.hub import HubConfig
 from toolkit.loop import fit
 from toolkit.models import build
-from toolkit.overfit import GOAL, STEPS, floor, overfit_batch
+from toolkit.overfit import GOAL, STEPS, floor, overfit_batch, plainest
 from toolkit.schema import ModelConfig
 from toolkit.speed import flops_a_sample, peak_flops, profiled
 
@@ -150,6 +150,9 @@ def test_a_model_learns_one_batch_by_heart_and_leaves_no_run(tone_set, tmp_path)
     quick = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.01))
     (steps,) = on_ranks(1, lambda: overfit_batch(quick))
     assert 5 < steps < STEPS
+    kinds = ("dropout", "embed_dropout", "patch_dropout", "drop_path")
+    shaken = dataclasses.replace(config.model, **dict.fromkeys(kinds, 0.5))
+    assert plainest(dataclasses.replace(config, model=shaken)).model == config.model
     assert not (tmp_path / "runs").exists()
 
 

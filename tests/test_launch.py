@@ -34,10 +34,11 @@ SHAPES += [f"deepspeed_zero{stage}" for stage in (1, 2, 3)]
 #: What a strategy imports as it begins, and a fork should find imported.
 ON_THE_WAY = {
     "cpu": (),
-    "fsdp": ("torch.distributed.fsdp",),
+    "fsdp": ("torch.distributed.fsdp", "torch._dynamo"),
     "deepspeed": ("deepspeed.runtime.zero.muon.muon_optimizer", "transformers.trainer_pt_utils"),
 }
 SHARDED = [shape for shape in SHAPES if shape.startswith(("deepspeed", "fsdp"))]
+STRATEGY = ("ACCELERATE", "FSDP")  #: variables of accelerate's that say which
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
@@ -46,19 +47,13 @@ def needs_deepspeed(shape):
         pytest.skip("DeepSpeed is not installed: pip install .[deepspeed]")
 
 
-def launch(shape: str, *words: str) -> None:
-    """`accelerate launch` with a file of ours, from a shell."""
+def launch(shape: str, *words: str) -> str:
+    """`accelerate launch` with a file of ours, from a shell; what it prints."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"]
     command += [f"--config_file={ROOT / 'launch' / shape}.yaml"]
-    script = ROOT / "train.py"
-    if shape in SHARDED:
-        needs_deepspeed(shape)
-        script = ROOT / "tests/sharded.py"
-        command += ["--num_processes=2"]
-    result = subprocess.run(
-        [*command, str(script), *words], env=environment(), capture_output=True, text=True
-    )
+    result = subprocess.run([*command, *words], env=environment(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 def variables(shape: str) -> dict[str, str]:
@@ -82,7 +77,7 @@ def forked(shape: str, *words: str) -> list[str | None]:
     there = variables(shape) if shape != "cpu" else {}
 
     def body() -> None:
-        os.environ.update((k, v) for k, v in there.items() if k.startswith(("ACCELERATE", "FSDP")))
+        os.environ.update((k, v) for k, v in there.items() if k.startswith(STRATEGY))
         if shape in SHARDED:
             pretend()
         fit(load(list(words)))
@@ -162,11 +157,26 @@ def test_there_is_no_other_file():
 @pytest.mark.slow
 @pytest.mark.parametrize("shape, processes", [("cpu", 1), ("cpu_2", 2)])
 def test_a_shape_for_the_cpu_runs_that_many_processes(config, shape, processes):
-    words = [str(config), "--train.max_steps=2"]
-    launch(shape, *words, f"--run.name={shape}")
+    program = str(ROOT / "train.py")
+    launch(shape, program, str(config), "--train.max_steps=2", f"--run.name={shape}")
     run = config.parent / f"runs/{shape}/fold-0"
     assert json.loads((run / "scores.json").read_text())["world_size"] == processes
     assert json.loads((run / "environment.json").read_text())["device"] == "cpu"
+
+
+@pytest.mark.slow
+def test_forks_get_the_variables_that_a_launch_sets(tmp_path):
+    told = {k: v for k, v in variables("fsdp").items() if k.startswith(STRATEGY)}
+    program = tmp_path / "tell.py"
+    program.write_text(f"""if True:
+        import json, os
+        told = {{k: v for k, v in os.environ.items() if k.startswith({STRATEGY})}}
+        print("told", json.dumps(told), flush=True)
+    """)
+    lines = launch("fsdp", "--num_processes=2", str(program)).splitlines()
+    lines = [line for line in lines if "told {" in line]
+    assert len(lines) == 2 and "FSDP_VERSION" in told
+    assert all(json.loads(line.partition("told ")[2]) == told for line in lines)
 
 
 @pytest.mark.slow
@@ -174,8 +184,7 @@ def test_a_shape_for_the_cpu_runs_that_many_processes(config, shape, processes):
 @pytest.mark.parametrize("shape", SHARDED)
 def test_sharded_over_two_processes_it_trains_as_one(config, one, shape):
     """20 steps in float32, two micro-steps on each process, four on one."""
-    once = launch if shape == "fsdp" else train_forked
-    once(shape, str(config), f"--run.name={shape}")
+    train_forked(shape, str(config), f"--run.name={shape}")
     assert_same_training(config.parent / f"runs/{shape}/fold-0", one)
 
 
@@ -189,11 +198,19 @@ def test_a_training_goes_on_under_any_strategy(config, one):
     assert_same_training(config.parent / "runs/chain/fold-0", one)
 
 
-def test_a_state_of_another_optimiser_is_said_to_start_anew():
+@pytest.mark.parametrize(
+    "kind, state, anew",
+    [
+        (torch.optim.AdamW, {"0.exp_avg": torch.zeros(2, 3)}, 1),
+        (torch.optim.AdamW, {}, 1),
+        (torch.optim.SGD, {}, 0),  # without momentum there is none
+    ],
+)
+def test_a_state_of_another_optimiser_is_said_to_start_anew(kind, state, anew):
     def load_foreign() -> tuple[list[str], int]:
         accelerator, here = world.start("no", 1)
         model = torch.nn.Linear(3, 2)
-        optimizer = torch.optim.AdamW(model.parameters())
+        optimizer = kind(model.parameters())
         strategy = Strategy(
             accelerator, here, model, optimizer, plan_batch(4, None, 1), OptimConfig()
         )
@@ -201,11 +218,11 @@ def test_a_state_of_another_optimiser_is_said_to_start_anew():
         handler = logging.Handler()
         handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("toolkit.strategy").addHandler(handler)
-        strategy.load_moments({"0.exp_avg": torch.zeros(2, 3)})
+        strategy.load_moments(state)
         return said, len(optimizer.state)
 
     [(said, entries)] = on_ranks(1, load_foreign)
-    assert entries == 0 and len(said) == 1 and "starts anew" in said[0]
+    assert entries == 0 and len(said) == anew and all("starts anew" in line for line in said)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,13 +138,13 @@ def test_what_is_evaluated_again_is_read_twice(tone_set, monkeypatch, where):
     assert counts[2:] == [0, 0] if where != "none" else min(counts[2:]) >= len(selection)
 
 
-def test_a_thousand_starts_leave_no_thread_and_no_descriptor(tone_set):
+def test_hundreds_of_starts_leave_no_thread_and_no_descriptor(tone_set):
     shard_set = open_set(tone_set)
     order = Order(len(shard_set.index), 6, seed=0)
     loader = Loader(shard_set, np.arange(order.n), order, plan_batch(6, None, 1), 0, CPU)
     gc.collect()
     before = threading.active_count(), len(os.listdir("/proc/self/fd"))
-    for n in range(1000):
+    for n in range(200):
         steps = loader.steps(n, 10**6)
         for _, _ in zip(range(n % 3 + 1), steps, strict=False):
             pass
@@ -229,11 +230,17 @@ def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch):
     monkeypatch.setattr(resident, "free_memory", lambda: 800)
     assert [resident.choose("auto", 100, CPU, n) for n in (1, 2, 3)] == ["memory"] * 2 + ["none"]
     assert resident.choose("auto", 201, CPU, 1) == "none"
-    assert resident.choose("device", 10**18, CPU, 1) == "device"
+    assert resident.choose("device", 400, CPU, 2) == "device"
+    with pytest.raises(UserError, match=r"memory: the samples take .* GB are free; use auto"):
+        resident.choose("memory", 401, CPU, 2)
+    monkeypatch.setattr(loader_module, "free_memory", lambda: 800)
+    few = ShardSet(Path("x"), {"shape": [2, 3]})
+    large = Loader(few, np.arange(99), Order(99, 64, 0), plan_batch(64, None, 1), 0, CPU)
+    with pytest.raises(UserError, match=r"batch_size=64: the samples of a step take .* GB"):
+        next(large.steps(0, 1))
     monkeypatch.undo()
-    assert (
-        1 << 20 < resident.free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    )
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 1 << 20 < resident.free_memory() < there
 
 
 def test_figures_say_what_was_waited_for_and_read(tone_set, monkeypatch):

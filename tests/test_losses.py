@@ -13,12 +13,16 @@ from runs import config_file
 from sklearn import metrics as sk
 
 from shards.build import build
+from shards.index import open_set
 from toolkit import tagging
 from toolkit.__main__ import main
+from toolkit.config import load
+from toolkit.curves import draw_curves
 from toolkit.decision import learn
 from toolkit.losses import Loss, log_probabilities
 from toolkit.metrics import scores
-from toolkit.predictions import read_predictions
+from toolkit.predictions import read_predictions, truth
+from toolkit.validation import score
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -156,12 +160,37 @@ def test_several_classes_from_config_to_report(tag_set, tmp_path, model, capsys)
     assert "mAP" in (tmp_path / "r/report.html").read_text()
 
 
+def test_epochs_of_several_classes_are_told_at_their_best_thresholds(tag_set, tmp_path):
+    shard_set, config = open_set(tag_set), config_file(tmp_path, tag_set)
+    numbers = np.arange(len(shard_set))
+    timid = np.log(np.where(truth(shard_set, numbers), 0.3, 0.1))  # right, and never above one half
+    found = [
+        score(load([config, f"--report.threshold={by}"]), shard_set, numbers, timid)["macro_f1"]
+        for by in ("macro_f1", "none")
+    ]
+    assert found == [1, 0]
+
+
+def test_curves_of_several_classes_have_map_and_whole_epochs():
+    told = {"loss": 0.5, "accuracy": 0.0, "micro_f1": 0.0, "average_precision": 0.4}
+    told |= {"kind": "eval", "part": "val", "step": 3}
+    figure = draw_curves([{"kind": "epoch", "step": 3, "train_loss": 0.7, "samples": 96}, told])
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch"}
+    assert draw_curves([told]).axes[0].get_xlabel() == "trees"  # a forest sees no samples by steps
+    score = figure.axes[1]
+    assert [axes.get_title("left") for axes in figure.axes] == ["loss", "mAP"]
+    assert score.lines[0].get_ydata().tolist() == [0.4]
+    low, high = score.get_xlim()
+    assert [tick for tick in score.get_xticks() if low < tick < high] == [1]
+
+
 def test_a_distribution_loss_is_refused_for_several_classes(tag_set, tmp_path):
     config = config_file(tmp_path, tag_set, data={"protocol": "split"})
     for word, said in (
         ("--optim.loss=cross_entropy", "takes one class a sample"),
         ("--data.balance=class", "none of which can be drawn alone"),
         ("--optim.class_weights={loud: 2}", "no class 'loud'"),
+        ("--optim.class_weights={low: 0, high: 0}", "nothing is learnt where all are 0"),
         ("--train.best_metric=eer", "train.best_metric=eer: for two classes"),
     ):
         code, told = forked(config, word)

@@ -55,13 +55,29 @@ def test_out_of_memory_after_some_microsteps_leaves_nothing_of_them():
     assert_alike(found, expected)
 
 
-def test_out_of_memory_with_the_smallest_microbatch_says_what_to_lower():
+@pytest.mark.parametrize(
+    "exact, smallest, message",
+    [
+        (False, 2, "norm_batch=2 at a time"),
+        (True, 4, "train.microbatch=4, which train.exact=true keeps to; lower it"),
+    ],
+)
+def test_where_it_cannot_be_halved_all_ranks_say_what_to_lower(exact, smallest, message):
+    """Also where it ends in the middle of the tree of sums."""
+
     def starved():
-        stepper = make_stepper()
-        World.rank_here, Small.most = 0, 0
-        stepper.reduction.norms[0].__class__ = Small
-        with pytest.raises(UserError, match=r"norm_batch=2 at a time"):
+        stepper, forwards = make_stepper(4 if exact else None, exact), []
+        forward = stepper.model
+
+        def fails(x):
+            forwards.append(x)
+            if len(forwards) > 1 and stepper.world.rank == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return forward(x)
+
+        stepper.model = fails
+        with pytest.raises(UserError, match=message):
             train(stepper)
         return stepper.microbatch
 
-    assert on_ranks(2, starved) == [2, 2]
+    assert on_ranks(2, starved) == [smallest] * 2

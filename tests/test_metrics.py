@@ -4,17 +4,26 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sk
 
 from shards.errors import UserError
+from toolkit.intervals import percentiles
 from toolkit.metrics import (
-    bootstrap,
     confusion,
+    counted,
     expected_calibration_error,
     pool,
     reliability,
+    resampled,
     scores,
 )
+
+
+def bootstrap(labels, predicted, units, metric, n=2000) -> list[float]:
+    """The interval of one score."""
+    values = resampled(counted(labels, predicted, units), units, n)[metric]
+    return percentiles(values, units) or []
 
 
 def made_up(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -62,6 +71,20 @@ def test_a_class_without_samples_neither_crashes_nor_warns() -> None:
     assert found["balanced_accuracy"] == pytest.approx(np.mean(recall))
     assert low <= found["balanced_accuracy"] <= high
     assert one_class["eer"] is None
+
+
+@pytest.mark.parametrize("groups", [6, 20, 200])
+def test_an_interval_of_95_per_cent_is_one(groups: int) -> None:
+    """Of 400 draws of groups, each with a difficulty of its own, about 380 have the truth in it."""
+    rng, held = np.random.default_rng(groups), 0
+    units = np.repeat(np.arange(groups), 10)
+    for _ in range(400):
+        right = rng.random(len(units)) < rng.beta(6, 2, groups)[units]
+        low, high = bootstrap(
+            np.zeros(len(units), int), (~right).astype(int), units, "accuracy", 300
+        )
+        held += low <= 0.75 <= high
+    assert 0.92 * 400 <= held <= 0.97 * 400
 
 
 def test_ece_by_hand() -> None:
@@ -135,7 +158,9 @@ def test_a_resample_is_scored_as_scikit_learn_does(metric: str) -> None:
     picks = rng.integers(90, size=(2000, 90))  # the same draws, one at a time
     values = [functions[metric](labels[pick], predicted[pick]) for pick in picks[:300]]
     low, high = bootstrap(labels, predicted, np.arange(90), metric, n=300)
-    assert (low, high) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+    edge = 100 * stats.norm.cdf(-np.sqrt(90 / 89) * stats.t.ppf(0.975, 89))
+    assert 2 < edge < 2.5
+    assert [low, high] == pytest.approx(np.percentile(values, [edge, 100 - edge]))
 
 
 def test_nan_and_nothing_are_told() -> None:

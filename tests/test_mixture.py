@@ -117,6 +117,12 @@ def test_other_settings_folds_and_weights_are_named(tone_set, tmp_path):
     assert mixed.folds == [] and not mixed.rows(np.arange(len(mixed)))["fold"].any()
     whole = [open_set(path).stats.sum() for path in (tone_set, tmp_path / "two")]
     assert mixed.stats.sum() == pytest.approx(sum(whole))
+    shutil.copytree(tone_set, tmp_path / "copy")
+    for again in (tone_set, tmp_path / "copy"):
+        with pytest.raises(
+            UserError, match=r"the same samples \(samples-000000.tar\), which would"
+        ):
+            open_data(data((tone_set, 1), (again, 2)))
     with pytest.raises(UserError, match="every set needs a weight"):
         open_data(data((tone_set, 1), (tmp_path / "two", None)))
     with pytest.raises(UserError, match="every set needs a weight"):

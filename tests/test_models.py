@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from shards.errors import UserError
 from toolkit.config import parse
 from toolkit.loop import fit
-from toolkit.models import REGISTRY, build
+from toolkit.models import REGISTRY, build, dropout
 from toolkit.models.blocks import area_weights
+from toolkit.models.dropout import Dropout
 from toolkit.models.vit import drop_patches, drop_path
 from toolkit.schema import ModelConfig
 
@@ -203,6 +204,20 @@ def test_what_is_dropped():
     assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
     assert (dropped == dropped[:, :1, :1]).all()  # whole samples
     assert dropped.mean() == pytest.approx(1, abs=0.05)
+    ones = Dropout(0.25)(torch.ones(4000, 6))
+    assert ones.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert ones.mean() == pytest.approx(1, abs=0.05)
+
+
+def test_what_is_dropped_is_compiled_to_one_graph():
+    def forward():
+        drops = {"dropout": 0.1, "embed_dropout": 0.1, "patch_dropout": 0.5, "drop_path": 0.5}
+        model = build(ModelConfig(name="vit_small", **drops, **NARROW), 3, (16, 16))
+        dropout.seed([1, 2], torch.device("cpu"))
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        return compiled(torch.zeros(4, 1, 16, 16)).shape
+
+    assert on_ranks(1, forward) == [(4, 3)]
 
 
 def test_areas_are_those_of_adaptive_pooling():

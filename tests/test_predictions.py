@@ -83,6 +83,14 @@ def test_attacks_have_a_column_where_there_are_any(tmp_path: Path) -> None:
         read_predictions(tmp_path / "p.csv")
 
 
+def test_a_caution_stands_in_every_row(tmp_path: Path) -> None:
+    expected = replace(made_up(["a.wav", "b.wav"]), attack=texts(["A07", ""]))
+    write_predictions(tmp_path / "p.csv", expected, "optimistic: beware")
+    assert_same(read_predictions(tmp_path / "p.csv"), expected)
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as lines:
+        assert [row["caution"] for row in csv.DictReader(lines)] == ["optimistic: beware"] * 2
+
+
 def test_levels_are_kept_apart() -> None:
     both = made_up(["a.wav", "a.wav", "a.wav"])
     assert both.at("segment").labels.tolist() == both.labels[:2].tolist()

@@ -79,7 +79,9 @@ def died(runs: Runs) -> dict[str, str]:
     runs.cluster.daemons[f"slurmd-{node}"].kill()
     runs.cluster.daemons[f"slurmd-{node}"].wait()
     job = runs.cluster.processes(SLURMD_NODENAME=node)
-    daemons = [p for p in runs.cluster.processes() if f"[{ids['train']}." in " ".join(p.cmdline())]
+    ours, title = runs.cluster.processes(), f"[{ids['train']}."
+    titled = psutil.process_iter(["cmdline"])  # a zombie's is None
+    daemons = [p for p in titled if title in " ".join(p.info["cmdline"] or ()) and p in ours]
     for process in daemons + job:  # the steps' daemons would tell
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

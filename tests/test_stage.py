@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import shutil
+import time
 
 import pytest
 from conftest import hashes
@@ -22,20 +23,26 @@ FORK = multiprocessing.get_context("fork")
 def test_the_copy_is_the_set_and_is_made_once(tone_set, tmp_path):
     """Of six processes that want it at the same time one copies it."""
     count, found, gate = FORK.Value("i", 0), FORK.Queue(), FORK.Barrier(6)
+    beaten = FORK.Array("i", 6)  # of a training that nobody may think hangs
     copy_set = stage.copy_set
 
     def counted(*words):
         with count.get_lock():
             count.value += 1
+        while sum(map(bool, beaten)) < 5:  # those that wait
+            time.sleep(0.01)
         copy_set(*words)
 
-    def want():
+    def want(number):
+        def beat():
+            beaten[number] += 1
+
         gate.wait(20)
-        found.put(staged(tone_set, tmp_path / "disk"))
+        found.put(staged(tone_set, tmp_path / "disk", beat))
 
     stage.copy_set = counted
     try:
-        processes = [FORK.Process(target=want, daemon=True) for _ in range(6)]
+        processes = [FORK.Process(target=want, args=(n,), daemon=True) for n in range(6)]
         for process in processes:
             process.start()
         (copy,) = {found.get(timeout=30) for _ in processes}
@@ -43,7 +50,7 @@ def test_the_copy_is_the_set_and_is_made_once(tone_set, tmp_path):
             process.join(10)
     finally:
         stage.copy_set = copy_set
-    assert count.value == 1 and copy != tone_set
+    assert count.value == 1 and copy != tone_set and all(beaten)
     there, here = hashes(tone_set), hashes(copy)
     assert here.items() <= there.items() and "dataset.json" in here
     assert len(open_set(copy)) == len(open_set(tone_set))

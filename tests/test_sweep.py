@@ -26,7 +26,7 @@ def validate(folder: Path, value: float) -> None:
         out.write("\n")
         for step, f1 in ((10, 0.999), (20, value)):
             line = {"kind": "eval", "part": "val", "step": step, "epoch": step // 10}
-            out.write(json.dumps(line | {"macro_f1": f1}) + "\n")
+            out.write(json.dumps(line | {"macro_f1": f1, "loss": 1 - f1}) + "\n")
 
 
 def read(file: Path) -> Any:
@@ -149,3 +149,39 @@ def test_without_validation_nothing_is_ranked(run, capsys, protocol):
     assert "--data.protocol=kfold_nested" in said and "best on" not in said
     assert [one["name"] for one in read(run / "sweep.json")["settings"]] == ["lr=0.01", "lr=0.1"]
     assert not (run / "sweep.png").exists()
+
+
+@pytest.mark.parametrize(
+    "key, values, said",
+    [
+        ("best_metric", ["loss", "macro_f1"], "train.best_metric is loss, macro_f1"),
+        (
+            "protocol",
+            ["kfold_nested", "kfold_optimistic"],
+            "data.protocol is kfold_nested, kfold_opt",
+        ),
+        ("folds", [2, 1], "no setting has validated all folds and seeds"),
+    ],
+)
+def test_settings_that_cannot_be_compared_are_not_ranked(run, capsys, key, values, said):
+    for value, grid in zip(values, ("lr=0.01", "lr=0.1"), strict=True):
+        if key == "folds":
+            shutil.rmtree(run / grid / f"seed-0/fold-{value}")
+        for training in find_trainings(run / grid):
+            if key == "protocol":
+                change(training.folder, protocol=value)
+            if key == "best_metric":
+                with (training.folder / "config.yaml").open("a") as out:
+                    out.write(f"train: {{best_metric: {value}}}\n")
+    assert main(["collect", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert f"nothing is ranked: {said}" in " ".join(told.split()) and "best on" not in told
+    optimistic = "optimistic: the epoch was chosen on the reported fold" in told.splitlines()[0]
+    assert optimistic == (key == "protocol") and not (run / "sweep.png").exists()
+
+
+def test_a_setting_alone_has_no_knobs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "lr=0.01")
+    assert main(["collect", str(run)]) == 0
+    assert "best on validation: lr=0.1" in capsys.readouterr().out
+    assert "Knobs" not in (run / "sweep.md").read_text() and not (run / "sweep.png").exists()

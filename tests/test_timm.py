@@ -45,7 +45,11 @@ def test_what_cannot_be_had_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(bytes(50))
     for settings, message in (
+        ({"name": "timm:test_vit", "pretrained": str(damaged)}, "no weights for timm:test_vit"),
+        ({"name": "timm:vgg11", "drop_path": 0.1}, "model.drop_path: timm:vgg11 has no such"),
         ({"name": "timm:resnet_18"}, "timm:resnet_18: unknown; did you mean"),
         ({"name": "timm:test_vit", "pretrained": True}, "no weights for timm:test_vit .*false"),
         ({"name": "timm:test_vit", "pretrained": "no.pth"}, "expected a .safetensors file"),

@@ -38,6 +38,7 @@ TROUBLE = {
     "stops": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "dies": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "raises": lambda: 1 // 0,
+    "starves": lambda: bytearray(1 << 62),
 }
 
 
@@ -97,6 +98,7 @@ def launched(tmp_path_factory):
         "stops": Launch(logs / "stops", 2, 0, "stops"),  # rank 0 holds the store
         "dies": Launch(logs / "dies", 2, 1, "dies", timeout=600.0),
         "raises": Launch(logs / "raises", 2, 1, "raises", timeout=600.0),
+        "starves": Launch(logs / "starves", 2, 1, "starves", timeout=600.0),
     }
     try:
         yield {name: launch.end() for name, launch in launches.items()}
@@ -132,11 +134,12 @@ def test_a_rank_that_is_stopped_gives_no_sign_and_the_other_ends(launched):
     assert said.count("error: ") == 1 and "train.timeout=8" in said and "stands" not in said
 
 
-@pytest.mark.parametrize("trouble, code", [("dies", -9), ("raises", 1)])
+@pytest.mark.parametrize("trouble, code", [("dies", -9), ("raises", 1), ("starves", 1)])
 def test_a_rank_that_dies_takes_the_other_along_at_once(launched, trouble, code):
     codes, said = launched[trouble]
     assert codes == [1, code]
-    assert said.count("Traceback") == 1
+    assert said.count("Traceback") == (trouble != "starves")
+    assert ("error: out of memory\n" in said) == (trouble == "starves")
     assert ("ZeroDivisionError" in said) == (trouble == "raises")
 
 

@@ -21,7 +21,7 @@ from shards.crew import PRELOAD, TRIES, Task, Worker, kept
 from shards.errors import UserError
 from shards.manifest import Reject, scan
 from shards.mel import MelSettings
-from shards.message import receive
+from shards.process import receive
 from shards.recipe import Features, Recipe
 from shards.recording import Piece
 from shards.workers import in_runs, ordered

@@ -1,6 +1,6 @@
 """The command line `python -m toolkit`: what to do with runs once they are trained."""
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,7 @@ COMMANDS: Commands = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    return run_command("python -m toolkit", COMMANDS, argv)
-
+main = partial(run_command, "python -m toolkit", COMMANDS)
 
 if __name__ == "__main__":
     raise SystemExit(main())

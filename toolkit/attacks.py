@@ -60,7 +60,7 @@ def summary(
         units, score = units_of(kept, unit), ranked(kept, noted)
         once = score(np.ones((1, len(units))))
         drawn = resampled(lambda drawn: score(drawn[:, units]), units, RESAMPLES)
-        between = {key: percentiles(values) for key, values in drawn.items()}
+        between = {key: percentiles(values, units) for key, values in drawn.items()}
         single = {key: None if np.isnan(v[0]) else float(v[0]) for key, v in once.items()}
         return {"name": name, "n": int(others.sum()), **single, "interval": between}
 

@@ -36,13 +36,14 @@ def spectral_shape(x: np.ndarray) -> np.ndarray:
     Flatness is the geometric over the arithmetic mean of power, flux half the distance of
     neighbouring frames' distributions of power over bands. Shape: (P, M, T) dB -> (P, 6, T).
     """
-    power = 10.0 ** (x.astype(np.float64) / 10)
+    loudest = x.max(1, keepdims=True).astype(np.float64)
+    power = 10.0 ** ((x - loudest) / 10)  # of converted sets, whose values may be no dB, finite too
     total = power.sum(1, keepdims=True)
     share, band = power / total, np.arange(x.shape[1])[:, None]
     centroid = (share * band).sum(1, keepdims=True)
     spread = np.sqrt((share * (band - centroid) ** 2).sum(1, keepdims=True))
     rolloff = (share.cumsum(1) < 0.85).sum(1, keepdims=True)
-    flatness = 10.0 ** (x.mean(1, keepdims=True) / 10) / (total / x.shape[1])
+    flatness = 10.0 ** ((x.mean(1, keepdims=True) - loudest) / 10) / (total / x.shape[1])
     flux = np.abs(np.diff(share, axis=2, prepend=share[:, :, :1])).sum(1, keepdims=True) / 2
-    shape = [10 * np.log10(total), centroid, spread, rolloff, flatness, flux]
+    shape = [loudest + 10 * np.log10(total), centroid, spread, rolloff, flatness, flux]
     return np.concatenate(shape, axis=1)

@@ -32,7 +32,7 @@ def compare(first: Path, second: Path, unit: str = "auto") -> dict[str, Any]:
         UserError: the runs did not score the same recordings, with the same labels.
     """
     runs = [read_run(path) for path in (first, second)]
-    (one, _, noted), (two, _, other) = runs
+    (one, _, noted, missing), (two, _, other, _) = runs
     check_same(one, two, f"{first} and {second}")
     if detection.asked(noted, one.classes) != detection.asked(other, two.classes):
         raise UserError(f"{first} and {second}: different targets or costs of detection; "
@@ -44,7 +44,8 @@ def compare(first: Path, second: Path, unit: str = "auto") -> dict[str, Any]:
     units = units_of(one, unit)
     return {
         "runs": [str(first), str(second)],
-        "protocols": [protocol for _, protocol, _ in runs],
+        "protocols": [run[1] for run in runs],
+        "missing": missing,
         "n": len(one.labels),
         "unit": unit,
         "units": len(np.unique(units)),
@@ -54,15 +55,18 @@ def compare(first: Path, second: Path, unit: str = "auto") -> dict[str, Any]:
     }
 
 
-def read_run(path: Path) -> tuple[Predictions, str, Noted]:
-    """The recordings of a run, or of one fold, in the order of their names, its protocol, and what
-    it notes of the detection of two classes."""
-    found = [read_fold(path)] if (path / "scores.json").exists() else folds.find_folds(path)
+def read_run(path: Path) -> tuple[Predictions, str, Noted, Sequence[str]]:
+    """The recordings of a run, or of one fold, in the order of their names, its protocol, what it
+    notes of the detection of two classes, and the folds that a run lacks."""
+    alone = (path / "scores.json").exists()
+    found = [read_fold(path)] if alone else folds.find_folds(path)
     folds.check(found)
     rows = join([fold.predictions for fold in found]).at("recording")
     result = found[0].result
     order = np.argsort(rows.recording, kind="stable")
-    return rows.take(order), result["protocol"], result.get("detection")
+    names = [] if alone else folds.fold_names(found)
+    missing = [name for name in names if name not in {fold.name for fold in found}]
+    return rows.take(order), result["protocol"], result.get("detection"), missing
 
 
 def check_same(one: Predictions, two: Predictions, pair: str) -> None:
@@ -115,7 +119,7 @@ def differences(
                 "first": first,
                 "second": second,
                 "difference": second - first,
-                "interval": percentiles(values),
+                "interval": percentiles(values, units),
                 "above": float((values > 0).mean() + (values == 0).mean() / 2),
             }
     return found
@@ -130,13 +134,6 @@ NAMES = {
 }
 
 
-def caption(found: Mapping[str, Any]) -> str:
-    """The protocols, and a caution where they need one."""
-    told = [f"protocol {name}" for name in dict.fromkeys(found["protocols"])]
-    told += [folds.CAUTION[p] for p in dict.fromkeys(found["protocols"]) if p in folds.CAUTION]
-    return ", ".join(told)
-
-
 def markdown(found: Mapping[str, Any]) -> str:
     """The comparison as Markdown: differences, what each has right, and how it was made."""
     rows = [
@@ -145,17 +142,18 @@ def markdown(found: Mapping[str, Any]) -> str:
         for name, m in found["metrics"].items()
     ]  # fmt: skip
     head = ["per recording", "first %", "second %", "difference", "95 % interval"]
-    differing = tables.rendered([*head, "resamples above 0 %"], rows, caption(found))
+    differing = tables.rendered([*head, "resamples above 0 %"], rows, tables.caption(found))
     both, first, second, neither = found["counts"]
     counts = tables.rendered(
         ["", "second right", "second wrong"],
         [["first right", both, first], ["first wrong", second, neither]],
-        caption(found),
+        tables.caption(found),
     )
     names = [tables.cell(run) for run in found["runs"]]
+    missing = f"; folds missing in both: {', '.join(found['missing'])}" if found["missing"] else ""
     return "\n\n".join([
         f"# {names[1]} less {names[0]}",
-        f"First {names[0]}, second {names[1]}, {found['n']} recordings.",
+        f"First {names[0]}, second {names[1]}, {found['n']} recordings{missing}.",
         differing,
         counts,
         f"McNemar's exact test of {first} against {second} recordings: p = {found['mcnemar']:.3g}.",
@@ -173,6 +171,6 @@ def write(found: Mapping[str, Any], out: Path) -> Sequence[Path]:
     files = [out.with_name(out.name + end) for end in (".md", ".png")]
     write_atomic(files[0], markdown(found).encode("utf-8", "replace"))
     optimistic = any(protocol in folds.CAUTION for protocol in found["protocols"])
-    caution = caption(found) if optimistic else None
+    caution = tables.caption(found) if optimistic else None
     figures.save(figures.draw_rivals(found, NAMES), files[1], caution)
     return files

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from toolkit.figures import BLUE, FOLD_COLOURS, ORANGE, STYLE, Records, short
 
+SHARES = {"accuracy": "accuracy", "mAP": "average_precision"}  #: of a panel, by its title
+
 
 def series(records: Records, key: str, **where: str) -> tuple[np.ndarray, np.ndarray]:
     """(x, y): epochs done (steps, if no epoch is finished) and the value of `key`, in order.
@@ -48,31 +50,34 @@ def plot(axes: Axes, points: tuple[np.ndarray, np.ndarray], **style: Any) -> Non
 
 
 def panels(titles: Sequence[str], records: Records) -> tuple[Figure, dict[str, Axes]]:
-    """A row of axes over the epochs, by their titles."""
+    """A row of axes over the epochs, or over the trees of a forest, by their titles."""
     figure = Figure(figsize=(9.9, 2.6), layout="constrained")
     unit = "epoch" if any(r.get("kind") == "epoch" for r in records) else "step"
+    unit = unit if any("samples" in r for r in records) else "trees"
     row = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, title in zip(row, titles, strict=True):
         axes.set(title=title, xlabel=unit)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return figure, dict(zip(titles, row, strict=True))
 
 
 def from_zero(axes: Axes, title: str) -> None:
     """Show the values from 0 on: shares up to 1, others with some room above the highest."""
     highest = 1.08 * axes.dataLim.y1
-    axes.set_ylim(0, 1.02 if title == "accuracy" else highest if np.isfinite(highest) else None)
+    axes.set_ylim(0, 1.02 if title in SHARES else highest if np.isfinite(highest) else None)
 
 
-def scored(records: Records) -> bool:
-    """Whether any epoch was evaluated: protocol kfold evaluates nothing before the end."""
-    return any(record["kind"] == "eval" for record in records)
+def scored(records: Records) -> list[str]:
+    """The score that is drawn beside the loss: mAP where samples have several classes; none where
+    no epoch was evaluated, as by protocol kfold before the end."""
+    told = [record for record in records if record["kind"] == "eval"]
+    return ["mAP" if "micro_f1" in told[0] else "accuracy"] if told else []
 
 
 @rc_context(STYLE)
 def draw_curves(records: Records) -> Figure:
     """Loss, accuracy and learning rate of one fold over its epochs, from metrics.jsonl."""
-    titles = ["loss", *["accuracy"] * scored(records)]
+    titles = ["loss", *scored(records)]
     rated = any("lr" in r for r in records)  # a forest has none
     figure, axes = panels([*titles, *["learning rate"] * rated], records)
     steps = thinned(*series(records, "loss", kind="train"))
@@ -80,7 +85,7 @@ def draw_curves(records: Records) -> Figure:
     plot(axes["loss"], series(records, "train_loss", kind="epoch"), color=BLUE, label="train")
     for title in titles:
         for part, colour in (("val", "#2a9d6f"), ("test", ORANGE)):
-            points = series(records, title, kind="eval", part=part)
+            points = series(records, SHARES.get(title, title), kind="eval", part=part)
             plot(axes[title], points, color=colour, label=part)
         from_zero(axes[title], title)
         if axes[title].get_legend_handles_labels()[0]:
@@ -97,7 +102,8 @@ def draw_curves(records: Records) -> Figure:
 def draw_fold_curves(records: Mapping[str, Records]) -> Figure:
     """Train loss, and loss and accuracy of the evaluated part: one line a fold."""
     everything = [record for fold in records.values() for record in fold]
-    evaluated = {"evaluated loss": "loss", "accuracy": "accuracy"} if scored(everything) else {}
+    score = scored(everything)
+    evaluated = {"evaluated loss": "loss", score[0]: SHARES[score[0]]} if score else {}
     figure, axes = panels(["train loss", *evaluated], everything)
     first = axes["train loss"]
     for number, (name, fold) in enumerate(records.items()):

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from shards.stage import staged
 from toolkit.config import number
 from toolkit.protocol import Groups, check_fits, normalisation, part_masks, select
 from toolkit.schema import Config, DataConfig
+from toolkit.watch import at
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def near(path: str, stage: str | None) -> str:
     if unset:
         log.warning("data.stage=%s: %s is not set; training reads %s", stage, unset[0], path)
         return path
-    return str(staged(path, os.path.expandvars(stage)))
+    return str(staged(path, os.path.expandvars(stage), partial(at, "copying shards")))
 
 
 def sources(shards: str | list[Any]) -> tuple[list[str], list[float] | None]:

@@ -18,13 +18,13 @@ from toolkit.detection import asked
 from toolkit.intervals import chosen_unit, intervals, units_of
 from toolkit.metrics import confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
-from toolkit.results import Fold, last_words, read_fold
+from toolkit.results import Fold, find_trainings, last_words, read_fold
 
 PROTOCOLS = {
     "split": "One split, as stored in the shard set; each part is disjoint from the others.",
     "kfold": "Each fold is the test part once; no validation, the last epoch is scored.",
     "kfold_nested": "Each fold is the test part once; the next fold chose the epoch.",
-    "kfold_optimistic": "Each fold is the test part once, and also chose the epoch.",
+    "kfold_optimistic": "Each fold is the test part once, and also chose epoch and threshold.",
 }
 CAUTION = {"kfold_optimistic": "optimistic: the epoch was chosen on the reported fold"}
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
@@ -55,6 +55,10 @@ def find_folds(run: Path) -> list[Fold]:
         return [fold]
     folders = sorted(file.parent for file in run.glob("fold-*/scores.json"))
     if not folders:
+        if several := [t.folder for t in find_trainings(run) if t.finished]:
+            runs = (one.parent if one.name.startswith("fold-") else one for one in several)
+            names = ", ".join(dict.fromkeys(str(one.relative_to(run)) for one in runs))
+            raise UserError(f"{run}: has several seeds or settings; name one of them: {names}")
         words = ((folder.name, last_words(folder, 1)) for folder in sorted(run.glob("fold-*")))
         said = "".join(f"; {name} said last: {line}" for name, lines in words for line in lines)
         raise UserError(f"{run}: no finished fold (no fold-*/scores.json); train one first{said}")
@@ -206,7 +210,7 @@ def collect(run: Path, bootstrap_unit: str = "auto") -> dict[str, Any]:
     folds = find_folds(run)
     summary, joined = summarise(run, folds, bootstrap_unit)
     if folds[0].folder != run:  # a run without folds has both of its own
-        write_predictions(run / "predictions.csv", joined)
+        write_predictions(run / "predictions.csv", joined, summary["caution"])
         report.write_figures(run, summary, joined)
     write_atomic(run / "histories.json", json.dumps(histories(folds), indent=1).encode())
     write_atomic(run / "folds.md", tables.markdown(summary).encode("utf-8", "replace"))

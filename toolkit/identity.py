@@ -1,20 +1,23 @@
-"""What a run may not change between two starts: its model, its data, its classes."""
+"""What a run may not change between two starts: its model, its data, its classes, their order."""
 
 import hashlib
 import json
 from typing import Any
 
 from shards.index import ShardSet
+from shards.order import Order
 from toolkit.strategy import Strategy
 
 
-def identity(strategy: Strategy, shard_set: ShardSet) -> dict[str, Any]:
-    """The names and shapes of the weights, the shard sets by their content, the classes."""
+def identity(strategy: Strategy, shard_set: ShardSet, order: Order) -> dict[str, Any]:
+    """The names and shapes of the weights, the shard sets by their content, the classes, in which
+    order samples come."""
     sets = getattr(shard_set, "sources", (shard_set,))
     return {
         "model": {name: list(shape) for name, shape in strategy.shapes.items()},
         "data": [content(one) for one in sets],
         "classes": shard_set.class_names,
+        "order": order.digest(),
     }
 
 
@@ -36,6 +39,8 @@ def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     if there["classes"] != here["classes"]:
         names = [", ".join(one["classes"]) for one in (there, here)]
         found.append(f"classes: {names[0]} there, {names[1]} here")
+    if there.get("order", here["order"]) != here["order"]:  # older checkpoints do not know it
+        found.append("order: other samples come; data.weights may have other values")
     old, new = there["data"], here["data"]
     if len(old) != len(new):
         return [*found, f"data: {len(old)} shard sets there, {len(new)} here"]

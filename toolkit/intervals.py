@@ -42,21 +42,27 @@ def units_of(rows: Predictions, unit: str) -> np.ndarray:
 def intervals(
     rows: Predictions, unit: str, n: int = 2000, noted: Noted = None
 ) -> dict[str, Interval]:
-    """The 95 % percentile interval of each score over `n` resamples of whole units; `noted` is what
-    scores.json has as `detection`.
+    """The 95 % interval of each score over `n` resamples of whole units (Efron, 1979), see
+    `percentiles`; `noted` is what scores.json has as `detection`.
 
     Resamples in which a score is not defined, as without one of two classes, are left out; None
     where it is defined in none.
     """
     units = units_of(rows, unit)
     found = resampled(scorer(rows, units, noted), units, n)
-    return {name: percentiles(values) for name, values in found.items()}
+    return {name: percentiles(values, units) for name, values in found.items()}
 
 
-def percentiles(values: np.ndarray) -> Interval:
-    """2.5 and 97.5 % of the values that are defined."""
-    values = values[~np.isnan(values)]
-    return np.percentile(values, [2.5, 97.5]).tolist() if len(values) else None
+def percentiles(values: np.ndarray, units: np.ndarray) -> Interval:
+    """The 95 % interval of the defined values: between percentiles 2.5 and 97.5 of resamples of
+    very many units, farther out for few, which vary less among themselves than what they are drawn
+    from does (Hesterberg, What teachers should know about the bootstrap, The American Statistician
+    2015: the expanded percentile interval). `units` are the numbers of what was drawn."""
+    from scipy.special import ndtr, stdtrit
+
+    values, n = values[~np.isnan(values)], max(2, int(units.max()) + 1)
+    low = 100 * ndtr(-np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
+    return np.percentile(values, [low, 100 - low]).tolist() if len(values) else None
 
 
 def scorer(rows: Predictions, units: np.ndarray, noted: Noted = None) -> Scorer:

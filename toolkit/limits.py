@@ -29,30 +29,19 @@ CHOICES = {
     "report.threshold": ("macro_f1", "accuracy", "balanced_accuracy", "eer", "none"),
     "track.wandb": ("disabled", "offline", "online"),
 }
-AT_LEAST = {
-    "data.fold": 0, "data.cache_gb": 0, "data.threads": 1, "data.fraction": 0, "data.window": 1,
-    "data.samples_per_epoch": 1, "data.top_db": 1, "data.crops": 0, "augment.crop_frames": 0,
-    "augment.time_scale": 1,
-    "model.norm_batch": 1, "model.dim": 1, "model.depth": 1, "model.heads": 1, "model.mlp_dim": 1,
-    "model.trees": 1, "model.leaf": 1, "report.dcf_prior": 0, "report.dcf_miss": 0,
-    "report.dcf_false_alarm": 0, "optim.focal_gamma": 0,
-    "optim.lr": 0,
-    "optim.weight_decay": 0, "optim.warmup_epochs": 0, "optim.grad_clip": 0,
-    "augment.time_masks": 0, "augment.time_width": 0,
-    "augment.freq_masks": 0, "augment.freq_width": 0, "augment.time_roll": 0,
-    "augment.time_shift": 0, "augment.mix_share": 0, "augment.mix_alpha": 0.01,
-    "augment.gain_db": 0, "augment.eq_db": 0, "augment.eq_bands": 2, "augment.eq_width": 1,
-    "augment.noise_db": 0, "augment.cutouts": 0, "augment.cutout_bands": 0,
-    "augment.cutout_frames": 0, "train.epochs": 1, "train.batch_size": 1,
-    "train.seed": 0,
-    "train.microbatch": 1, "train.log_every": 1, "train.save_every": 0, "train.keep_last": 1,
-    "train.save_minutes": 0, "train.keep_best": 0, "train.timeout": 0,
-    "train.nonfinite_patience": 0,
-    "train.max_steps": 1, "train.threads": 1, "train.patience": 0, "optim.end_factor": 0,
-    "optim.start_factor": 0, "optim.plateau_patience": 0, "optim.plateau_threshold": 0,
-    "optim.plateau_cooldown": 0,
+MOST = 2**31 - 1  #: of any number that is not in AT_MOST; the least of one not in AT_LEAST is 0
+ONE = (
+    "data.threads", "data.window", "data.samples_per_epoch", "data.top_db", "augment.time_scale",
+    "augment.eq_width", "model.norm_batch", "model.dim", "model.depth", "model.heads",
+    "model.mlp_dim", "model.trees", "model.leaf", "train.epochs", "train.batch_size",
+    "train.microbatch", "train.log_every", "train.keep_last", "train.max_steps", "train.threads",
+)  # fmt: skip
+AT_LEAST: dict[str, float] = {
+    **dict.fromkeys(ONE, 1), "augment.mix_alpha": 0.01, "augment.eq_bands": 2,
+    "augment.mask_db": -200,
 }  # fmt: skip
 AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1}
+AT_MOST |= {"train.batch_size": 2**24, "train.threads": 1024, "data.threads": 1024}
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
@@ -62,13 +51,6 @@ BELOW_ONE = (
 
 def check(config: Config) -> None:
     """Raise a UserError for a value out of its range, or two that exclude each other."""
-    for name, minimum in AT_LEAST.items():
-        value = get(config, name)
-        if value is not None and value < minimum:
-            raise UserError(f"{name}={value}: at least {minimum}")
-    for name, maximum in AT_MOST.items():
-        if get(config, name) > maximum:
-            raise UserError(f"{name}={get(config, name)}: at most {maximum}")
     for name in BELOW_ONE:
         if not 0 <= get(config, name) < 1:
             raise UserError(f"{name}={get(config, name)}: at least 0 and below 1")
@@ -76,11 +58,19 @@ def check(config: Config) -> None:
         if get(config, name) not in choices:
             words = ", ".join(str(choice).lower() for choice in choices)
             raise UserError(f"{name}={get(config, name)}: one of {words}")
+    for section, keys in config.to_dict().items():
+        for key, value in keys.items():
+            name = f"{section}.{key}"
+            least, most = AT_LEAST.get(name, 0), AT_MOST.get(name, MOST)
+            if isinstance(value, int | float) and not least <= value <= most:
+                words = f"least {least}" if value < least else f"most {most}"
+                raise UserError(f"{name}={value}: at {words}")
     for name, value, there in (
-        ("run.name", config.run.name, "run.dir, which says where runs live"),
+        ("run.name", config.run.name or ".", "run.dir, which says where runs live"),
         ("run.part", config.run.part, "the run's, as seed-1"),
     ):
-        if Path(value).is_absolute() or ".." in Path(value).parts or value == ".":
+        path = Path(value)
+        if path.is_absolute() or ".." in path.parts or (value and not path.parts):
             raise UserError(f"{name}={value}: a folder below {there}")
     if config.augment.mix_share > 1:
         raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")

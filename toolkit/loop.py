@@ -74,7 +74,7 @@ def fit(config: Config) -> dict[str, Any]:
     # Run: what is in it, and where it stopped.
     track.open_run(config, world)
     accelerator.wait_for_everyone()
-    saver = Saver(folder, strategy, shard_set, train, world, plan, target)
+    saver = Saver(folder, strategy, shard_set, train, world, plan, order, target)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": []}
     state |= {"loss_sum": 0.0, "losses": 0}  # of the epoch so far
     state |= saver.restore()

@@ -90,7 +90,10 @@ def class_weights(
     each class by itself the samples without it over those with it."""
     asked, names = optim.class_weights, shard_set.class_names
     if isinstance(asked, Mapping):
-        return tuple(by_class("optim.class_weights", asked, names).tolist())
+        found = by_class("optim.class_weights", asked, names)
+        if not found.any():
+            raise UserError(f"optim.class_weights={asked}: nothing is learnt where all are 0")
+        return tuple(found.tolist())
     if asked is None:
         return None
     if asked != "balanced":

@@ -191,20 +191,6 @@ RESAMPLED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]]
 }
 
 
-def bootstrap(
-    labels: np.ndarray, predicted: np.ndarray, units: np.ndarray, metric: str, n: int = 2000
-) -> tuple[float, float]:
-    """95 % percentile interval of `metric` over `n` resamples of whole units (Efron, 1979).
-
-    `labels`, `predicted` and `units` are (N,); rows of one unit (a recording, a speaker) are drawn
-    together, since they are not independent. `metric` is a key of RESAMPLED.
-    """
-    unit = np.unique(units, return_inverse=True)[1].reshape(-1)
-    values = resampled(counted(labels, predicted, unit), unit, n)[metric]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def counted(labels: np.ndarray, predicted: np.ndarray, unit: np.ndarray) -> Scorer:
     """The scores of RESAMPLED; `labels`, `predicted` and the number of each row's `unit` (N,)."""
     shape = (int(unit.max()) + 1, int(max(labels.max(), predicted.max())) + 1)

@@ -6,6 +6,7 @@
 import logging
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from shards.errors import TrainingError
 from shards.index import ShardSet
 from shards.loader import Batch, Loader
 from shards.read import Reader
+from toolkit.models import dropout
 from toolkit.schema import AugmentConfig, Config
 from toolkit.signals import received
 from toolkit.step import Stepper
@@ -25,6 +27,7 @@ GOAL = 0.05  #: cross entropy
 STEPS = 500  #: unless train.max_steps says otherwise
 WARM_UP = 10  #: steps of a linear rise to optim.lr, which then stays
 SHOWN = 20  #: steps between lines
+WHOLE: dict[str, Any] = dict.fromkeys(dropout.KEYS, 0.0)  #: nothing is left out
 
 
 def overfit_batch(config: Config) -> int:
@@ -68,7 +71,7 @@ def plainest(config: Config) -> Config:
     return replace(
         config,
         augment=AugmentConfig(),
-        model=replace(config.model, dropout=0.0),
+        model=replace(config.model, **WHOLE),
         optim=replace(config.optim, label_smoothing=0.0, weight_decay=0.0, ema=0.0),
     )
 

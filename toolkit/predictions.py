@@ -21,6 +21,8 @@ from toolkit.decision import decide
 from toolkit.metrics import FLOOR, pool
 
 LEVELS = ("segment", "recording")
+#: The way out where what a training has left of its scores is damaged.
+ANEW = "remove scores.json there and start that training again: it only scores anew"
 
 
 @dataclass(frozen=True)
@@ -114,24 +116,28 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(classes=parts[0].classes, **arrays)
 
 
-def columns(several: bool, attacks: bool) -> list[str]:
-    """Those before the probabilities; `several` classes a sample, a set that knows of `attacks`."""
-    attack, labels = ["attack"] * attacks, "labels" if several else "label"
-    return ["level", "recording", "group", *attack, "start", "fold", labels, "predicted"]
+def columns(several: bool, attacks: bool, marked: bool = False) -> list[str]:
+    """Those before the probabilities; `several` classes a sample, a set that knows of `attacks`,
+    `marked` by a caution."""
+    attack, labels = ["attack"] * attacks, ["caution"] * marked + ["labels" if several else "label"]
+    return ["level", "recording", "group", *attack, "start", "fold", *labels, "predicted"]
 
 
-def write_predictions(file: Path, p: Predictions) -> None:
-    """Write predictions.csv whole or not at all; probabilities with 9 significant digits."""
+def write_predictions(file: Path, p: Predictions, caution: str | None = None) -> None:
+    """Write predictions.csv whole or not at all; probabilities with 9 significant digits, in each
+    row the `caution` that its protocol needs."""
     text, attacks = io.StringIO(), bool((p.attack != "").any())
     # Only with the terminator \r\n does csv quote both a \r and a \n inside a name; \n is written.
     writer = csv.writer(SimpleNamespace(write=lambda row: text.write(row[:-2] + "\n")))
-    writer.writerow([*columns(p.is_multi_label, attacks), *(f"p_{name}" for name in p.classes)])
+    header = columns(p.is_multi_label, attacks, bool(caution))
+    writer.writerow([*header, *(f"p_{name}" for name in p.classes)])
     for i in range(len(p.labels)):
         about = [p.level[i], p.recording[i], p.group[i], *[p.attack[i]] * attacks]
         start = "" if np.isnan(p.start[i]) else f"{p.start[i]:.9g}"
         names = [names_of(found[i], p.classes) for found in (p.labels, p.predicted)]
         probabilities = [f"{value:.9g}" for value in p.probabilities[i].tolist()]
-        writer.writerow([*about, start, p.fold[i], *names, *probabilities])
+        marks = [caution] if caution else []
+        writer.writerow([*about, start, p.fold[i], *marks, *names, *probabilities])
     # A file name that is not UTF-8 keeps its bytes.
     write_atomic(file, text.getvalue().encode("utf-8", "surrogateescape"))
 
@@ -157,17 +163,18 @@ def read_predictions(file: Path) -> Predictions:
                 classes = [name for name in header if name.startswith("p_")]
                 number_of = {name.removeprefix("p_"): n for n, name in enumerate(classes)}
                 head = header[: len(header) - len(classes)]
-                if head != columns("labels" in head, "attack" in head) or not classes:
+                marks = (name in head for name in ("labels", "attack", "caution"))
+                if head != columns(*marks) or not classes:
                     names = ",".join(columns(several=False, attacks=False))
                     raise ValueError(f"columns are not {names},p_CLASS...")
                 rows = [parse(row, head, number_of) for row in reader]
             except (ValueError, csv.Error) as error:
                 raise UserError(
                     f"{file}: line {max(1, reader.line_num)}: {error}; "
-                    "evaluate the run again or copy the file again"
+                    f"copy the file again, or {ANEW}"
                 ) from None
     except FileNotFoundError:
-        raise UserError(f"{file}: missing; evaluate the run again") from None
+        raise UserError(f"{file}: missing; {ANEW}") from None
     kinds: dict[str, Any] = dict.fromkeys(("start", "probabilities"), np.float64)
     kinds |= dict.fromkeys(("labels", "predicted"), bool if "labels" in head else np.int64)
     found = {f.name: [row[f.name] for row in rows] for f in fields(Predictions)[1:]}

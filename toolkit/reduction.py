@@ -65,6 +65,9 @@ class Reduction:
             self._held, self._spare = self._spare, self._held
             self._clear()
             return
+        if given_up:  # with the leaves before it
+            self._free += [buffer for _, buffer in self._sums]
+            self._sums = []
         height, begun = 0, bool(self._sums) and not self._sums[-1][0]
         if begun:  # by the leaf before this one: added there, a copy is saved
             height, buffer = 1, self._sums.pop()[1]

@@ -60,7 +60,7 @@ def write_fold(
         result[level] = scores(
             rows.labels, rows.log_probs, rows.predicted, target=target, costs=costs
         )
-    write_predictions(folder / "predictions.csv", predictions)
+    write_predictions(folder / "predictions.csv", predictions, header.get("caution"))
     fold = make_fold(folder, result, predictions)
     summary, _ = summarise(folder, [fold])
     write_atomic(folder / "report.txt", classification_report(summary, predictions).encode())

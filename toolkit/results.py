@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from shards.errors import UserError
 from shards.index import ShardSet
-from toolkit.predictions import LEVELS, Predictions, read_predictions
+from toolkit.predictions import ANEW, LEVELS, Predictions, read_predictions
 
 SECRET = r"key|token|passw|secret|credential"
 SECRET_NAME = re.compile(SECRET, re.I)
@@ -83,7 +83,7 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error}); evaluate the run again") from None
+        raise UserError(f"{file}: not valid JSON ({error}); {ANEW}") from None
 
 
 def read_records(file: Path, most: int | None = None) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def read_fold(folder: Path) -> Fold:
         if found != expected:
             raise UserError(
                 f"{folder / 'predictions.csv'}: {found} rows of level {level}, scores.json has "
-                f"{expected}; evaluate the run again"
+                f"{expected}; {ANEW}"
             )
     return make_fold(folder, result, predictions)
 

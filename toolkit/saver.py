@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from shards.errors import UserError
 from shards.index import ShardSet
-from shards.order import BatchPlan
+from shards.order import BatchPlan, Order
 from toolkit import checkpoint, history, lock, signals
 from toolkit.hub import epoch_file
 from toolkit.identity import changes, identity
@@ -47,11 +47,12 @@ class Saver:
         train: TrainConfig,
         world: World,
         plan: BatchPlan,
+        order: Order,
         target: int,
     ):
         self.run, self.folder = folder, folder / "checkpoints"
         self.strategy, self.train, self.world, self.target = strategy, train, world, target
-        self.identity = identity(strategy, shard_set)  # what may not change between two starts
+        self.identity = identity(strategy, shard_set, order)  # what no second start may change
         self.launch = {"world_size": world.size, "microbatch": plan.microbatch}  # what may
         self.launch["threads"] = torch.get_num_threads()
         self.stopping = False  #: whether a signal is to end the training

@@ -109,7 +109,7 @@ def intervals(
         return {name: np.mean([one[name] for one in each], axis=0) for name in metrics}
 
     found = resampled(means, units, RESAMPLES)
-    return {name: percentiles(values) for name, values in found.items()}
+    return {name: percentiles(values, units) for name, values in found.items()}
 
 
 def table(summary: Mapping[str, Any], level: str = "recording") -> str:

@@ -15,6 +15,7 @@ from shards.order import BatchPlan
 from shards.randomness import key_one
 from toolkit.augment import Augment
 from toolkit.losses import Loss
+from toolkit.models import dropout
 from toolkit.optim import set_rate
 from toolkit.precision import LossScale, compiled
 from toolkit.reduction import Reduction
@@ -59,6 +60,7 @@ class Stepper:
         self.reduction = Reduction(strategy.module, world, 2 + len(WISHES), config.train.exact)
         self.model = compiled(strategy.model, config.train, world)
         self.scale = LossScale(world)
+        self.drops = any(getattr(config.model, key) for key in dropout.KEYS)
         self.pieces = 1  #: forwards that a microbatch of the plan has been cut into
 
     @property
@@ -72,7 +74,8 @@ class Stepper:
         """Step `step` (from 1) over this rank's microbatches of one global batch; every rank calls.
 
         Raises:
-            UserError: not even the smallest microbatch fits into memory.
+            UserError: not even the smallest microbatch fits into memory, or none but one may be
+                taken.
         """
         at("train, step", step)
         strategy = self.strategy
@@ -115,8 +118,8 @@ class Stepper:
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            if sharding() or exact:  # the others wait inside a collective; or the bits would change
-                raise UserError(f"{error}; lower train.microbatch={self.microbatch}") from error
+            if sharding():  # the others wait inside a collective
+                raise MemoryError(f"{error}; lower train.microbatch={self.microbatch}") from error
             given_up = True
         if given_up and device.type == "cuda":  # outside `except`, which holds the tensors' frames
             torch.cuda.empty_cache()
@@ -128,8 +131,10 @@ class Stepper:
     def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits (B, K) of one microbatch, and its targets (B,) or (B, K)."""
         # Dropout is a function of the place in the global batch, whoever computes it.
-        drop = key_one(self.config.train.seed, step, int(batch.places[0])) >> 1
-        SEED.get(self.world.device.type, torch.manual_seed)(drop)
+        places = batch.places[:: self.config.model.norm_batch if self.drops else len(batch.places)]
+        keys = [key_one(self.config.train.seed, step, place) >> 1 for place in places.tolist()]
+        SEED.get(self.world.device.type, torch.manual_seed)(keys[0])  # of models that are not ours
+        dropout.seed(keys, self.world.device)
         x, y = self.augment(batch, step)
         return self.model(x), y
 
@@ -157,6 +162,11 @@ class Stepper:
         """Cut microbatches further, into whole groups of batch norm; the config's numbers stay."""
         self.strategy.forget_gradients()
         group, size = self.config.model.norm_batch, self.microbatch
+        if self.config.train.exact:  # fewer samples a forward give other bits
+            raise UserError(
+                f"out of memory with train.microbatch={size}, which train.exact=true keeps to; "
+                "lower it, or take a smaller model"
+            )
         fitting = [n for n in range(2, size // group + 1) if size % (n * group) == 0]
         if not fitting:
             raise UserError(

@@ -184,6 +184,8 @@ class Strategy:
 
     def load_moments(self, tensors: Tensors) -> None:
         """Take over the optimiser's whole state; says so where it does not fit and starts anew."""
+        if not tensors and not self._raw.defaults.get("momentum", True):
+            return  # SGD without it has no state
         state: dict[str, Tensors] = {}
         for title, value in tensors.items():
             name, _, key = title.rpartition(".")

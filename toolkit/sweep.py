@@ -16,10 +16,6 @@ from toolkit.metrics import SIGNS
 from toolkit.results import Training, read_config, read_json, read_records, unfinished
 
 Sweep = dict[str, Any]
-UNRANKED = (
-    "nothing is ranked: data.protocol={} has no validation part of its own, and choosing by the "
-    "test part would spoil its scores; sweep with --data.protocol=kfold_nested"
-)
 
 
 def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
@@ -33,9 +29,12 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
         grid: seeds.collect_seeds(run / grid, several, unit) for grid, several in grids.items()
     }
     configs: dict[str, dict[str, Any]] = {}  # of a setting, by its first training that has one
+    choosers = set()
     for t in trainings:
-        configs[t.grid] = configs.get(t.grid) or flat(read_config(t.folder / "config.yaml"))
-    metric = next(filter(None, (c.get("train.best_metric") for c in configs.values())), "macro_f1")
+        config = flat(read_config(t.folder / "config.yaml"))
+        configs[t.grid] = configs.get(t.grid) or config
+        choosers |= {config.get("train.best_metric", "macro_f1")} if config else set()
+    metric = min(choosers, default="macro_f1")
     knobs = differing(configs)
     settings: list[dict[str, Any]] = []
     for grid, several in grids.items():
@@ -45,30 +44,56 @@ def collect_sweep(run: Path, trainings: Sequence[Training], unit: str) -> Sweep:
             "name": grid,
             "values": {key: configs[grid].get(key) for key in knobs},
             "trained": len(values),
+            "validated": len(scores),
             "unfinished": unfinished(several, run),
             "validation": mean(scores) if scores else None,
             "std": stdev(scores) if len(scores) > 1 else None,
             "test": joined[grid],
         })  # fmt: skip
-    most = max(one["trained"] for one in settings)
-    for one in settings:
-        one["whole"] = one["trained"] == most and one["validation"] is not None
-    protocol = next((one["protocol"] for one in joined.values() if one), "kfold")
-    # Under kfold_optimistic the part that validates is the one that tests.
-    ranked = protocol not in CAUTION and any(one["whole"] for one in settings)
+    every = {t.folder.relative_to(run / t.grid) for t in trainings if t.finished}
+    for one in settings:  # of the same folds and seeds as all others
+        one["whole"] = one["validated"] == len(every)
+    protocols = sorted({one["protocol"] for one in joined.values() if one})
+    why = unranked(protocols, sorted(choosers), settings)
+    ranked = not why
     if ranked:
         settings.sort(key=lambda one: (not one["whole"], -SIGNS[metric] * (one["validation"] or 0)))
     effects = {key: effect(key, settings) for key in knobs} if ranked else {}
-    sweep = {"run": run.name, "protocol": protocol, "metric": metric, "ranked": ranked,
-             "knobs": knobs, "settings": settings, "effects": effects}  # fmt: skip
+    sweep = {"run": run.name, "protocols": protocols, "metric": metric, "ranked": ranked,
+             "unranked": why, "knobs": knobs, "settings": settings, "effects": effects}  # fmt: skip
     write_atomic(run / "sweep.json", json.dumps(sweep, indent=1).encode())
     write_atomic(run / "sweep.md", markdown(sweep).encode("utf-8", "replace"))
     (run / "sweep.png").unlink(missing_ok=True)
-    if ranked:
+    if effects:  # none where one setting has come to anything so far
         from toolkit import figures
 
         figures.save(figures.draw_effects(sweep), run / "sweep.png")
     return sweep
+
+
+def unranked(
+    protocols: Sequence[str], metrics: Sequence[str], settings: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """Why the settings cannot be ranked, or None."""
+    named = ", ".join(protocols)
+    if len(protocols) > 1:
+        why = f"data.protocol is {named}, and each validates on another part; sweep within one"
+    # Under kfold_optimistic the part that validates is the one that tests.
+    elif not any(one["validated"] for one in settings) or set(protocols) & set(CAUTION):
+        why = (
+            f"data.protocol={named} has no validation part of its own, and choosing by the test "
+            "part would spoil its scores; sweep with --data.protocol=kfold_nested"
+        )
+    elif len(metrics) > 1:
+        why = (
+            f"train.best_metric is {', '.join(metrics)}, and settings that chose their epochs by "
+            "different scores have none in common; sweep with one"
+        )
+    elif not any(one["whole"] for one in settings):
+        why = "no setting has validated all folds and seeds that there are; train what is missing"
+    else:
+        return None
+    return f"nothing is ranked: {why}"
 
 
 def differing(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -84,7 +109,7 @@ def validated(training: Training, metric: str) -> float | None:
     step = read_json(training.folder / "scores.json")["step"]
     for record in reversed(read_records(training.folder / "metrics.jsonl")):
         if record.get("part") == "val" and record["step"] == step:
-            return float(record[metric])
+            return None if record.get(metric) is None else float(record[metric])
     return None
 
 
@@ -140,11 +165,11 @@ def effect_table(sweep: Mapping[str, Any]) -> str:
 
 def notices(sweep: Mapping[str, Any]) -> list[str]:
     """What a reader has to know before the numbers, one line each."""
-    lines = [] if sweep["ranked"] else [UNRANKED.format(sweep["protocol"])]
+    lines = [] if sweep["ranked"] else [sweep["unranked"]]
     unfinished = [name for one in sweep["settings"] for name in one["unfinished"]]
     lines += [f"not finished: {', '.join(unfinished)}"] if unfinished else []
     if sweep["ranked"] and not all(one["whole"] for one in sweep["settings"]):
-        lines.append("settings with fewer trainings than others are not ranked")
+        lines.append("settings without all folds and seeds that others have are not ranked")
     return lines
 
 
@@ -165,6 +190,7 @@ def markdown(sweep: Mapping[str, Any]) -> str:
         parts += [
             "Means and sample standard deviations over all trainings of a setting (folds, seeds), "
             "each at the epoch that its validation part chose.",
-            "## Knobs", effect_table(sweep), "![knobs](sweep.png)",
-        ]  # fmt: skip
+        ]
+    if sweep["effects"]:
+        parts += ["## Knobs", effect_table(sweep), "![knobs](sweep.png)"]
     return "\n\n".join(parts) + "\n"

@@ -45,9 +45,10 @@ def rendered(header: Sequence[str], rows: Sequence[Sequence[object]], caption: s
 
 
 def caption(summary: Summary) -> str:
-    """What stands above every table: the protocol, and a caution where it needs one."""
-    said, caution = f"protocol {summary['protocol']}", CAUTION.get(summary["protocol"])
-    return f"{said}, {caution}" if caution else said
+    """What stands above every table: the protocol, or several, and a caution where it needs one."""
+    found = dict.fromkeys(summary.get("protocols") or [summary["protocol"]])
+    told = [f"protocol {name}" for name in found]
+    return ", ".join([*told, *(CAUTION[name] for name in found if name in CAUTION)])
 
 
 def table(summary: Summary, level: str = "recording") -> str:
@@ -160,13 +161,14 @@ def method(summary: Summary) -> list[str]:
     return [
         "A recording is scored by the mean of the log-probabilities of its segments, renormalised.",
         *([folds] if len(summary["folds"]) > 1 else []),
-        f"Intervals are 95 % percentile bootstrap intervals: {boot['n']} resamples of whole "
-        f"{boot['unit']}s, of which there are {summary['recording']['units']}. They tell of the "
+        "Intervals are 95 % percentile bootstrap intervals, expanded where there is little to draw "
+        f"from: {boot['n']} resamples of whole {boot['unit']}s, of which there are "
+        f"{summary['recording']['units']}. They tell of the "
         "choice of recordings, not of the chance in training.",
         *([told(next(iter(summary["decisions"].values())))] if one else [several] if any_ else []),
         *([costs.format(**noted["costs"], target=noted["target"])] if noted else []),
         "Macro F1 and balanced accuracy weigh all classes alike. ECE takes 15 equal bins of the "
-        "confidence, the probability of the predicted class.",
+        "confidence, the highest probability.",
     ]
 
 

@@ -16,7 +16,7 @@ def scores(
 ) -> Scores:
     """Every score of `log_probs` (N, K), each class for itself, against `labels` (N, K) bool.
 
-    `predicted` (N, K) bool are the decisions, by default those above one half. `loss` is the mean
+    `predicted` (N, K) bool are the decisions, by default those from one half on. `loss` is the mean
     binary cross entropy, `accuracy` the share of rows that are right in all classes,
     `balanced_accuracy` the mean over classes of half the hit rate and half the rate of rightly
     absent. `average_precision` is mAP, and it and `roc_auc` are means over the classes that some
@@ -28,7 +28,7 @@ def scores(
 
     _, log_probs = checked(labels, log_probs)
     present, absent = binary_log(log_probs)
-    predicted = present > absent if predicted is None else predicted
+    predicted = np.exp(present) >= 0.5 if predicted is None else predicted  # as in decision.decide
     precision, recall, f1, support = by_class(labels, predicted, average=None, zero_division=0)
     defined = labels.any(axis=0) & ~labels.all(axis=0)
     some, ranked = labels[:, defined], (present - absent)[:, defined]

@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import Full, Queue
 from threading import Lock, Thread
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from shards.errors import UserError
 from shards.index import write_atomic
@@ -29,16 +29,6 @@ LIMIT = 30.0  #: seconds that a call may take, and the end of all trackers toget
 WAITING = 4096  #: calls that may wait for a slow tracker
 
 ID_FILE = "wandb_id.txt"  #: in the run's folder: the W&B run that every start goes on with
-
-
-class Tracker(Protocol):
-    """What follows a training; `whole` says whether it ended as it should."""
-
-    def start(self) -> None: ...
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
-    def image(self, name: str, file: Path) -> None: ...
-    def close(self, whole: bool) -> None: ...
-    def kill(self) -> None: ...
 
 
 class TensorBoard:
@@ -74,7 +64,7 @@ class TensorBoard:
 class Aside:
     """A tracker used by a thread of its own: no call waits for it, none raises."""
 
-    def __init__(self, name: str, tracker: Tracker):
+    def __init__(self, name: str, tracker: WandbRun | TensorBoard):
         self.name, self.tracker = name, tracker
         self.calls: Queue[Sequence[Any]] = Queue(WAITING)
         self.calls.put(("start",))

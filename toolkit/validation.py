@@ -11,7 +11,7 @@ from shards.errors import UserError
 from shards.index import ShardSet
 from shards.selection import Selection
 from toolkit.attacks import attack_names
-from toolkit.decision import learn
+from toolkit.decision import decide, learn
 from toolkit.detection import Costs
 from toolkit.metrics import Scores, scores
 from toolkit.predictions import of_samples, truth
@@ -23,11 +23,17 @@ log = logging.getLogger(__name__)
 def score(
     config: Config, shard_set: ShardSet, numbers: np.ndarray, log_probs: np.ndarray
 ) -> Scores:
-    """`scores` of the samples `numbers` (N,), with the target and the costs of `config.report`."""
-    target = target_of(config.report, shard_set)
-    return scores(
-        truth(shard_set, numbers), log_probs, target=target, costs=costs_of(config.report)
-    )
+    """`scores` of the samples `numbers` (N,), with the target and the costs of `config.report`.
+
+    Where samples have several classes, at the thresholds that are best on these very samples, as
+    they are chosen in the end: above one half there is nothing for epochs, and no F1 to choose by.
+    """
+    report, names, labels = config.report, shard_set.class_names, truth(shard_set, numbers)
+    target, predicted = target_of(report, shard_set), None
+    if shard_set.is_multi_label and report.threshold != "none":
+        decision = learn(labels, log_probs, names, target, report.threshold)
+        predicted = decide(log_probs, names, decision, multi_label=True)
+    return scores(labels, log_probs, predicted, target=target, costs=costs_of(report))
 
 
 def check_report(report: ReportConfig, shard_set: ShardSet) -> None:

@@ -32,7 +32,7 @@ ORPHAN_WAITS = 5  # seconds: what W&B's process has left when the training died 
 
 
 class WandbRun:
-    """A toolkit.tracker.Tracker; the settings are those of `wandb.init`."""
+    """Used as the other trackers are; the settings are those of `wandb.init`."""
 
     def __init__(self, settings: Mapping[str, Any], key: str | None):
         self.settings, self.key = settings, key

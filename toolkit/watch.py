@@ -66,7 +66,12 @@ def ending_together(timeout: float) -> Iterator[None]:
         yield
     except ShardError as error:
         watch.end(f"{error}; python -m shards verify tells more")
+    except MemoryError as error:  # of one rank, where the others wait for its part of the weights
+        watch.end(str(error) or "out of memory")
     except (UserError, TrainingError):  # which all ranks meet alike
+        raise
+    except KeyboardInterrupt:  # of this process alone it ends the others, too
+        _ = watch.size > 1 and first_to_fail()
         raise
     except Exception:
         if watch.size > 1 and (watch.failed.is_set() or not first_to_fail()):

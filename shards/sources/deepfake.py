@@ -21,7 +21,7 @@ PARTS = ("train", "train", "train", "val", "test", "test")
 SPEAKERS = {"train": 10, "val": 5, "test": 5}
 PER_SPEAKER = 3  # recordings of each class
 CHANNEL = Site(snr=55, level=-26, noise_tilt=0, response_tilt=0, colour=3)
-BUILD = "--sample_rate=16000 --segment_seconds=4 --overlap=0.5 --loudness=-23"
+BUILD = "--sample_rate=16000 --segment_seconds=8 --overlap=0.5 --loudness=-23"
 ABOUT = f"""\
 Every sound is synthetic: no recording, no voice of anybody. Real is speech by source and filter,
 Fake the same through one of {", ".join(ATTACKS)}: `Fake/attack-band/speaker03_0007.wav` is

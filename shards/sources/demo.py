@@ -1,7 +1,8 @@
 """A labelled audio folder made from a seed: `environment`, `deepfake`, `genre` or `drone`.
 
 A kind is a module beside this one: `plan(seed, per_class, seconds)` lists its recordings,
-`render(take, seed)` makes one of them, (n, channels) at RATE; PER_CLASS and SECONDS are defaults.
+`render(take, seed)` makes one of them, (n, channels) at RATE; PER_CLASS and SECONDS are defaults,
+BUILD the words that a recipe's set is built by.
 """
 
 import json

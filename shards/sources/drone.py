@@ -10,7 +10,10 @@ from shards.sources.takes import Site, Span, Take, deal, recorded, spread
 PER_CLASS = 40
 SECONDS = (4.0, 4.0)
 BLADES, ROTORS = 2, 4
-BUILD = "--sample_rate=16000 --segment_seconds=2 --split=0.7,0.15,0.15 --group_from='place-[0-9]+'"
+BUILD = (
+    "--sample_rate=16000 --segment_seconds=2 --n_mels=64 --n_fft=1024 --hop_length=256 "
+    "--split=0.7,0.15,0.15 --group_from='place-[0-9]+'"
+)
 ABOUT = """\
 Every sound is synthetic: drones of four rotors, cars that pass by, speech by source and filter. One
 folder a class; recordings of one place, as in `place-3_07.wav`, share its noise and level: group by

@@ -16,7 +16,10 @@ PER_CLASS = 20
 SECONDS = (2.0, 6.0)
 SAMPLE_RATES = (8000, 16000, 22050, 44100, 48000)
 BROKEN, SILENT = "engine/site-2_broken.wav", "noise/site-4_silent.flac"
-BUILD = "--segment_seconds=2 --group_from='site-[0-9]'"
+BUILD = (
+    "--sample_rate=16000 --segment_seconds=2 --n_mels=64 --n_fft=1024 --hop_length=256 "
+    "--group_from='site-[0-9]'"
+)
 ABOUT = f"""\
 Every sound is synthetic: no recording, no copyright. One folder a class; in `site-3_07.wav` the
 site (noise floor, level and colouration of its own) is site-3: group by it, for instance with

@@ -16,7 +16,8 @@ RATE = 22050
 PER_CLASS = 20
 SECONDS = (6.0, 6.0)
 BUILD = (
-    "--sample_rate=22050 --segment_seconds=6 --split=0.7,0.15,0.15 --group_from='[a-z]+-band[0-9]+'"
+    "--sample_rate=22050 --segment_seconds={seconds:g} --split=0.7,0.15,0.15 "
+    "--group_from='[a-z]+-band[0-9]+'"
 )
 ABOUT = """\
 Every sound is synthetic: no recording, no composer. One folder a style; pieces of one band, as in

@@ -17,7 +17,7 @@ VOWELS = np.array(  # Hz, after Peterson and Barney, 1952: i, e, a, o, u, @
      (490, 1350, 1690)],
 )  # fmt: skip
 WIDTHS = np.array((80.0, 110.0, 160.0, 220.0))  # of the formants, Hz
-LOUD, HUSHED = 1.0, 0.01
+HUSHED = 0.01
 
 
 @dataclass(frozen=True)

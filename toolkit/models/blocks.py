@@ -9,6 +9,7 @@ from torch import nn
 
 from shards.errors import UserError
 from toolkit.models.batchnorm import GroupedBatchNorm2d
+from toolkit.models.dropout import Dropout
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int | tuple[int, int] = 1) -> nn.Conv2d:
@@ -32,7 +33,7 @@ def conv_blocks(
     for inputs, outputs, pool in zip([1, *filters], filters, pools, strict=False):
         layers += [conv(inputs, outputs, 3), GroupedBatchNorm2d(outputs, norm_batch), nn.ReLU()]
         layers += [nn.MaxPool2d(pool)] if pool else []
-        layers += [nn.Dropout(dropout)] if dropout else []
+        layers += [Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers)
 
 
@@ -40,13 +41,13 @@ def dense(sizes: Sequence[int], dropout: float) -> nn.Sequential:
     """Linear, ReLU, dropout from each of `sizes` to the next."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), Dropout(dropout)]
     return nn.Sequential(*layers)
 
 
 def classifier(width: int, n_classes: int, dropout: float) -> nn.Sequential:
     """The `head` of every model, which toolkit.models.transfer replaces."""
-    return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, n_classes))
+    return nn.Sequential(Dropout(dropout), nn.Linear(width, n_classes))
 
 
 def check_counts(key: str, values: Sequence[int], count: int) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from shards.command import nearest
@@ -78,7 +79,11 @@ def create(
             with suppress(TypeError):  # convolutional nets take any size and have no such option
                 return timm.create_model(name, **more, **options)
         return timm.create_model(name, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except TypeError:
+        if "drop_path_rate" not in options:
+            raise
+        raise UserError(f"model.drop_path: timm:{name} has no such thing; leave it out") from None
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if not pretrained:
             raise
         raise UserError(

@@ -1,7 +1,6 @@
 """Vision transformers (Dosovitskiy et al., ICLR 2021) over patches of spectrograms.
 
-`B` batch, `M` mel bands, `T` frames, `D` width, `N` patches, h x w of them, `K` classes. What is
-drawn in training comes from torch's generator: as many numbers for each microbatch.
+`B` batch, `M` mel bands, `T` frames, `D` width, `N` patches, h x w of them, `K` classes.
 """
 
 from functools import partial
@@ -15,6 +14,7 @@ from torch import nn
 from shards.errors import UserError
 from toolkit.models.batchnorm import GroupedBatchNorm2d
 from toolkit.models.blocks import classifier, conv
+from toolkit.models.dropout import Dropout, uniform
 
 Pair = tuple[int, int]
 
@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 def drop_path(x: torch.Tensor, share: float) -> torch.Tensor:
     """Stochastic depth (Huang et al., ECCV 2016): a `share` of the samples set to 0, by a mask, so
     that every parameter has a gradient. Shape: (B, ...) -> (B, ...)."""
-    kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= share
+    kept = uniform(x, *[1] * (x.ndim - 1)) >= share
     return x * kept / (1 - share)
 
 
@@ -34,10 +34,10 @@ class Block(nn.Module):
         self.heads, self.drop_path = heads, drop_path
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
+        self.out = nn.Sequential(nn.Linear(dim, dim), Dropout(dropout))
         self.mlp = nn.Sequential(
-            nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(mlp_dim, dim), nn.Dropout(dropout),
+            nn.Linear(dim, mlp_dim), nn.GELU(), Dropout(dropout),
+            nn.Linear(mlp_dim, dim), Dropout(dropout),
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -142,7 +142,7 @@ class ViT(nn.Module):
         )
         self.cls_token = nn.Parameter(torch.zeros(dim))
         self.pos_embed = nn.Parameter(torch.zeros(dim, *self.grid(shape)))
-        self.embed_dropout, self.patch_dropout = nn.Dropout(embed_dropout), patch_dropout
+        self.embed_dropout, self.patch_dropout = Dropout(embed_dropout), patch_dropout
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.Sequential(
             *(Block(dim, heads, mlp_dim or 4 * dim, dropout, rate) for rate in rates)
@@ -185,7 +185,7 @@ def drop_patches(x: torch.Tensor, share: float) -> torch.Tensor:
     """A random `share` of each sample's patches left out, which also saves their time (PaSST:
     Koutini et al., Interspeech 2022). Shape: (B, N, D) -> (B, N', D)."""
     kept = max(1, round(x.shape[1] * (1 - share)))
-    chosen = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)[:, :kept]
+    chosen = uniform(x, x.shape[1]).argsort(dim=1)[:, :kept]
     return x.gather(1, repeat(chosen, "b n -> b n d", d=x.shape[2]))
 
 
