@@ -211,6 +211,7 @@ def test_what_is_dropped():
 
 def test_what_is_dropped_is_compiled_to_one_graph():
     def forward():
+        torch.set_num_threads(1)  # a fork has none of its parent's
         drops = {"dropout": 0.1, "embed_dropout": 0.1, "patch_dropout": 0.5, "drop_path": 0.5}
         model = build(ModelConfig(name="vit_small", **drops, **NARROW), 3, (16, 16))
         dropout.seed([1, 2], torch.device("cpu"))

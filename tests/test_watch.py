@@ -49,6 +49,7 @@ def one_rank(rank, size, port, troubled, trouble, log, timeout):
     sys.stderr = os.fdopen(2, "w", buffering=1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     watch.STALL, watch.LOOK_EVERY, watch.LISTEN = 3.0, 0.1, 1
     watch.log.warning = lambda *words: print(words[0] % words[1:], file=sys.stderr)
     watches, begin = [], watch.Watch.start
