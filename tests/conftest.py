@@ -24,9 +24,10 @@ if shutil.which("nvidia-smi"):
     # it; test_cuda.py gives its children back what is hidden here.
     os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-# Autograd starts with the first backward, with threads for every device, and forks have none of them:
-# now, when there is none, not once `toolkit models` has counted on devices that are made up.
-torch.ones(1, requires_grad=True).sum().backward()
+else:
+    # The first backward starts threads for every device, and no fork has any of them: now, when
+    # there is no device, not once `toolkit models` has counted on one that is made up.
+    torch.ones(1, requires_grad=True).sum().backward()
 # Nothing here is to outlive the machine, and disks take milliseconds to be sure.
 os.fsync = os.fstat  # type: ignore[assignment]
 GPUS = os.environ.get("TEST_GPUS", "")  #: that test_cuda.py may use
