@@ -106,10 +106,15 @@ def nothing_is_left_behind() -> Iterator[None]:
     assert not changes(before), "a test leaves behind what it changed"
 
 
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A training ends with five pictures, which take longer than one of a few steps."""
+    patch.setattr("toolkit.figures.rendered", lambda *words, **more: b"<svg></svg>")
+
+
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training ends with five of them, which take longer than one of a few steps."""
-    monkeypatch.setattr("toolkit.figures.rendered", lambda *words, **more: b"<svg></svg>")
+    """Nothing is drawn in a test."""
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="session")

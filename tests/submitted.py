@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from cluster import Cluster, throwaway, until, why_not
-from processes import ROOT
+from processes import PLAIN, ROOT
 
 from shards.build import build
 from shards.sources.demo import synthesize
@@ -38,25 +38,6 @@ SETTINGS: dict[str, Any] = {
     "segment_seconds": 2.0, "sample_rate": 16000, "n_mels": 64, "n_fft": 1024,
     "hop_length": 256, "group_from": r"^(site-\d)",
 }  # fmt: skip
-#: As sitecustomize.py: modules that would load matplotlib draw nothing, and where HELD is set a
-#: training stops at its first checkpoint.
-CUSTOM = """
-import os, signal, sys, types
-class Blank(types.ModuleType):
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *words, **more: "<svg></svg>"
-for name in ("figures", "curves", "detection_figures", "attention"):
-    sys.modules[f"toolkit.{name}"] = Blank(name)
-def replace(source, target, original=os.replace):
-    first = os.path.basename(target) == "latest" and not os.path.exists(target)
-    original(source, target)
-    if first:
-        os.kill(os.getpid(), signal.SIGSTOP)
-if os.environ.get("HELD"):
-    os.replace = replace
-"""
 Story = Callable[["Runs"], Any]
 Told = Callable[[Story], Any]
 
@@ -68,8 +49,7 @@ class Runs:
         self.cluster, self.folder = cluster, folder
         synthesize(folder / "audio folder", per_class=6, seconds=2.0)
         build(str(folder / "audio folder"), str(folder / "set"), folds=folds, workers=1, **SETTINGS)
-        (folder / "sitecustomize.py").write_text(CUSTOM)
-        self.env = {**cluster.env, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{ROOT}"}
+        self.env = {**cluster.env, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PLAIN}:{ROOT}"}
         # as if submitted from inside another job
         self.env |= {"SLURM_JOB_ID": "99", "SLURM_CPUS_PER_TASK": "77", "SBATCH_PARTITION": "none"}
         self.config = [str(ROOT / "configs/demo.yaml"), "--data.shards=set", "--train.threads=1"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
-from processes import ROOT, environment, on_ranks
+from processes import PLAIN, ROOT, environment, on_ranks
 from runs import config_file, records
 from safetensors.torch import load_file
 from sharded import pretend
@@ -51,7 +51,8 @@ def launch(shape: str, *words: str) -> str:
     """`accelerate launch` with a file of ours, from a shell; what it prints."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"]
     command += [f"--config_file={ROOT / 'launch' / shape}.yaml"]
-    result = subprocess.run([*command, *words], env=environment(), capture_output=True, text=True)
+    env = environment() | {"PYTHONPATH": f"{PLAIN}:{ROOT}"}
+    result = subprocess.run([*command, *words], env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
