@@ -217,6 +217,8 @@ def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch):
     large = Loader(few, np.arange(99), Order(99, 64, 0), plan_batch(64, None, 1), 0, CPU)
     with pytest.raises(UserError, match=r"batch_size=64: the samples of a step take .* GB"):
         next(large.steps(0, 1))
+    monkeypatch.setattr(resident, "free_memory", lambda: 0)  # a machine that does not say
+    assert [resident.choose(where, 9, CPU, 1) for where in ("auto", "memory")] == ["none", "memory"]
     monkeypatch.undo()
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 1 << 20 < resident.free_memory() < there
