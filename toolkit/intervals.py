@@ -114,12 +114,8 @@ def weighted_tags(rows: Predictions, weights: np.ndarray) -> dict[str, Any]:
 def average_precision(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Of each resample: precision, weighted by the step of recall, over falling thresholds; rows
     of one score come together. Shape: (N,) bool, (N,), (R, N) -> (R,)."""
-    order = np.argsort(-score, kind="stable")
-    ends = np.append(np.diff(score[order]) != 0, True)
-    said = np.cumsum(weights[:, order], axis=1)[:, ends]
-    hits = np.cumsum(weights[:, order] * truth[order], axis=1)[:, ends]
-    precision = hits / np.maximum(said, 1e-12)
-    steps = np.diff(hits, axis=1, prepend=0)
-    total = hits[:, -1]
+    hits, others = detection.accepted(truth, score, weights)
+    precision = hits / np.maximum(hits + others, 1e-12)
+    steps, total = np.diff(hits, axis=1, prepend=0), hits[:, -1]
     found = (precision * steps).sum(axis=1) / np.maximum(total, 1e-12)
-    return np.where((total > 0) & (total < said[:, -1]), found, np.nan)
+    return np.where((total > 0) & (others[:, -1] > 0), found, np.nan)
