@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from shards.index import file_entry, sync_folder, write_atomic
+from shards.durable import becoming, file_entry, sync_folder, write_atomic
 from toolkit.strategy import Tensors
 
 FORMAT = 2
@@ -55,14 +55,9 @@ def point_to(folder: Path, step: int) -> None:
 def write_tensors(file: Path, tensors: Tensors) -> None:
     """Write a safetensors file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.tmp")
-    try:
+    aside = file.with_name(f".{file.name}.tmp")  # one name: of a kill no more than one is left
+    with becoming(file, aside):
         save_file(tensors, aside)
-        sync_folder(aside)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(file.parent)
 
 
 def prune(folder: Path, step: int, keep_last: int, kept: set[int]) -> None:
