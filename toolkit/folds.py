@@ -179,7 +179,7 @@ def summarise(
     }
     notes = {fold.predictions.fold[0]: fold.result.get("detection") for fold in folds}
     known = {name: note for name, note in notes.items() if note}
-    summary["detection"] = attacks.summary(joined.at("recording"), known, unit)
+    summary["detection"] = attacks.summary([joined.at("recording")], known, unit)
     for level in LEVELS:
         summary[level] = level_summary(folds, joined.at(level), unit, level)
     return summary, joined

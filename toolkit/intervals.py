@@ -3,7 +3,7 @@
 Shapes: `N` rows, `K` classes, `U` units (recordings or groups), `R` resamples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,6 +74,16 @@ def scorer(rows: Predictions, units: np.ndarray, noted: Noted = None) -> Scorer:
         return by_counts
     by_ranks = ranked(rows, noted)
     return lambda drawn: by_counts(drawn) | by_ranks(drawn[:, units])
+
+
+def averaged(scorers: Sequence[Scorer]) -> Scorer:
+    """What gives the means of the scores that all of them give, as those of several seeds."""
+
+    def score(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        each = [one(drawn) for one in scorers]
+        return {name: np.mean([one[name] for one in each], axis=0) for name in each[0]}
+
+    return score
 
 
 def ranked(rows: Predictions, noted: Noted) -> Scorer:

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
 from toolkit import exact, history, lock, track
 from toolkit.augment import Augment, Transform
+from toolkit.checkpoint import resumes
 from toolkit.claim import claim
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
@@ -64,7 +67,7 @@ def fit(config: Config) -> dict[str, Any]:
     augment = Augment(config.augment, shard_set, transform, train.seed, config.model.norm_batch)
 
     # Model and optimiser.
-    strategy = make_model(config, shard_set, accelerator, world, plan)
+    strategy = make_model(config, shard_set, accelerator, world, plan, folder)
     stepper = Stepper(strategy, augment, config, plan, world, make_loss(config, shard_set, parts))
 
     def evaluate(numbers: Selection) -> np.ndarray:
@@ -164,14 +167,22 @@ def fit(config: Config) -> dict[str, Any]:
 
 
 def make_model(
-    config: Config, shard_set: ShardSet, accelerator: Accelerator, world: World, plan: BatchPlan
+    config: Config,
+    shard_set: ShardSet,
+    accelerator: Accelerator,
+    world: World,
+    plan: BatchPlan,
+    folder: Path | None = None,
 ) -> Strategy:
     """The model with the weights that it begins with, its optimiser, and the average of its weights
-    if there is one, as this launch spreads them."""
+    if there is one, as this launch spreads them; where `folder`, the run's, has a checkpoint, fresh
+    weights in the place of those."""
     torch.manual_seed(config.train.seed)
-    shape = config.input_shape(shard_set.shape)
-    model = build(config.model, len(shard_set.class_names), shape)
-    prepare(model, config.model, shard_set.class_names)
+    shape, settings = config.input_shape(shard_set.shape), config.model
+    if folder and resumes(folder, config.train.resume):  # what it began with may be gone
+        settings = replace(settings, init_from=None, pretrained=False)
+    model = build(settings, len(shard_set.class_names), shape)
+    prepare(model, settings, shard_set.class_names)
     model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)
