@@ -80,6 +80,7 @@ def check_model(config: Config, data: Data, processes: int) -> None:
     import torch
 
     from toolkit import models
+    from toolkit.checkpoint import resumes
     from toolkit.losses import make_loss
     from toolkit.models.transfer import find_weights, freeze
 
@@ -89,7 +90,7 @@ def check_model(config: Config, data: Data, processes: int) -> None:
     with torch.device("meta"):
         fresh = replace(config.model, pretrained=False)
         model = models.build(fresh, len(data.shard_set.class_names), shape)
-    if config.model.init_from:
+    if config.model.init_from and not resumes(config.folder(), train.resume):
         find_weights(Path(config.model.init_from))
     if config.model.freeze:
         freeze(model, config.model.freeze)
@@ -125,7 +126,8 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     waiting, free = deque(jobs), deque(slots)
     training: dict[Job, Slot] = {}
     screen = Screen(jobs, len(slots))
-    screen.say(f"{len(jobs)} trainings, {len(slots)} at a time, {threads} CPU thread(s) each")
+    most = max(job.config.train.threads or threads for job in jobs)
+    screen.say(f"{len(jobs)} trainings, {len(slots)} at a time, {most} CPU thread(s) each")
     told, noted = 0, list[int]()
     with noting(STOP, noted):
         while training or (waiting and not noted):

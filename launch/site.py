@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 
 from launch.node import launch_file
 from shards.command import nearest
 from shards.errors import UserError
+from toolkit.config import AsTyped, cast
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +63,7 @@ def read_file(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        values = yaml.load(file.read_text(encoding="utf-8"), AsTyped) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     hints = get_type_hints(Site)
@@ -71,23 +72,15 @@ def read_file(file: Path) -> dict[str, Any]:
     for key in values:
         if key not in hints:
             raise UserError(f"{file}: unknown key {key}; {nearest(str(key), list(hints))}")
-    return {key: cast(file, key, value, hints[key]) for key, value in values.items()}
+    return {key: typed(file, key, value, hints[key]) for key, value in values.items()}
 
 
-def cast(file: Path, key: str, value: Any, hint: Any) -> Any:
-    """A value of the file as the field's type."""
+def typed(file: Path, key: str, value: Any, hint: Any) -> Any:
+    """A value of the file as the field's type; a list is several words."""
+    words = list(map(str, value)) if isinstance(value, list) else value
     if get_origin(hint) is tuple:
-        return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
-    if value is None or isinstance(value, get_args(hint) or hint):
-        return value
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    if key == "time" and isinstance(value, int):
-        # YAML 1.1 reads 12:00:00 as 43200, in base 60
-        raise UserError(f"{file}: {key}: {value}: quote it, as in {key}: '12:00:00'")
-    if hint is int or int in get_args(hint):
-        raise UserError(f"{file}: {key}: {value}: expected a whole number")
-    return str(value)
+        return tuple(words) if isinstance(words, list) else (str(words),)
+    return cast(f"{file}: {key}", hint, " ".join(words) if isinstance(words, list) else words)
 
 
 def check(site: Site) -> None:

@@ -63,7 +63,7 @@ class Loader:
         """
         size, together = self.plan.microbatch, self._together
         step_bytes = 2 * int(np.prod(self.shard_set.shape)) * self.plan.per_rank
-        if 2 * step_bytes > free_memory():
+        if 0 < free_memory() < 2 * step_bytes:
             raise UserError(
                 f"train.batch_size={self.plan.batch_size}: the samples of a step take up "
                 f"{step_bytes / 1e9:,.3g} GB on each process; use smaller batches"

@@ -15,8 +15,6 @@ from shards.root import Root, Unfetched
 from shards.table import Table, resolve
 
 SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "test"}
-
-
 LATEST = 1e9  # seconds: what is asked of a file has to fit into whole numbers
 NO_ATTACK = ("", "-")  # as protocols write it of what is genuine
 GAPS = ("group_from", "attack_from")  # columns that need not be filled in

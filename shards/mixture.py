@@ -129,6 +129,10 @@ class Mixture(ShardSet):
                     line |= {x: f"{name}/{line[x]}" for x in ("path", "group") if line.get(x)}
                 yield line
 
+    def lines_of(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+        wanted = set(numbers)
+        return {n: line for n, line in enumerate(self.recordings()) if n in wanted}
+
 
 def group_names(shard_set: ShardSet) -> Iterator[str]:
     """Each recording's group, or its path, as its own set has it: where that lies is no matter."""

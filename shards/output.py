@@ -55,15 +55,15 @@ def read_promise(out: Path, file: Path) -> dict[str, Any]:
     """A plan.json; a UserError where it is none."""
     try:
         there = json.loads(file.read_bytes())
-        damage = "" if isinstance(there, dict) and "manifest" in there else "no plan of a build"
+        if isinstance(there, dict) and "manifest" in there:
+            return there
+        damage = "no plan of a build"
     except ValueError as error:
-        there, damage = {}, f"not valid JSON ({error})"
-    if damage:
-        way_out = f"build with --overwrite, or python -m shards reset {quote(str(out))}"
-        if (out / "dataset.json").exists():  # and was appended to
-            way_out = f"remove {out / BESIDE} and start again"
-        raise UserError(f"{file}: {damage}; {way_out}")
-    return dict(there)
+        damage = f"not valid JSON ({error})"
+    way_out = f"build with --overwrite, or python -m shards reset {quote(str(out))}"
+    if (out / "dataset.json").exists():  # and was appended to
+        way_out = f"remove {out / BESIDE} and start again"
+    raise UserError(f"{file}: {damage}; {way_out}")
 
 
 def check_contents(out: Path) -> None:

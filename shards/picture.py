@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shards.chart import to_png
+from shards.chart import rendered
 from shards.durable import write_output
 from shards.errors import UserError
 from shards.index import ShardSet
@@ -60,7 +60,8 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4) -> None
 
 def save(figure: "Figure", output: Path) -> None:
     """Write a figure of panels as the PNG `output`, whole or not at all."""
-    write_output(output, to_png(figure, min(110, MAX_PIXELS / max(figure.get_size_inches()))))
+    dpi = min(110, MAX_PIXELS / max(figure.get_size_inches()))
+    write_output(output, rendered(figure, "png", dpi=dpi))
 
 
 def choose_panels(shard_set: ShardSet, per_class: int, seed: int = 0) -> list[Panel]:

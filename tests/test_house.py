@@ -18,8 +18,8 @@ SOURCES = sorted(
     path for package in ("shards", "toolkit", "launch") for path in (ROOT / package).rglob("*.py")
 )
 TESTS = sorted((ROOT / "tests").glob("*.py"))
-HEAVY = ("torch", "librosa", "soundfile", "av", "pyloudnorm", "webdataset", "sklearn", "matplotlib")
-AUDIO_SIDE = ("librosa", "soundfile", "av", "soxr", "pyloudnorm", "webdataset")
+AUDIO_SIDE = ("torchaudio", "librosa", "soundfile", "av", "soxr", "pyloudnorm", "webdataset")
+HEAVY = ("torch", "sklearn", "matplotlib", *AUDIO_SIDE)
 
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")

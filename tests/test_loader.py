@@ -1,10 +1,8 @@
 """Batches against the tars read by tarfile, and against the same batches on other ranks."""
 
-import ctypes
 import gc
 import io
 import json
-import mmap
 import os
 import shutil
 import tarfile
@@ -138,7 +136,7 @@ def test_what_is_evaluated_again_is_read_twice(tone_set, monkeypatch, where):
     assert counts[2:] == [0, 0] if where != "none" else min(counts[2:]) >= len(selection)
 
 
-def test_hundreds_of_starts_leave_no_thread_and_no_descriptor(tone_set):
+def test_a_thousand_starts_leave_no_thread_and_no_descriptor(tone_set):
     shard_set = open_set(tone_set)
     order = Order(len(shard_set.index), 6, seed=0)
     loader = Loader(shard_set, np.arange(order.n), order, plan_batch(6, None, 1), 0, CPU)
@@ -149,7 +147,7 @@ def test_hundreds_of_starts_leave_no_thread_and_no_descriptor(tone_set):
         return slots, threading.active_count(), len(os.listdir("/proc/self/fd"))
 
     before = held()  # slots too: an earlier test's failure keeps what it was at
-    for n in range(200):
+    for n in range(1000):
         steps = loader.steps(n, 10**6)
         for _, _ in zip(range(n % 3 + 1), steps, strict=False):
             pass
@@ -207,28 +205,6 @@ def test_shards_that_come_next_are_asked_for_once(tone_set, monkeypatch, ahead):
     assert shards == sorted(set(shards)) and len(shards) >= len(shard_set.shard_paths) - 1
 
 
-def test_a_shard_that_is_asked_for_comes_whole(tmp_path):
-    """20 MB, of which the kernel would take between 0.1 and 8 at one word."""
-    size, name = 20 << 20, "samples-000000.tar"
-    with open(tmp_path / name, "wb") as tar:
-        tar.truncate(size)
-    with open(tmp_path / name, "r+b") as tar, mmap.mmap(tar.fileno(), size) as content:
-        address = ctypes.addressof(ctypes.c_char.from_buffer(content))
-        pages = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
-
-        def there():
-            assert not ctypes.CDLL(None).mincore(ctypes.c_void_p(address), size, pages)
-            return sum(page & 1 for page in pages) / len(pages)
-
-        if there() > 0:
-            pytest.skip("this file system keeps all in memory")
-        ShardSet(tmp_path, {"shards": [{"name": name}]}).prefetch([0])
-        deadline = time.monotonic() + 30
-        while there() < 1:
-            assert time.monotonic() < deadline, f"{there():.0%} came"
-            time.sleep(0.01)
-
-
 def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch):
     monkeypatch.setattr(resident, "free_memory", lambda: 800)
     assert [resident.choose("auto", 100, CPU, n) for n in (1, 2, 3)] == ["memory"] * 2 + ["none"]
@@ -241,6 +217,8 @@ def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch):
     large = Loader(few, np.arange(99), Order(99, 64, 0), plan_batch(64, None, 1), 0, CPU)
     with pytest.raises(UserError, match=r"batch_size=64: the samples of a step take .* GB"):
         next(large.steps(0, 1))
+    monkeypatch.setattr(resident, "free_memory", lambda: 0)  # a machine that does not say
+    assert [resident.choose(where, 9, CPU, 1) for where in ("auto", "memory")] == ["none", "memory"]
     monkeypatch.undo()
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 1 << 20 < resident.free_memory() < there

@@ -103,8 +103,8 @@ def test_ranks_and_microsteps_train_as_one_batch(name):
 @pytest.mark.parametrize(
     "model",
     [
-        ModelConfig(name="cnn_small", norm_batch=4, filters=[16, 24, 32, 48]),
-        ModelConfig(name="vit_small", norm_batch=4, dim=48, heads=3, depth=3, dropout=0.1),
+        ModelConfig(name="cnn_small", norm_batch=4),
+        ModelConfig(name="vit_small", norm_batch=4, dropout=0.1),
     ],
     ids=lambda model: model.name,
 )

@@ -109,18 +109,16 @@ def test_a_dry_run_prints_and_leaves_nothing(here, capsys):
 def test_a_file_says_what_the_site_wants_and_flags_overrule_it(here, capsys):
     file = here / "home/wavefold/slurm.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text(
-        "account: proj\ngpus: 8\ntime: '8:00:00'\nmodules: [cuda, gcc]\nsbatch: --x=1\n"
-    )
+    file.write_text("account: 007\ngpus: 8\ntime: 8:00:00\nmodules: [cuda, gcc]\nsbatch: --x=1\n")
     site = read_site({"gpus": 2, "account": None})
-    assert (site.account, site.gpus, site.time) == ("proj", 2, "8:00:00")
+    assert (site.account, site.gpus, site.time) == ("007", 2, "8:00:00")
     assert (site.modules, site.sbatch) == ("cuda gcc", ("--x=1",))
     assert main(["tones.yaml", "--folds=4", "--dry_run", "--account=other"]) == 0
     assert "#SBATCH --account=other\n" in capsys.readouterr().out
     for text, message in (
         ("acount: proj", "unknown key acount; did you mean account?"),
         ("gpus: many", "expected a whole number"),
-        ("time: 12:00:00", "quote it, as in time: '12:00:00'"),
+        ("modules:", "modules=None: expected a word"),
         ("- account", "expected keys and values"),
         ("gpus: -1", "--gpus=-1: at least 0"),
     ):

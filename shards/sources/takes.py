@@ -51,8 +51,7 @@ def deal(rng: np.random.Generator, values: Sequence[Value], count: int) -> list[
 
 def spread(rng: np.random.Generator, span: Span, count: int) -> list[float]:
     """`count` lengths, evenly over a span, in random order."""
-    lengths: list[float] = np.linspace(*span, count)[rng.permutation(count)].tolist()
-    return lengths
+    return np.linspace(*span, count)[rng.permutation(count)].tolist()
 
 
 def recorded(rng: np.random.Generator, wave: np.ndarray, site: Site, rate: int) -> np.ndarray:
@@ -71,8 +70,7 @@ def recorded(rng: np.random.Generator, wave: np.ndarray, site: Site, rate: int) 
     heard = unit(shaped(wave, response, rate))
     hiss = unit(shaped(rng.standard_normal(len(wave)), floor_response, rate))
     floor = 10 ** (-(site.snr + rng.uniform(-2, 2)) / 20)
-    mixed: np.ndarray = unit(heard + floor * hiss) * 10 ** ((site.level + rng.uniform(-3, 3)) / 20)
-    return mixed
+    return unit(heard + floor * hiss) * 10 ** ((site.level + rng.uniform(-3, 3)) / 20)
 
 
 def echo(rng: np.random.Generator, wave: np.ndarray, seconds: float, rate: int) -> np.ndarray:
