@@ -47,7 +47,7 @@ class Blank(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *words, **more: "<svg></svg>"
-for name in ("figures", "curves", "detection_figures", "attention"):
+for name in ("figures", "curves", "attention"):
     sys.modules[f"toolkit.{name}"] = Blank(name)
 """
 Story = Callable[["Runs"], Any]
