@@ -8,11 +8,9 @@ import numpy as np
 
 from shards.errors import UserError
 from toolkit import detection
-from toolkit.intervals import averaged, percentiles, ranked, units_of
+from toolkit.intervals import RESAMPLES, averaged, percentiles, ranked, units_of
 from toolkit.metrics import resampled
 from toolkit.predictions import Predictions
-
-RESAMPLES = 2000
 
 
 def attack_names(by: str, rows: Mapping[str, Sequence[str]]) -> np.ndarray:

@@ -31,7 +31,7 @@ def write(folder: Path, step: int, groups: Mapping[str, Tensors], text: str) -> 
     aside.mkdir(parents=True)
     try:
         for part, tensors in groups.items():
-            save_file(tensors, aside / f"{part}.safetensors", {"step": str(step)})
+            save(aside / f"{part}.safetensors", tensors, step)
         (aside / "state.json").write_text(text, encoding="utf-8")
         files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=2)
@@ -53,11 +53,19 @@ def point_to(folder: Path, step: int) -> None:
     write_atomic(folder / "latest", name_of(step).encode())
 
 
+def save(file: Path, tensors: Tensors, step: int) -> None:
+    """Write a safetensors file as readable as other files: its library's own are the owner's."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, {"step": str(step)})
+    file.chmod(mode)
+
+
 def write_tensors(file: Path, tensors: Tensors, step: int) -> None:
     """Write a safetensors file of the weights after `step`, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with becoming(file, beside(file)):
-        save_file(tensors, beside(file), {"step": str(step)})
+        save(beside(file), tensors, step)
 
 
 def copy(file: Path, to: Path) -> None:

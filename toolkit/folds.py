@@ -15,7 +15,7 @@ from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import attacks, tagging
 from toolkit.detection import asked
-from toolkit.intervals import chosen_unit, intervals, units_of
+from toolkit.intervals import RESAMPLES, chosen_unit, intervals, units_of
 from toolkit.metrics import confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
 from toolkit.results import Fold, find_trainings, last_words, read_fold
@@ -28,7 +28,6 @@ PROTOCOLS = {
 }
 CAUTION = {"kfold_optimistic": "optimistic: the epoch was chosen on the reported fold"}
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
-RESAMPLES = 2000
 
 #: What the folds of one run may differ in: the fold, and what a launch decides without changing the
 #: training. The shard set may lie elsewhere on each machine; it is compared by its content.
@@ -139,7 +138,7 @@ def level_summary(
     target, costs = asked(noted, rows.classes)
     return {
         "pooled": scores(rows.labels, rows.log_probs, rows.predicted, target=target, costs=costs),
-        "interval": intervals(rows, unit, RESAMPLES, noted),
+        "interval": intervals(rows, unit, noted),
         **spread([fold.result[level] for fold in folds], metrics),
         "confusion": confusion(rows.labels, rows.predicted, len(rows.classes)).tolist(),
         "units": len(np.unique(units_of(rows, unit))),

@@ -13,6 +13,7 @@ from toolkit import detection
 from toolkit.metrics import Scorer, counted, resampled
 from toolkit.predictions import Predictions
 
+RESAMPLES = 2000
 Interval = list[float] | None
 Noted: TypeAlias = Mapping[str, Any] | None
 
@@ -39,17 +40,15 @@ def units_of(rows: Predictions, unit: str) -> np.ndarray:
     return np.unique(names, return_inverse=True)[1].reshape(-1)
 
 
-def intervals(
-    rows: Predictions, unit: str, n: int = 2000, noted: Noted = None
-) -> dict[str, Interval]:
-    """The 95 % interval of each score over `n` resamples of whole units (Efron, 1979), see
+def intervals(rows: Predictions, unit: str, noted: Noted = None) -> dict[str, Interval]:
+    """The 95 % interval of each score over resamples of whole units (Efron, 1979), see
     `percentiles`; `noted` is what scores.json has as `detection`.
 
     Resamples in which a score is not defined, as without one of two classes, are left out; None
     where it is defined in none.
     """
     units = units_of(rows, unit)
-    found = resampled(scorer(rows, units, noted), units, n)
+    found = resampled(scorer(rows, units, noted), units, RESAMPLES)
     return {name: percentiles(values, units) for name, values in found.items()}
 
 

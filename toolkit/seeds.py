@@ -10,8 +10,7 @@ import numpy as np
 from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import attacks, folds, tables
-from toolkit.folds import RESAMPLES
-from toolkit.intervals import Interval, averaged, percentiles, scorer, units_of
+from toolkit.intervals import RESAMPLES, Interval, averaged, percentiles, scorer, units_of
 from toolkit.metrics import resampled
 from toolkit.predictions import LEVELS, Predictions, read_predictions
 from toolkit.results import Training, read_config, read_json, unfinished
@@ -92,11 +91,14 @@ def over_seeds(
     found: Sequence[Mapping[str, Any]], rows: Sequence[Predictions], first: Summary, level: str
 ) -> Summary:
     """Mean and spread of the seeds' pooled scores, and the interval of the mean."""
-    metrics, unit = metrics_of(first), first["bootstrap"]["unit"]
-    return {
-        **folds.spread([one[level]["pooled"] for one in found], metrics),
-        "interval": intervals(rows, unit, metrics) if rows else dict.fromkeys(metrics),
-    }
+    metrics = metrics_of(first)
+    interval: dict[str, Interval] = dict.fromkeys(metrics)
+    if rows:  # each draw takes the same units of all seeds
+        units = units_of(rows[0], first["bootstrap"]["unit"])
+        drawn = resampled(averaged([scorer(one, units) for one in rows]), units, RESAMPLES)
+        interval = {name: percentiles(drawn[name], units) for name in metrics}
+    spread = folds.spread([one[level]["pooled"] for one in found], metrics)
+    return {**spread, "interval": interval}
 
 
 def aligned(rows: Sequence[Predictions], level: str) -> Sequence[Predictions]:
@@ -104,16 +106,6 @@ def aligned(rows: Sequence[Predictions], level: str) -> Sequence[Predictions]:
     at = [one.at(level) for one in rows]
     at = [one.take(np.lexsort((one.start, one.recording.astype(str)))) for one in at]
     return at if all(one.recording.tolist() == at[0].recording.tolist() for one in at) else []
-
-
-def intervals(
-    rows: Sequence[Predictions], unit: str, metrics: Mapping[str, str]
-) -> dict[str, Interval]:
-    """The 95 % interval of the mean over seeds, whose rows stand in one order: each draw takes the
-    same units of all of them."""
-    units = units_of(rows[0], unit)
-    found = resampled(averaged([scorer(one, units) for one in rows]), units, RESAMPLES)
-    return {name: percentiles(found[name], units) for name in metrics}
 
 
 def table(summary: Mapping[str, Any], level: str = "recording") -> str:

@@ -116,7 +116,7 @@ def profiled(steps: Iterable[T], count: int, folder: Path) -> Iterator[T]:
     rest = iter(steps)
     yield from islice(rest, max(0, min(WARM_UP, count - PROFILED)))
     gpu = torch.cuda.is_available()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it complains where there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells of its own doings
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities, profile_memory=True) as found:
         yield from islice(rest, PROFILED)
