@@ -18,6 +18,7 @@ from launch.tasks import plan
 from shards.command import alone
 from shards.errors import TrainingError, UserError
 from shards.order import plan_batch
+from shards.progress import duration
 from toolkit.data import Data, open_parts
 from toolkit.schema import Config
 from toolkit.signals import REQUEUE, noting
@@ -158,7 +159,7 @@ def outcome(job: Job) -> str:
     """How a process ended, and what follows."""
     score = job.score() if job.state == "done" else None
     return {
-        "done": f"done in {job.seconds:.0f} s"
+        "done": f"done in {duration(job.seconds)}"
         + (f", accuracy {100 * score:.1f} %" if score is not None else ""),
         "stopped": "stopped, with what it had saved",
         "waiting": f"{job.why}; it is started again",
