@@ -224,6 +224,6 @@ def draw_rivals(found: Mapping[str, Any], names: Mapping[str, str]) -> Figure:
         right.text(count, place, f" {count}", va="center")
     right.invert_yaxis()
     right.set(xlabel="recordings", xlim=(0, 1.15 * max(found["counts"])))
-    right.set_title(f"right by, McNemar p = {found['mcnemar']:.2g}")
+    right.set_title(f"right by\nMcNemar's p = {found['mcnemar']:.2g}")
     right.grid(False)
     return figure
