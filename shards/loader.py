@@ -71,7 +71,7 @@ class Loader:
         places = np.array(self.plan.places(self.rank)).reshape(-1, size)
         self._feed = Feed(
             self.shard_set, self._numbers, self.plan.per_rank * together, self._store(),
-            self.reading, self.device,
+            self.reading, self.device, 2 * len(self.selection) > len(self.shard_set),
         )  # fmt: skip
         self._last, self._samples = (time.perf_counter(), 0.0, 0, 0), 0
         first, blocks = start // together * together, range(start // together, -(-stop // together))

@@ -5,7 +5,7 @@ the first set where all have the same names; `classes` may name others, in the o
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -105,10 +105,9 @@ class Mixture(ShardSet):
         source, local = self.shard_source(shard)
         return source.open_shard(local)
 
-    def prefetch(self, shards: Iterable[int]) -> None:
-        for shard in shards:
-            source, local = self.shard_source(shard)
-            source.prefetch([local])
+    def bring(self, shard: int) -> Iterator[None]:
+        source, local = self.shard_source(shard)
+        return source.bring(local)
 
     @cached_property
     def stats(self) -> np.ndarray:

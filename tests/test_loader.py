@@ -1,10 +1,8 @@
 """Batches against the tars read by tarfile, and against the same batches on other ranks."""
 
-import ctypes
 import gc
 import io
 import json
-import mmap
 import os
 import shutil
 import tarfile
@@ -186,47 +184,6 @@ def test_a_resident_set_gives_the_same_and_is_read_once(tone_set, where, threads
     sample = 2 * int(np.prod(shard_set.shape))
     assert read[0] == (stop - 1) * 12 * sample
     assert read[1] <= (len(selection) + 12 * threads) * sample  # two threads may meet at one
-
-
-@pytest.mark.parametrize("ahead", [0, 1 << 29])  # the next step; all of them
-def test_shards_that_come_next_are_asked_for_once(tone_set, monkeypatch, ahead):
-    shard_set, asked = open_set(tone_set), []
-    monkeypatch.setattr(loader_module, "MOST", 1)
-    monkeypatch.setattr(ShardSet, "prefetch", lambda self, shards: asked.append(list(shards)))
-    monkeypatch.setattr(feed, "READAHEAD", ahead)
-    monkeypatch.setattr(feed, "GLANCE", 1)
-
-    class InTurn:
-        def batch(self, step, places):
-            return step * 6 + np.arange(places.start, places.stop)
-
-    n = len(shard_set.index)
-    loader = Loader(shard_set, np.arange(n), InTurn(), plan_batch(6, None, 1), 0, CPU)
-    list(loader.steps(0, n // 6))
-    shards = [shard for some in asked for shard in some]
-    assert shards == sorted(set(shards)) and len(shards) >= len(shard_set.shard_paths) - 1
-
-
-def test_a_shard_that_is_asked_for_comes_whole(tmp_path):
-    """20 MB, of which the kernel would take between 0.1 and 8 at one word."""
-    size, name = 20 << 20, "samples-000000.tar"
-    with open(tmp_path / name, "wb") as tar:
-        tar.truncate(size)
-    with open(tmp_path / name, "r+b") as tar, mmap.mmap(tar.fileno(), size) as content:
-        address = ctypes.addressof(ctypes.c_char.from_buffer(content))
-        pages = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
-
-        def there():
-            assert not ctypes.CDLL(None).mincore(ctypes.c_void_p(address), size, pages)
-            return sum(page & 1 for page in pages) / len(pages)
-
-        if there() > 0:
-            pytest.skip("this file system keeps all in memory")
-        ShardSet(tmp_path, {"shards": [{"name": name}]}).prefetch([0])
-        deadline = time.monotonic() + 30
-        while there() < 1:
-            assert time.monotonic() < deadline, f"{there():.0%} came"
-            time.sleep(0.01)
 
 
 def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch):
