@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -113,7 +114,7 @@ def main() -> int:
     lines += [f"| {' | '.join(map(str, cells))} |", ""]
     versions = f"Python {platform.python_version()}, numpy {np.__version__}"
     lines.append(f"{date.today()}, {processor()}, {os.cpu_count()} cores; {versions}.")
-    words = " ".join(["kills.py", *([name] if places else []), f"--n={n}", *settings])
+    words = shlex.join(["kills.py", *([name] if places else []), f"--n={n}", *settings])
     publish(f"kills-{name}", f"Builds killed at random instants: {name}", lines, write, words)
     return 0 if same == sound == n else 1
 

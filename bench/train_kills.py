@@ -1,18 +1,20 @@
 """Trainings killed at random instants and started again: does each end in the same weights?
 
-    python bench/train_kills.py [--n=100] [--processes=2] [--random=0] [--shards=FOLDER] [--write]
+    python bench/train_kills.py [--n=100] [--processes=2] [--random=0] [--shards=FOLDER]
+                                [--minutes=0] [--write]
 
 A training, on the demo's audio unless a shard set is given, is started and killed (SIGKILL) after a
 random time up to that of an undisturbed one: all its processes at once or, every other time where
 there are two, one of them a moment before the other. It is started again until it is done, then
-another one, until there have been n kills. Then the weights, the optimiser's state and the
-predictions have to be those of an undisturbed run, byte for byte, and metrics.jsonl has to have its
-lines, each once, but for the times in them. Exit code 1 if not. Processes are forked once
-everything is imported, so that most kills fall into the training.
+another one, until there have been n kills or the --minutes, if given, are over. Then the weights,
+the optimiser's state and the predictions have to be those of an undisturbed run, byte for byte, and
+metrics.jsonl has to have its lines, each once, but for the times in them. Exit code 1 if not.
+Processes are forked once everything is imported, so that most kills fall into the training.
 """
 
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -109,7 +111,7 @@ def kill(ranks: list[BaseProcess], chance: random.Random) -> None:
 
 def main() -> int:
     """Print a table; the exit code."""
-    flags = arguments(__doc__ or "", n=100, processes=1, random=0, shards="")
+    flags = arguments(__doc__ or "", n=100, processes=1, random=0, shards="", minutes=0)
     n, processes, chance = flags.n, flags.processes, random.Random(flags.random)
     with tempfile.TemporaryDirectory() as folder:
         audio, shards = f"{folder}/audio", flags.shards or f"{folder}/set"
@@ -121,13 +123,15 @@ def main() -> int:
         for module in ("toolkit.loop", "sklearn.metrics", "matplotlib.pyplot"):
             importlib.import_module(module)
         began = time.monotonic()
-        assert ended(train(config, "whole", processes), 600), "an undisturbed training hangs"
+        assert ended(train(config, "whole", processes), 3600), "an undisturbed training hangs"
         took, whole = time.monotonic() - began, results(Path(folder, "whole/fold-0"))
         kills = runs = same = 0
-        while kills < n:
+        end = began + 60 * flags.minutes if flags.minutes else math.inf
+        while kills < n and time.monotonic() < end:
             name, here = f"run-{runs}", 0
             while True:  # longer each time, so that it ends on a machine that has become slower
-                after = chance.uniform(0, took * (1 + here / 4)) if kills < n else 600
+                disturb = kills < n and time.monotonic() < end
+                after = chance.uniform(0, took * (1 + here / 4)) if disturb else 3600
                 ranks = train(config, name, processes)
                 if ended(ranks, after):
                     break

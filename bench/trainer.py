@@ -10,15 +10,20 @@ import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import contestants
 import torch
-from contestants import BATCH, bare, librosa_like, noise, stock, wavefold
+from contestants import BATCH, CLASSES, bare, librosa_like, noise, stock, wavefold
 from pace import Paced
 from side_by_side import MARKS, Turn, arguments, conditions, mark, publish, ratio, take_turns
+
+from shards.index import open_set
+from toolkit.schema import ModelConfig
+from toolkit.speed import flops_a_sample, peak_flops
 
 PEERS = ("lightning", "transformers")
 
@@ -127,18 +132,32 @@ def alternative(shards: str, folder: Path, words: Any, cores: list[int]) -> list
 
 
 def on_gpu(shards: str, words: Any, cores: list[int]) -> list[str]:
-    """bf16, channels_last and torch.compile beside eager float32."""
-    fast = {"precision": "bf16", "compile": "default", "channels_last": True}
-    ours = partial(wavefold, shards, "cnn_small", batch_size=16 * BATCH)
+    """bf16, channels_last and torch.compile beside eager float32, of a CNN and a ViT; their MFU."""
+    slow, fast = "eager float32", "bf16, channels_last, compiled"
+    ways = {slow: {"precision": "no"}}
+    ways[fast] = {"precision": "bf16", "compile": "default", "channels_last": True}
+    size, steps, models = 16 * BATCH, 10 * words.steps, ("cnn_small", "vit_large")
+    ours = partial(wavefold, shards, batch_size=size)
     turns = raced(
         {
-            "eager float32": Paced(partial(ours, precision="no"), 10 * words.steps, cores),
-            "bf16, channels_last, compiled": Paced(partial(ours, **fast), 10 * words.steps, cores),
+            f"{model}, {way}": Paced(partial(ours, model=model, **flags), steps, cores)
+            for model, (way, flags) in product(models, ways.items())
         },
         words.rounds,
     )
     name = torch.cuda.get_device_name()
-    return [f"{name}, batch {16 * BATCH}", *table(turns, 10 * words.steps)]
+    lines = [f"{name}, batch {size}", *table(turns, steps), "", "| | MFU |", "|---|---|"]
+    for model, (way, flags) in product(models, ways.items()):
+        peak = peak_flops(name, str(flags["precision"]))
+        flops = flops_a_sample(ModelConfig(name=model), CLASSES, open_set(Path(shards)).shape)
+        wall = median(run.wall for run in turns[f"{model}, {way}"]) / steps
+        share = f"{flops * size / wall / peak:.1%}" if peak else "not known: see toolkit/speed.py"
+        lines.append(f"| {model}, {way} | {share} |")
+    lines += MARKS
+    for model in models:
+        times = ratio(turns[f"{model}, {slow}"], turns[f"{model}, {fast}"])
+        lines.append(mark(f"{model}, {slow} : {fast}", times, 1.0))
+    return lines
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ from launch.tasks import plan
 from shards.command import alone
 from shards.errors import TrainingError, UserError
 from shards.order import plan_batch
+from shards.progress import duration
+from toolkit.claim import check_begun
 from toolkit.data import Data, open_parts
 from toolkit.schema import Config
 from toolkit.signals import REQUEUE, noting
@@ -64,6 +66,7 @@ def check_plan(configs: Sequence[Config], processes: int = 1) -> None:
 
     known = set()
     for config in configs:
+        check_begun(config, config.folder())
         alike = replace(config, run=configs[0].run, train=replace(config.train, seed=0))
         if repr(alike) not in known:
             data = open_parts(replace(alike, data=replace(alike.data, stage=None)))
@@ -80,6 +83,7 @@ def check_model(config: Config, data: Data, processes: int) -> None:
     import torch
 
     from toolkit import models
+    from toolkit.checkpoint import resumes
     from toolkit.losses import make_loss
     from toolkit.models.transfer import find_weights, freeze
 
@@ -89,7 +93,7 @@ def check_model(config: Config, data: Data, processes: int) -> None:
     with torch.device("meta"):
         fresh = replace(config.model, pretrained=False)
         model = models.build(fresh, len(data.shard_set.class_names), shape)
-    if config.model.init_from:
+    if config.model.init_from and not resumes(config.folder(), train.resume):
         find_weights(Path(config.model.init_from))
     if config.model.freeze:
         freeze(model, config.model.freeze)
@@ -125,7 +129,8 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     waiting, free = deque(jobs), deque(slots)
     training: dict[Job, Slot] = {}
     screen = Screen(jobs, len(slots))
-    screen.say(f"{len(jobs)} trainings, {len(slots)} at a time, {threads} CPU thread(s) each")
+    most = max(job.config.train.threads or threads for job in jobs)
+    screen.say(f"{len(jobs)} trainings, {len(slots)} at a time, {most} CPU thread(s) each")
     told, noted = 0, list[int]()
     with noting(STOP, noted):
         while training or (waiting and not noted):
@@ -156,7 +161,7 @@ def outcome(job: Job) -> str:
     """How a process ended, and what follows."""
     score = job.score() if job.state == "done" else None
     return {
-        "done": f"done in {job.seconds:.0f} s"
+        "done": f"done in {duration(job.seconds)}"
         + (f", accuracy {100 * score:.1f} %" if score is not None else ""),
         "stopped": "stopped, with what it had saved",
         "waiting": f"{job.why}; it is started again",

@@ -6,13 +6,16 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 
 from launch.node import launch_file
 from shards.command import nearest
 from shards.errors import UserError
+from toolkit.config import AsTyped, cast
+
+EARLY = 60  # seconds that Slurm's signal may come before its time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +65,7 @@ def read_file(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        values = yaml.load(file.read_text(encoding="utf-8"), AsTyped) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     hints = get_type_hints(Site)
@@ -71,23 +74,15 @@ def read_file(file: Path) -> dict[str, Any]:
     for key in values:
         if key not in hints:
             raise UserError(f"{file}: unknown key {key}; {nearest(str(key), list(hints))}")
-    return {key: cast(file, key, value, hints[key]) for key, value in values.items()}
+    return {key: typed(file, key, value, hints[key]) for key, value in values.items()}
 
 
-def cast(file: Path, key: str, value: Any, hint: Any) -> Any:
-    """A value of the file as the field's type."""
+def typed(file: Path, key: str, value: Any, hint: Any) -> Any:
+    """A value of the file as the field's type; a list is several words."""
+    words = list(map(str, value)) if isinstance(value, list) else value
     if get_origin(hint) is tuple:
-        return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
-    if value is None or isinstance(value, get_args(hint) or hint):
-        return value
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    if key == "time" and isinstance(value, int):
-        # YAML 1.1 reads 12:00:00 as 43200, in base 60
-        raise UserError(f"{file}: {key}: {value}: quote it, as in {key}: '12:00:00'")
-    if hint is int or int in get_args(hint):
-        raise UserError(f"{file}: {key}: {value}: expected a whole number")
-    return str(value)
+        return tuple(words) if isinstance(words, list) else (str(words),)
+    return cast(f"{file}: {key}", hint, " ".join(words) if isinstance(words, list) else words)
 
 
 def check(site: Site) -> None:
@@ -96,6 +91,12 @@ def check(site: Site) -> None:
         value = getattr(site, name)
         if value is not None and value < least:
             raise UserError(f"--{name}={value}: at least {least}")
+    limit = seconds(site.time or "")
+    if limit is not None and limit <= site.signal + EARLY:
+        raise UserError(
+            f"--time={site.time}: has to be over {site.signal + EARLY} s, since --signal="
+            f"{site.signal} s before it, or up to {EARLY} s earlier, each training saves and ends"
+        )
     for word in site.env:
         if not re.match(r"[A-Za-z_]\w*=", word):
             raise UserError(f"--env={word}: expected NAME=VALUE, as NCCL_DEBUG=INFO")
@@ -106,6 +107,15 @@ def check(site: Site) -> None:
         if "\n" in str(getattr(site, field.name)) and field.name != "activate":
             raise UserError(f"--{field.name}: expected one line")
     launch_file(site.nodes, site.gpus, site.strategy)
+
+
+def seconds(limit: str) -> int | None:
+    """A limit as sbatch takes it, `90` (minutes), `2:00:00` or `1-12`; None if it is none."""
+    found = re.fullmatch(r"(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)??(\d+)(?::(\d+))?", limit)
+    if not found:
+        return None
+    days, *clock = (int(word or 0) for word in found.groups())
+    return days * 86400 + sum(n * unit for n, unit in zip(clock, 2 * (3600, 60, 1), strict=True))
 
 
 def python_of(site: Site, own: str) -> str:

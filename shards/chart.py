@@ -6,7 +6,7 @@ Shapes: `K` classes, `C` bars.
 import io
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,16 +67,16 @@ def drawn(columns: tuple[str, ...], names: tuple[str, ...], *amounts: tuple) -> 
         handlelength=1.0,
         columnspacing=1.0,
     )
-    return to_png(figure, 110)
+    return rendered(figure, "png", dpi=110)
 
 
-def to_png(figure: "Figure", dpi: float) -> bytes:
-    """A figure as a PNG; letters that its font lacks are boxes in it, and no lines on a screen."""
-    png = io.BytesIO()
+def rendered(figure: "Figure", kind: str, **options: Any) -> bytes:
+    """A figure in the format `kind`; letters that its font lacks are no lines on a screen."""
+    out = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(png, format="png", dpi=dpi)
-    return png.getvalue()
+        figure.savefig(out, format=kind, **options)
+    return out.getvalue()
 
 
 def draw_bars(

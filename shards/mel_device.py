@@ -3,15 +3,10 @@
 Shapes: `n` samples of a recording, `S` segments, `T` frames, `F` FFT bins, `M` mel bands.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from shards.errors import UserError
-from shards.mel import FLOOR, FLOOR_DB, MelSettings, hann
-
-if TYPE_CHECKING:
-    import torch
+from shards.mel import FLOOR, FLOOR_DB, MelSettings
 
 BATCH = 64  # segments at once: of 30 s they take 1.5 GB
 
@@ -34,33 +29,17 @@ def log_mel_on(
 ) -> np.ndarray:
     """`shards.mel.log_mel`, to rounding: (n,) float32 to (S, M, T) float32."""
     import torch
+    from torchaudio.transforms import Spectrogram
 
     mel = np.empty((len(starts), settings.n_mels, settings.frames(length)), np.float32)
     samples = torch.tensor(wave, device=device)
-    window = torch.tensor(hann(settings.n_fft), device=device)
     triangles = torch.tensor(settings.filterbank, device=device)
+    power = Spectrogram(settings.n_fft, hop_length=settings.hop_length, pad_mode="constant")
+    power = power.to(device)
     for first in range(0, len(starts), BATCH):
         run = starts[first : first + BATCH].tolist()
         segments = torch.stack([samples[start : start + length] for start in run])
-        power = triangles @ spectrum_power(segments, window, settings)[..., : mel.shape[2]]
-        found = power.clamp_(min=FLOOR).log10_().mul_(10).clamp_(min=FLOOR_DB)
+        found = (triangles @ power(segments))[..., : mel.shape[2]]
+        found = found.clamp_(min=FLOOR).log10_().mul_(10).clamp_(min=FLOOR_DB)
         mel[first : first + BATCH] = found.cpu().numpy()
     return mel
-
-
-def spectrum_power(
-    segments: "torch.Tensor", window: "torch.Tensor", settings: MelSettings
-) -> "torch.Tensor":
-    """(S, N) to (S, F, 1 + N // hop_length): re^2 + im^2 of centred frames, zeros around."""
-    import torch
-
-    spectrum = torch.stft(
-        segments,
-        settings.n_fft,
-        settings.hop_length,
-        window=window,
-        center=True,
-        pad_mode="constant",
-        return_complex=True,
-    )
-    return torch.view_as_real(spectrum).square().sum(dim=-1)

@@ -5,7 +5,7 @@ the first set where all have the same names; `classes` may name others, in the o
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +127,10 @@ class Mixture(ShardSet):
                 if len(names) > 1:
                     line |= {x: f"{name}/{line[x]}" for x in ("path", "group") if line.get(x)}
                 yield line
+
+    def lines_of(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+        wanted = set(numbers)
+        return {n: line for n, line in enumerate(self.recordings()) if n in wanted}
 
 
 def group_names(shard_set: ShardSet) -> Iterator[str]:

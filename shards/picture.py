@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shards.chart import to_png
+from shards.chart import rendered
 from shards.durable import write_output
 from shards.errors import UserError
 from shards.index import ShardSet
@@ -51,7 +51,7 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4) -> None
         shards.errors.ShardError: a shard is missing or too short.
     """
     if per_class < 1:
-        raise UserError(f"per_class {per_class}: give at least 1")
+        raise UserError(f"--per_class={per_class}: at least 1")
     if not len(shard_set.index):
         raise UserError(f"{shard_set}: holds no samples, so there is nothing to draw")
     panels = choose_panels(shard_set, per_class)
@@ -60,7 +60,8 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4) -> None
 
 def save(figure: "Figure", output: Path) -> None:
     """Write a figure of panels as the PNG `output`, whole or not at all."""
-    write_output(output, to_png(figure, min(110, MAX_PIXELS / max(figure.get_size_inches()))))
+    dpi = min(110, MAX_PIXELS / max(figure.get_size_inches()))
+    write_output(output, rendered(figure, "png", dpi=dpi))
 
 
 def choose_panels(shard_set: ShardSet, per_class: int, seed: int = 0) -> list[Panel]:

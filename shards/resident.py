@@ -123,7 +123,7 @@ def choose(resident: str, size: int, device: torch.device, processes: int) -> st
     if resident == "auto":
         places = ["device", "memory"] if device.type == "cuda" else ["memory"]
         return next((where for where in places if size <= room(where) // SHARE), "none")
-    if resident != "none" and size > room(resident):
+    if resident != "none" and 0 < room(resident) < size:
         raise UserError(
             f"data.resident={resident}: the samples take {size / 1e9:,.3g} GB and "
             f"{room(resident) / 1e9:,.3g} GB are free; use auto or none"
@@ -132,7 +132,8 @@ def choose(resident: str, size: int, device: torch.device, processes: int) -> st
 
 
 def free_memory() -> int:
-    """Bytes that this process could still use: the machine's, or what its control group leaves."""
+    """Bytes that this process could still use: the machine's, or what its control group leaves; 0
+    where nobody says."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from shards.cache import locked
-from shards.durable import sync_folder
+from shards.durable import sha256, sync_folder
 from shards.errors import UserError
 from shards.index import check_size, current, read_info
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 22  # bytes
 SPARE = 64 << 20  # bytes of the disk that are left to others
 
 
@@ -72,7 +71,11 @@ def is_whole(copy: Path, info: dict[str, Any]) -> bool:
 
 
 def copy_set(source: Path, copy: Path, info: dict[str, Any], beat: Callable[[], None]) -> None:
-    """Copy a set, file by file; none of it stays if it cannot be had whole."""
+    """Copy a set, file by file, and check what came; none of it stays if it cannot be had whole.
+
+    Raises:
+        UserError: a file's SHA-256 is not what `info` says.
+    """
     files = entries(info)
     total = sum(entry["bytes"] for entry in files.values())
     shutil.rmtree(copy, ignore_errors=True)  # of a process that was killed
@@ -82,28 +85,16 @@ def copy_set(source: Path, copy: Path, info: dict[str, Any], beat: Callable[[], 
     try:
         copy.mkdir()
         for name, entry in files.items():
-            copy_file(current(source, name), copy / name, entry, beat)
+            shutil.copyfile(current(source, name), copy / name)
+            beat()
+            if sha256(copy / name) != entry["sha256"]:
+                raise UserError(
+                    f"{source / name}: its SHA-256 is not what dataset.json says; copy it again or "
+                    "rebuild the set"
+                )
         shutil.copyfile(current(source, "dataset.json"), copy / "dataset.json.part")
         sync_folder(copy)
         os.rename(copy / "dataset.json.part", copy / "dataset.json")
     except BaseException:
         shutil.rmtree(copy, ignore_errors=True)
         raise
-
-
-def copy_file(source: Path, copy: Path, entry: dict[str, Any], beat: Callable[[], None]) -> None:
-    """Copy a file, and check it on its way.
-
-    Raises:
-        UserError: its SHA-256 is not that of `entry`.
-    """
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
-    with open(source, "rb", buffering=0) as there, open(copy, "wb") as here:
-        while n := there.readinto(buffer):
-            digest.update(buffer[:n])
-            here.write(buffer[:n])
-            beat()
-    if digest.hexdigest() != entry["sha256"]:
-        raise UserError(
-            f"{source}: its SHA-256 is not what dataset.json says; copy it again or rebuild the set"
-        )

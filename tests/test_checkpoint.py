@@ -6,58 +6,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from savers import INFO, assert_equal, copied, make, state
 
-from shards.draws import Weighted
 from shards.errors import UserError
-from shards.index import ShardSet
-from shards.order import Order, plan_batch
-from toolkit import checkpoint, world
+from toolkit import checkpoint
 from toolkit import saver as saving
 from toolkit.checkpoint import checkpoints, damage, prune, step_of
-from toolkit.saver import Saver
-from toolkit.schema import OptimConfig, TrainConfig
-from toolkit.strategy import Strategy
-
-INFO = {"classes": ["a", "b"], "samples": 9, "shards": [{"sha256": "1"}, {"sha256": "2"}]}
-INFO["files"] = {"index.npy": {"sha256": "3"}}
-
-
-def make(folder: Path, width=2, info=None, ema=0.9, microbatch=None, weight=1.0, **train):
-    """Checkpoints of a linear layer with AdamW, and a function that takes a step."""
-    accelerator, here = world.start("no", 1)
-    torch.manual_seed(0)
-    model, plan = torch.nn.Linear(3, width), plan_batch(4, microbatch, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
-    strategy = Strategy(accelerator, here, model, optimizer, plan, OptimConfig(ema=ema))
-    shard_set = ShardSet(folder, info or INFO)
-    draw = Weighted([np.array([1, 1, weight])], 3, 3, 0)
-    order, config = Order(3, 3, 0, draw=draw), TrainConfig(**train)
-    saver = Saver(folder, strategy, shard_set, config, here, plan, order, target=99)
-
-    def step(n: int = 1) -> None:
-        model(torch.ones(4, 3)).square().mean().backward()
-        strategy.optimizer.step()
-        strategy.optimizer.zero_grad()
-        strategy.average.update(n)
-
-    return saver, step
-
-
-def state(step: int, *losses: float) -> dict:
-    """A state of `step`, after epochs of one step with these losses."""
-    entries = [{"step": n, "epoch": n, "loss": loss} for n, loss in enumerate(losses, 1)]
-    return {"step": step, "history": entries, "scaler": {"scale": 65536.0}}
-
-
-def copied(strategy) -> dict:
-    groups = strategy.tensors()
-    return {part: {n: t.clone() for n, t in groups[part].items()} for part in groups}
 
 
 @pytest.fixture(autouse=True)
@@ -81,10 +40,10 @@ def test_it_holds_what_was_when_it_was_asked_for_and_no_two_are_written_at_once(
         assert waiting.wait(20)
         return take(snapshot)
 
-    def slow_save(tensors, file):
+    def slow_save(tensors, file, words):
         at_once.append(at_once[-1] + 1)
         assert go.wait(20)
-        save(tensors, file)
+        save(tensors, file, words)
         at_once.append(at_once[-1] - 1)
 
     saver, step = make(tmp_path, best_metric="loss")
@@ -116,19 +75,13 @@ def test_it_holds_what_was_when_it_was_asked_for_and_no_two_are_written_at_once(
             assert_equal(load_file(path / f"{part}.safetensors"), tensors)
 
 
-def assert_equal(one: dict, two: dict) -> None:
-    assert one.keys() == two.keys() and one
-    for name, value in one.items():
-        assert torch.equal(value, two[name]), name
-
-
 def test_a_full_disk_costs_a_line_and_leaves_what_was_there(tmp_path, monkeypatch, caplog):
     save, full = checkpoint.save_file, [False]
 
-    def save_or_not(tensors, file):
+    def save_or_not(tensors, file, words):
         if full[0] and Path(file).name == "optimizer.safetensors":
             raise SafetensorError("I/O error: No space left on device (os error 28)")
-        save(tensors, file)
+        save(tensors, file, words)
 
     monkeypatch.setattr(checkpoint, "save_file", save_or_not)
     saver, step = make(tmp_path, best_metric="loss")
@@ -154,6 +107,28 @@ def test_a_full_disk_costs_a_line_and_leaves_what_was_there(tmp_path, monkeypatc
         "the checkpoint of step 2", "the checkpoint of step 4",
     ]  # fmt: skip
     assert "No space left on device" in lines[0] and "\n" not in lines[0]
+
+
+def test_where_the_newest_is_damaged_the_best_weights_before_it_come_back(tmp_path, caplog):
+    saver, step = make(tmp_path, best_metric="loss")
+    best, losses, held = tmp_path / "best.safetensors", [3.0, 2.0, 2.5, 1.0], {}
+    for number in (1, 2, 3, 4):
+        step()
+        saver.save(state(number, *losses[:number]))
+        saver._settle()
+        held[number] = load_file(best)
+    (saver.folder / "step-00000004/state.json").write_text("{")
+    saver, _ = make(tmp_path, best_metric="loss")
+    found = saver.restore()
+    assert found["step"] == 3  # and checkpoint 2, of the best weights until then, was pruned
+    saver.catch_up(found)
+    assert_equal(load_file(best), held[2])
+    best.write_bytes((saver.folder / "step-00000003/ema.safetensors").read_bytes())
+    (saver.folder / "best-before.safetensors").unlink()
+    caplog.clear()
+    saver.catch_up(found)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "best.safetensors is not of step 2, the best so far, whose weights are gone" in line
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Scores of two classes against scikit-learn and brute force; thresholds and attacks."""
 
 import json
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from toolkit.attacks import attack_names
 from toolkit.decision import best_threshold, decide
 from toolkit.intervals import average_precision
 from toolkit.metrics import scores
-from toolkit.predictions import read_predictions
+from toolkit.predictions import read_predictions, write_predictions
 
 
 def made_up(n: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -201,6 +203,25 @@ def test_a_run_of_two_classes_tells_of_attacks_seen_and_unseen(config, tmp_path)
     assert info["decision"]["target"] == "real" and info["decision"]["n"] == 12
     said = predictions.probabilities[:, 1] >= threshold
     assert (said == predictions.predicted).all()
+    # Another seed, that says of each recording what the first says of another one.
+    both = [Path(shutil.copytree(run, tmp_path / f"seeds/seed-{seed}")) for seed in (0, 1)]
+    rows_of = read_predictions(both[1] / "predictions.csv")
+    rows_of.probabilities[:] = rows_of.probabilities[::-1].copy()
+    write_predictions(both[1] / "predictions.csv", rows_of)
+    assert main(["collect", str(tmp_path / "seeds")]) == 0
+    alone = [json.loads((one / "folds.json").read_text())["detection"]["rows"] for one in both]
+    joined = json.loads((tmp_path / "seeds/seeds.json").read_text())["detection"]["rows"]
+    for one, other, mean in zip(*alone, joined, strict=True):
+        assert mean["eer"] == pytest.approx((one["eer"] + other["eer"]) / 2), mean["name"]
+        assert (mean["name"], mean["n"], mean.get("seen")) == (
+            one["name"],
+            one["n"],
+            one.get("seen"),
+        )
+        low, high = mean["interval"]["eer"]
+        assert low <= mean["eer"] <= high
+    assert alone[0][0]["eer"] != alone[1][0]["eer"]
+    assert "| unseen attacks" in (tmp_path / "seeds/seeds.md").read_text()
 
 
 def test_what_does_not_fit_is_refused(config):

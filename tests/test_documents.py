@@ -135,3 +135,13 @@ def test_trainings_side_by_side():
         (config, *settings), flags = bind("launch.local", local, words)
         asked = {name: flags.get(name) for name in ("folds", "seeds")}
         assert plan([str(ROOT / config), *settings], **asked, grid=flags.get("grid", ()))
+
+
+def test_how_fast_are_figures_that_the_command_beside_them_printed():
+    results = (ROOT / "bench/RESULTS.md").read_text()
+    table = PAGES[0].partition("## How fast\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"\| ([\d.]+x) \| (\d+) \| `(python bench/.+)` \|", table)
+    assert len(rows) == table.count("python bench/") > 3
+    for times, n, command in rows:
+        section = results.partition(f"\n`{command}")[2].partition("\n<!-- /")[0]
+        assert f" | {times} | " in section and f"n = {n} interleaved" in section, command

@@ -88,7 +88,9 @@ def test_two_processes_train_as_one(config, tmp_path, microbatch):
     one, two = (losses(tmp_path / "runs" / name / "fold-0") for name in ("one", "two"))
     assert len(one) == 10
     np.testing.assert_allclose(two, one, rtol=1e-4)
-    assert (tmp_path / "runs/two/fold-0/scores.json").exists()
+    run = tmp_path / "runs/two/fold-0"
+    modes = {f.stat().st_mode for f in run.rglob("*") if f.suffix in (".json", ".safetensors")}
+    assert (run / "scores.json").exists() and len(modes) == 1  # whoever shares a run reads it all
 
 
 @pytest.mark.slow

@@ -136,7 +136,8 @@ def test_what_is_evaluated_again_is_read_twice(tone_set, monkeypatch, where):
     assert counts[2:] == [0, 0] if where != "none" else min(counts[2:]) >= len(selection)
 
 
-def test_hundreds_of_starts_leave_no_thread_and_no_descriptor(tone_set):
+@pytest.mark.parametrize("starts", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_starts_leave_no_thread_and_no_descriptor(tone_set, starts):
     shard_set = open_set(tone_set)
     order = Order(len(shard_set.index), 6, seed=0)
     loader = Loader(shard_set, np.arange(order.n), order, plan_batch(6, None, 1), 0, CPU)
@@ -147,7 +148,7 @@ def test_hundreds_of_starts_leave_no_thread_and_no_descriptor(tone_set):
         return slots, threading.active_count(), len(os.listdir("/proc/self/fd"))
 
     before = held()  # slots too: an earlier test's failure keeps what it was at
-    for n in range(200):
+    for n in range(starts):
         steps = loader.steps(n, 10**6)
         for _, _ in zip(range(n % 3 + 1), steps, strict=False):
             pass
@@ -198,6 +199,8 @@ def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch):
     large = Loader(few, np.arange(99), Order(99, 64, 0), plan_batch(64, None, 1), 0, CPU)
     with pytest.raises(UserError, match=r"batch_size=64: the samples of a step take .* GB"):
         next(large.steps(0, 1))
+    monkeypatch.setattr(resident, "free_memory", lambda: 0)  # a machine that does not say
+    assert [resident.choose(where, 9, CPU, 1) for where in ("auto", "memory")] == ["none", "memory"]
     monkeypatch.undo()
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 1 << 20 < resident.free_memory() < there

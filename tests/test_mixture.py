@@ -46,6 +46,8 @@ def test_a_mixture_gives_the_samples_and_rows_of_its_sets(tone_set, second):
     rows = mixture.rows(numbers)
     known = list(mixture.recordings())
     assert len({line["path"] for line in known}) == len(known)  # no two of one name
+    some = [len(known) - 1, 0]  # as a loss that is not finite asks for them
+    assert mixture.lines_of(some) == {n: known[n] for n in some}
     with Reader(mixture) as reader, Reader(sets[0]) as a, Reader(sets[1]) as b:
         for number, row, got in zip(numbers, rows, reader.read(numbers), strict=True):
             of, local = (0, number) if number < len(sets[0]) else (1, number - len(sets[0]))

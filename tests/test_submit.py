@@ -109,18 +109,16 @@ def test_a_dry_run_prints_and_leaves_nothing(here, capsys):
 def test_a_file_says_what_the_site_wants_and_flags_overrule_it(here, capsys):
     file = here / "home/wavefold/slurm.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text(
-        "account: proj\ngpus: 8\ntime: '8:00:00'\nmodules: [cuda, gcc]\nsbatch: --x=1\n"
-    )
+    file.write_text("account: 007\ngpus: 8\ntime: 8:00:00\nmodules: [cuda, gcc]\nsbatch: --x=1\n")
     site = read_site({"gpus": 2, "account": None})
-    assert (site.account, site.gpus, site.time) == ("proj", 2, "8:00:00")
+    assert (site.account, site.gpus, site.time) == ("007", 2, "8:00:00")
     assert (site.modules, site.sbatch) == ("cuda gcc", ("--x=1",))
     assert main(["tones.yaml", "--folds=4", "--dry_run", "--account=other"]) == 0
     assert "#SBATCH --account=other\n" in capsys.readouterr().out
     for text, message in (
         ("acount: proj", "unknown key acount; did you mean account?"),
         ("gpus: many", "expected a whole number"),
-        ("time: 12:00:00", "quote it, as in time: '12:00:00'"),
+        ("modules:", "modules=None: expected a word"),
         ("- account", "expected keys and values"),
         ("gpus: -1", "--gpus=-1: at least 0"),
     ):
@@ -142,6 +140,7 @@ def test_a_file_says_what_the_site_wants_and_flags_overrule_it(here, capsys):
         (["--folds=4", "--audio=nowhere"], "no such folder"),
         (["--folds=4", "--optim.lrr=1"], "did you mean lr?"),
         (["--folds=4", "--data.n_mels=99"], "99 asked"),
+        (["--folds=4", "--time=5:30"], "--time=5:30: has to be over 360 s"),
         (["--folds=4", "--train.patience=3"], "needs a validation part"),
         (["--folds=4", "--grid=model.name=cnn_tiny,cnn_tny"], "did you mean cnn_tiny"),
         (["--folds=4", "--model.freeze=[sterm]"], "no such part"),
@@ -156,6 +155,16 @@ def test_what_cannot_be_is_one_line(here, capsys, words, message):
     assert main(["tones.yaml", *words, "--dry_run"]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_run_begun_with_other_settings_is_refused_before_it_waits(here, capsys):
+    fold = here / "runs/tones/fold-0"
+    fold.mkdir(parents=True)
+    (fold / "config.yaml").write_text("run: {name: tones}\ntrain: {epochs: 7}\n")
+    assert main(["tones.yaml", "--folds=1,2", "--train.epochs=8", "--dry_run"]) == 2
+    assert "train.epochs: 7 there, 8 asked" in capsys.readouterr().err
+    words = ["--train.epochs=8", "--train.resume=never", "--dry_run"]
+    assert main(["tones.yaml", "--folds=1,2", *words]) == 0
 
 
 @pytest.mark.parametrize("module", ["submit", "status", "cancel"])

@@ -9,6 +9,7 @@ from processes import on_ranks
 from runs import config_file
 from safetensors.torch import load_file, save_file
 
+from launch.local import check_plan
 from shards.errors import UserError
 from toolkit.config import load
 from toolkit.loop import fit
@@ -99,7 +100,10 @@ def test_a_linear_probe_trains_the_head_alone_and_goes_on_where_it_stopped(tone_
     save_file(first, tmp_path / "first.safetensors")
     probe = ["--model.freeze=[backbone]", f"--model.init_from={tmp_path}/first.safetensors"]
     trained("probe", *probe, "--train.max_steps=2")
+    (tmp_path / "first.safetensors").rename(tmp_path / "gone")  # a checkpoint has it all
+    check_plan([load([file, "--run.name=probe", *probe])])
     resumed = trained("probe", *probe, "--train.max_steps=4")
+    (tmp_path / "gone").rename(tmp_path / "first.safetensors")
     whole = trained("whole", *probe, "--train.max_steps=4")
     for name, tensor in first.items():
         assert torch.equal(tensor, resumed[name]) == (not name.startswith("head.")), name

@@ -8,11 +8,9 @@ import numpy as np
 
 from shards.errors import UserError
 from toolkit import detection
-from toolkit.intervals import percentiles, ranked, units_of
+from toolkit.intervals import RESAMPLES, averaged, percentiles, ranked, units_of
 from toolkit.metrics import resampled
 from toolkit.predictions import Predictions
-
-RESAMPLES = 2000
 
 
 def attack_names(by: str, rows: Mapping[str, Sequence[str]]) -> np.ndarray:
@@ -41,23 +39,25 @@ def told(rows: Predictions) -> dict[str, Sequence[str]]:
 
 
 def summary(
-    rows: Predictions, notes: Mapping[str, Mapping[str, Any]], unit: str
+    seeds: Sequence[Predictions], notes: Mapping[str, Mapping[str, Any]], unit: str
 ) -> dict[str, Any] | None:
     """Target, costs, and a row each of all, of seen and unseen attacks, and of every attack.
 
-    `rows` are recordings of two classes, `notes` what scores.json notes as `detection` for each
-    fold by name. A row has n, eer and min_dcf with their intervals, and whether training has heard
-    of the attack: True, False, or None where folds differ. None where a run has noted nothing.
+    `seeds` are what trainings said of the same recordings of two classes, in one order, `notes`
+    what scores.json notes as `detection` for each fold by name. A row has n, eer and min_dcf,
+    means over the seeds, with their intervals, and whether training has heard of the attack: True,
+    False, or None where folds differ. None where a run has noted nothing.
     """
     noted = next(iter(notes.values()), None)
     if not noted:
         return None
+    rows = seeds[0]
     target = rows.labels == rows.classes.index(noted["target"])
 
     def row(name: str, others: np.ndarray) -> dict[str, Any]:
         """The scores of the target against `others` (N,) bool, and their bootstrap intervals."""
-        kept = rows.take(target | others)
-        units, score = units_of(kept, unit), ranked(kept, noted)
+        kept = [one.take(target | others) for one in seeds]
+        units, score = units_of(kept[0], unit), averaged([ranked(one, noted) for one in kept])
         once = score(np.ones((1, len(units))))
         drawn = resampled(lambda drawn: score(drawn[:, units]), units, RESAMPLES)
         between = {key: percentiles(values, units) for key, values in drawn.items()}

@@ -14,9 +14,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from shards.index import file_entry, sync_folder, write_atomic
+from shards.durable import becoming, file_entry, sync_folder, write_atomic
 from toolkit.strategy import Tensors
 
 FORMAT = 2
@@ -30,7 +31,7 @@ def write(folder: Path, step: int, groups: Mapping[str, Tensors], text: str) -> 
     aside.mkdir(parents=True)
     try:
         for part, tensors in groups.items():
-            save_file(tensors, aside / f"{part}.safetensors")
+            save(aside / f"{part}.safetensors", tensors, step)
         (aside / "state.json").write_text(text, encoding="utf-8")
         files = {file.name: file_entry(file) for file in sorted(aside.iterdir())}
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=2)
@@ -52,17 +53,40 @@ def point_to(folder: Path, step: int) -> None:
     write_atomic(folder / "latest", name_of(step).encode())
 
 
-def write_tensors(file: Path, tensors: Tensors) -> None:
-    """Write a safetensors file whole or not at all."""
+def save(file: Path, tensors: Tensors, step: int) -> None:
+    """Write a safetensors file as readable as other files: its library's own are the owner's."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, {"step": str(step)})
+    file.chmod(mode)
+
+
+def write_tensors(file: Path, tensors: Tensors, step: int) -> None:
+    """Write a safetensors file of the weights after `step`, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.tmp")
+    with becoming(file, beside(file)):
+        save(beside(file), tensors, step)
+
+
+def copy(file: Path, to: Path) -> None:
+    """Copy a file whole or not at all."""
+    with becoming(to, beside(to)):
+        shutil.copyfile(file, beside(to))
+
+
+def beside(file: Path) -> Path:
+    """Where a file is written first: always there, so that of kills no more than one is left."""
+    return file.with_name(f".{file.name}.tmp")
+
+
+def step_in(file: Path) -> int | None:
+    """After which step its weights were; 0 if it is not there or broken, None if it is old."""
     try:
-        save_file(tensors, aside)
-        sync_folder(aside)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(file.parent)
+        with safe_open(file, "pt") as tensors:
+            step = (tensors.metadata() or {}).get("step")
+    except (OSError, SafetensorError):
+        return 0
+    return step and int(step)
 
 
 def prune(folder: Path, step: int, keep_last: int, kept: set[int]) -> None:
@@ -79,6 +103,11 @@ def discard(path: Path) -> None:
     aside = path.with_name(f".{path.name}.old")
     os.replace(path, aside)
     shutil.rmtree(aside)
+
+
+def resumes(run: Path, resume: str) -> bool:
+    """Whether a training of `run` goes on from a checkpoint, which has all the weights."""
+    return resume != "never" and bool(checkpoints(run / "checkpoints"))
 
 
 def checkpoints(folder: Path) -> list[Path]:

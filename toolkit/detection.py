@@ -31,15 +31,25 @@ class Curve(NamedTuple):
     false_alarms: np.ndarray
 
 
+def accepted(
+    target: np.ndarray, score: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of targets and of others that score at least as high as each of the scores, from
+    the highest on; rows of one score come together. Shape: (N,) bool, (N,), (R, N) -> 2 x (R, P).
+    """
+    order = np.argsort(-score, kind="stable")
+    ends = np.append(np.diff(score[order]) != 0, True)
+    hits, others = (
+        np.cumsum(weights[:, order] * truth[order], axis=1)[:, ends] for truth in (target, ~target)
+    )
+    return hits, others
+
+
 def curve(target: np.ndarray, score: np.ndarray, weights: np.ndarray | None = None) -> Curve:
     """Misses and false alarms at each threshold, for each row of weights; NaN where one class is
     missing. Shape: (N,) bool, (N,), (R, N), by default one row of ones."""
-    weights = np.ones((1, len(score))) if weights is None else weights
-    order = np.argsort(-score, kind="stable")
-    ends = np.append(np.diff(score[order]) != 0, True)  # rows of one score come together
     rates = []
-    for truth in (target, ~target):
-        passed = np.cumsum(weights[:, order] * truth[order], axis=1)[:, ends]
+    for passed in accepted(target, score, np.ones((1, len(score))) if weights is None else weights):
         total = passed[:, -1:]
         share = np.divide(passed, total, out=np.full_like(passed, np.nan), where=total > 0)
         rates.append(np.concatenate([0 * share[:, :1], share], axis=1))

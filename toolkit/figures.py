@@ -4,9 +4,7 @@ Each `draw_*` returns a Figure; `save` makes a file of it, `to_svg` a part of an
 takes the page's text colour.
 """
 
-import io
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from shards.chart import rendered
 from shards.durable import write_output
 from shards.labels import shorten
 from toolkit.band_statistics import BAND, OVER_TIME, SHAPE
@@ -52,6 +51,7 @@ COSTS = ("eer", "min_dcf")  #: lower is better
 Records = Sequence[Mapping[str, Any]]
 
 
+@rc_context(STYLE)
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG on white."""
     return rendered(figure, "png", dpi=140, facecolor="white")
@@ -70,6 +70,7 @@ def marked(figure: Figure, caution: str | None) -> Figure:
     return figure
 
 
+@rc_context(STYLE)
 def to_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element to stand inside HTML: no ids of groups, no namespaces."""
     text = rendered(figure, "svg", transparent=True, metadata={"Date": None}).decode()
@@ -77,16 +78,6 @@ def to_svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     return re.sub(r'<g id="[^"]*"', "<g", text).replace(INK, "currentColor")
-
-
-def rendered(figure: Figure, kind: str, **options: Any) -> bytes:
-    """The bytes of the figure in the format `kind`."""
-    out = io.BytesIO()
-    with rc_context(STYLE), warnings.catch_warnings():
-        # A class name may be in a script that matplotlib's font lacks; the SVG still shows it.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing")
-        figure.savefig(out, format=kind, **options)
-    return out.getvalue()
 
 
 def short(name: str, width: int = 24) -> str:
@@ -223,7 +214,8 @@ def draw_rivals(found: Mapping[str, Any], names: Mapping[str, str]) -> Figure:
     for place, count in enumerate(found["counts"]):
         right.text(count, place, f" {count}", va="center")
     right.invert_yaxis()
-    right.set(xlabel="recordings", xlim=(0, 1.15 * max(found["counts"])))
-    right.set_title(f"right by, McNemar p = {found['mcnemar']:.2g}")
+    right.set(xlabel="recordings", xlim=(0, 1.2 * max(found["counts"])))
+    p = found["mcnemar"]
+    right.set_title("right, mean over seeds" if p is None else f"right by\nMcNemar's p = {p:.2g}")
     right.grid(False)
     return figure

@@ -15,7 +15,7 @@ from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import attacks, tagging
 from toolkit.detection import asked
-from toolkit.intervals import chosen_unit, intervals, units_of
+from toolkit.intervals import RESAMPLES, chosen_unit, intervals, units_of
 from toolkit.metrics import confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
 from toolkit.results import Fold, find_trainings, last_words, read_fold
@@ -28,7 +28,6 @@ PROTOCOLS = {
 }
 CAUTION = {"kfold_optimistic": "optimistic: the epoch was chosen on the reported fold"}
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
-RESAMPLES = 2000
 
 #: What the folds of one run may differ in: the fold, and what a launch decides without changing the
 #: training. The shard set may lie elsewhere on each machine; it is compared by its content.
@@ -139,7 +138,7 @@ def level_summary(
     target, costs = asked(noted, rows.classes)
     return {
         "pooled": scores(rows.labels, rows.log_probs, rows.predicted, target=target, costs=costs),
-        "interval": intervals(rows, unit, RESAMPLES, noted),
+        "interval": intervals(rows, unit, noted),
         **spread([fold.result[level] for fold in folds], metrics),
         "confusion": confusion(rows.labels, rows.predicted, len(rows.classes)).tolist(),
         "units": len(np.unique(units_of(rows, unit))),
@@ -161,6 +160,7 @@ def summarise(
     names = [fold.name for fold in folds]
     whole = folds[0].folder.resolve() == run.resolve()  # a page of one fold misses none
     missing = [] if whole else [name for name in fold_names(folds) if name not in names]
+    folders = [f"fold-{fold_names(folds).index(name)}" for name in missing]
     parts = ("fold", "epoch", "step", "stopped", "world_size", *LEVELS)  # no times: they differ
     summary = {
         "run": str(folds[0].config.get("run", {}).get("name") or run.resolve().name),
@@ -173,13 +173,14 @@ def summarise(
         "metrics": tagging.METRICS if joined.is_multi_label else METRICS,
         "folds": [{key: fold.result.get(key) for key in parts} for fold in folds],
         "missing": missing,
-        "why": {n: last_words(run / f"fold-{fold_names(folds).index(n)}") for n in missing},
+        "missing_folders": folders,
+        "why": {name: last_words(run / f) for name, f in zip(missing, folders, strict=True)},
         "warnings": config_warnings({fold.name: fold.config for fold in folds}, "folds"),
         "bootstrap": {"n": RESAMPLES, "unit": unit, "seed": 0, "level": 0.95},
     }
     notes = {fold.predictions.fold[0]: fold.result.get("detection") for fold in folds}
     known = {name: note for name, note in notes.items() if note}
-    summary["detection"] = attacks.summary(joined.at("recording"), known, unit)
+    summary["detection"] = attacks.summary([joined.at("recording")], known, unit)
     for level in LEVELS:
         summary[level] = level_summary(folds, joined.at(level), unit, level)
     return summary, joined

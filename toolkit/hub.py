@@ -9,25 +9,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from shards.errors import UserError
+from toolkit.schema import HubConfig
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 EPOCHS, PUSHED = "epochs", ".pushed"  #: in the run's folder; in there, the names that are there
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HubConfig:
-    repo: str | None = None  #: owner/name on the Hub that each epoch's weights are pushed to
-    private: bool = True  #: of a repository that has to be made
-    timeout: float = 300.0  #: seconds that a file may take, and that the end waits for the rest
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:

@@ -3,7 +3,7 @@
 Shapes: `N` rows, `K` classes, `U` units (recordings or groups), `R` resamples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ from toolkit import detection
 from toolkit.metrics import Scorer, counted, resampled
 from toolkit.predictions import Predictions
 
+RESAMPLES = 2000
 Interval = list[float] | None
 Noted: TypeAlias = Mapping[str, Any] | None
 
@@ -39,17 +40,15 @@ def units_of(rows: Predictions, unit: str) -> np.ndarray:
     return np.unique(names, return_inverse=True)[1].reshape(-1)
 
 
-def intervals(
-    rows: Predictions, unit: str, n: int = 2000, noted: Noted = None
-) -> dict[str, Interval]:
-    """The 95 % interval of each score over `n` resamples of whole units (Efron, 1979), see
+def intervals(rows: Predictions, unit: str, noted: Noted = None) -> dict[str, Interval]:
+    """The 95 % interval of each score over resamples of whole units (Efron, 1979), see
     `percentiles`; `noted` is what scores.json has as `detection`.
 
     Resamples in which a score is not defined, as without one of two classes, are left out; None
     where it is defined in none.
     """
     units = units_of(rows, unit)
-    found = resampled(scorer(rows, units, noted), units, n)
+    found = resampled(scorer(rows, units, noted), units, RESAMPLES)
     return {name: percentiles(values, units) for name, values in found.items()}
 
 
@@ -74,6 +73,16 @@ def scorer(rows: Predictions, units: np.ndarray, noted: Noted = None) -> Scorer:
         return by_counts
     by_ranks = ranked(rows, noted)
     return lambda drawn: by_counts(drawn) | by_ranks(drawn[:, units])
+
+
+def averaged(scorers: Sequence[Scorer]) -> Scorer:
+    """What gives the means of the scores that all of them give, as those of several seeds."""
+
+    def score(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        each = [one(drawn) for one in scorers]
+        return {name: np.mean([one[name] for one in each], axis=0) for name in each[0]}
+
+    return score
 
 
 def ranked(rows: Predictions, noted: Noted) -> Scorer:
@@ -104,12 +113,8 @@ def weighted_tags(rows: Predictions, weights: np.ndarray) -> dict[str, Any]:
 def average_precision(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Of each resample: precision, weighted by the step of recall, over falling thresholds; rows
     of one score come together. Shape: (N,) bool, (N,), (R, N) -> (R,)."""
-    order = np.argsort(-score, kind="stable")
-    ends = np.append(np.diff(score[order]) != 0, True)
-    said = np.cumsum(weights[:, order], axis=1)[:, ends]
-    hits = np.cumsum(weights[:, order] * truth[order], axis=1)[:, ends]
-    precision = hits / np.maximum(said, 1e-12)
-    steps = np.diff(hits, axis=1, prepend=0)
-    total = hits[:, -1]
+    hits, others = detection.accepted(truth, score, weights)
+    precision = hits / np.maximum(hits + others, 1e-12)
+    steps, total = np.diff(hits, axis=1, prepend=0), hits[:, -1]
     found = (precision * steps).sum(axis=1) / np.maximum(total, 1e-12)
-    return np.where((total > 0) & (total < said[:, -1]), found, np.nan)
+    return np.where((total > 0) & (others[:, -1] > 0), found, np.nan)

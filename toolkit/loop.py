@@ -2,6 +2,8 @@
 
 import logging
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from shards.order import BatchPlan, plan_batch
 from shards.selection import Selection
 from toolkit import exact, history, lock, track
 from toolkit.augment import Augment, Transform
+from toolkit.checkpoint import resumes
 from toolkit.claim import claim
 from toolkit.data import open_parts
 from toolkit.evaluate import log_probabilities
@@ -64,7 +67,7 @@ def fit(config: Config) -> dict[str, Any]:
     augment = Augment(config.augment, shard_set, transform, train.seed, config.model.norm_batch)
 
     # Model and optimiser.
-    strategy = make_model(config, shard_set, accelerator, world, plan)
+    strategy = make_model(config, shard_set, accelerator, world, plan, folder)
     stepper = Stepper(strategy, augment, config, plan, world, make_loss(config, shard_set, parts))
 
     def evaluate(numbers: Selection) -> np.ndarray:
@@ -78,8 +81,8 @@ def fit(config: Config) -> dict[str, Any]:
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": []}
     state |= {"loss_sum": 0.0, "losses": 0}  # of the epoch so far
     state |= saver.restore()
-    stepper.scale.load(state)
-    past = History(state["history"], config)
+    stepper.scale.load(state)  # fp16's loss scale
+    past = History(state["history"], config)  # and what it decides: best epoch, plateau, early end
     target = state["step"] if past.stopped else target
     finished = broadcast_object_list([track.finished(folder, target)])[0]
     if finished:
@@ -91,9 +94,9 @@ def fit(config: Config) -> dict[str, Any]:
         (folder / "scores.json").unlink(missing_ok=True)  # of a run with fewer steps
         track.announce(config, world, shard_set, parts, plan, state["step"], target)
         track.write_model(folder, config, shard_set, mean, std)
-    saver.catch_up(state)
+    saver.catch_up(state)  # with what a kill has left undone after the checkpoint
     loss_sum, losses = state["loss_sum"], state["losses"]
-    begun = time.perf_counter() - state["seconds"]
+    begun = time.perf_counter() - state["seconds"]  # of training, breaks left out
     guard = Guard(config, stepper, shard_set, metrics)
     meter = Meter(config, shard_set, world)
     bar = progress_bar(world, train.batch_size, state["step"], target)
@@ -103,16 +106,16 @@ def fit(config: Config) -> dict[str, Any]:
 
     # Loop: one pass is one optimiser step over one global batch.
     for step, batches in enumerate(steps, state["step"] + 1):
-        moved = step - 1 - stepper.scale.skipped
+        moved = step - 1 - stepper.scale.skipped  # steps that fp16 skips do not move the schedule
         rate = learning_rate(config.optim, moved, total, per_epoch, past.drops)
-        taken = stepper(batches, step, rate, saver.wishes())
+        taken = stepper(batches, step, rate, saver.wishes())  # ranks agree on what any wishes
         if taken.finite:
             loss_sum, losses = loss_sum + taken.loss, losses + 1
         bar.update(train.batch_size)
         epoch, ends = -(-step // per_epoch), step % per_epoch == 0 or step == target
         seconds, samples = round(time.perf_counter() - begun, 3), step * train.batch_size
         now = {"step": step, "epoch": epoch, "seconds": seconds, "samples": samples}
-        guard(taken, batches, now)
+        guard(taken, batches, now)  # ends the training after too many that are not finite
         if taken.finite and step % train.log_every == 0:
             norm = None if taken.skipped else taken.norm
             metrics.write("train", **now, loss=taken.loss, lr=rate, grad_norm=norm,
@@ -164,14 +167,22 @@ def fit(config: Config) -> dict[str, Any]:
 
 
 def make_model(
-    config: Config, shard_set: ShardSet, accelerator: Accelerator, world: World, plan: BatchPlan
+    config: Config,
+    shard_set: ShardSet,
+    accelerator: Accelerator,
+    world: World,
+    plan: BatchPlan,
+    folder: Path | None = None,
 ) -> Strategy:
     """The model with the weights that it begins with, its optimiser, and the average of its weights
-    if there is one, as this launch spreads them."""
+    if there is one, as this launch spreads them; where `folder`, the run's, has a checkpoint, fresh
+    weights in the place of those."""
     torch.manual_seed(config.train.seed)
-    shape = config.input_shape(shard_set.shape)
-    model = build(config.model, len(shard_set.class_names), shape)
-    prepare(model, config.model, shard_set.class_names)
+    shape, settings = config.input_shape(shard_set.shape), config.model
+    if folder and resumes(folder, config.train.resume):  # what it began with may be gone
+        settings = replace(settings, init_from=None, pretrained=False)
+    model = build(settings, len(shard_set.class_names), shape)
+    prepare(model, settings, shard_set.class_names)
     model = arrange(model, config.train, world)
     optimizer = make_optimizer(model, config.optim)
     return Strategy(accelerator, world, model, optimizer, plan, config.optim)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 GOAL = 0.05  #: cross entropy
 STEPS = 500  #: unless train.max_steps says otherwise
 WARM_UP = 10  #: steps of a linear rise to optim.lr, which then stays
+ENOUGH = 5 * WARM_UP  #: steps from which a loss that does not fall tells something
 SHOWN = 20  #: steps between lines
 WHOLE: dict[str, Any] = dict.fromkeys(dropout.KEYS, 0.0)  #: nothing is left out
 
@@ -101,12 +102,17 @@ def reason(trial: Trial, batches: list[Batch], losses: list[float], norm: float,
             f"dead outputs: they differ by {spread:.2g} between samples, the gradient is "
             f"{norm:.2g}; lower optim.lr={lr:g}, or look for units that never fire"
         )
-    if last > first:
+    if last > first and len(losses) >= ENOUGH:
         return f"it rose, from {first:.4g}; lower optim.lr={lr:g}"
     if tail[-1] < 0.9 * tail[0]:
         return (
             f"it still falls ({tail[0]:.3g} {len(tail)} steps ago); raise optim.lr={lr:g}, or "
             f"--train.max_steps={2 * limit}"
+        )
+    if len(losses) < ENOUGH:
+        return (
+            f"{len(losses)} steps, the first {WARM_UP} of them warm-up, tell nothing; leave "
+            f"train.max_steps={limit} out ({STEPS} steps), or give it at least {ENOUGH}"
         )
     return (
         f"it is stuck (chance: {math.log(len(classes)):.3g}); try another optim.lr than {lr:g} "

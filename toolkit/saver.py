@@ -31,6 +31,8 @@ from toolkit.world import World
 
 log = logging.getLogger(__name__)
 
+BEFORE = "best-before.safetensors"  #: the best weights before those of best.safetensors
+
 
 class Saver:
     """The checkpoints of the run in `folder`, up to step `target`; every rank calls every method.
@@ -51,6 +53,7 @@ class Saver:
         target: int,
     ):
         self.run, self.folder = folder, folder / "checkpoints"
+        self._best, self._before = folder / "best.safetensors", self.folder / BEFORE
         self.strategy, self.train, self.world, self.target = strategy, train, world, target
         self.identity = identity(strategy, shard_set, order)  # what no second start may change
         self.launch = {"world_size": world.size, "microbatch": plan.microbatch}  # what may
@@ -63,7 +66,7 @@ class Saver:
         self._snapshot: Snapshot | None = None
         self._failed: OSError | None = None
         self._copies: dict[str, Tensors] = {}  # of the last checkpoint
-        self._owed: Tensors | None = None  # best weights that found no room
+        self._owed: tuple[Tensors, int] | None = None  # best weights that found no room
         strategy.before_step(self._hold)
 
     def restore(self) -> dict[str, Any]:
@@ -109,11 +112,13 @@ class Saver:
         if not self.world.is_main or not self.step:
             return
         path, epoch = self.folder / checkpoint.name_of(self.step), self._epoch
-        files = [self.run / "best.safetensors"] * self._is_best(state)
+        if self._is_best(state):
+            self._write_best(load_file(path / self._judged), self.step)
+        else:
+            self._mend_best(state)
         if epoch and self.train.keep_epochs and not epoch_file(self.run, epoch).exists():
-            files.append(epoch_file(self.run, epoch))
-        for file in files:
-            checkpoint.write_tensors(file, load_file(path / self._judged))
+            file = epoch_file(self.run, epoch)
+            checkpoint.write_tensors(file, load_file(path / self._judged), self.step)
         checkpoint.point_to(self.folder, self.step)
         checkpoint.prune(self.folder, self.step, self.train.keep_last, self._kept(state))
 
@@ -209,6 +214,27 @@ class Saver:
         best = history.best(state["history"], self.train.best_metric)
         return best["step"] == state["step"] if best else state["step"] >= self.target
 
+    def _write_best(self, tensors: Tensors, step: int) -> None:
+        """Write the best weights; those before them stay, should this checkpoint be damaged."""
+        if (checkpoint.step_in(self._best) or step) != step:
+            checkpoint.copy(self._best, self._before)
+        checkpoint.write_tensors(self._best, tensors, step)
+
+    def _mend_best(self, state: dict[str, Any]) -> None:
+        """Bring the best weights up to `state` back: where later checkpoints were damaged,
+        best.safetensors may hold later ones."""
+        entry = history.best(state["history"], self.train.best_metric)
+        if not entry or checkpoint.step_in(self._best) in (entry["step"], None):
+            return
+        path = self.folder / checkpoint.name_of(entry["step"])
+        if checkpoint.step_in(self._before) == entry["step"]:
+            checkpoint.copy(self._before, self._best)
+        elif not checkpoint.damage(path):
+            checkpoint.copy(path / self._judged, self._best)
+        else:
+            log.warning("%s is not of step %d, the best so far, whose weights are gone",
+                        self._best, entry["step"])  # fmt: skip
+
     def _kept(self, state: dict[str, Any]) -> set[int]:
         """The steps of the best epochs, whose checkpoints stay."""
         metric = self.train.best_metric
@@ -222,15 +248,15 @@ class Saver:
             lock.check()
             groups = self._copies = snapshot.take()
             judged = groups[self._judged.partition(".")[0]]
-            self._owed = judged if best else self._owed
-            if self._owed is not judged and self._owed:
-                checkpoint.write_tensors(self.run / "best.safetensors", self._owed)
+            if self._owed and not best:
+                self._write_best(*self._owed)
+            self._owed = (judged, step) if best else None
             checkpoint.write(self.folder, step, groups, text)
             if best:  # last: the history of every checkpoint tells of best weights that are there
-                checkpoint.write_tensors(self.run / "best.safetensors", judged)
+                self._write_best(judged, step)
             self._owed = None
             if epoch and self.train.keep_epochs:
-                checkpoint.write_tensors(epoch_file(self.run, epoch), judged)
+                checkpoint.write_tensors(epoch_file(self.run, epoch), judged, step)
             checkpoint.prune(self.folder, step, self.train.keep_last, kept)
             self._failed = None
         except Exception as error:

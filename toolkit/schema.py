@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from toolkit.hub import HubConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +160,13 @@ class TrackConfig:
     project: str = "wavefold"  #: W&B's project
     entity: str | None = None  #: W&B's team or user; null: whose the key is
     tensorboard: bool = False  #: event files in the run's folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubConfig:
+    repo: str | None = None  #: owner/name on the Hub that each epoch's weights are pushed to
+    private: bool = True  #: of a repository that has to be made
+    timeout: float = 300.0  #: seconds that a file may take, and that the end waits for the rest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

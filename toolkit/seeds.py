@@ -9,12 +9,11 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.index import write_atomic
-from toolkit import folds, tables
-from toolkit.folds import RESAMPLES
-from toolkit.intervals import Interval, percentiles, scorer, units_of
+from toolkit import attacks, folds, tables
+from toolkit.intervals import RESAMPLES, Interval, averaged, percentiles, scorer, units_of
 from toolkit.metrics import resampled
 from toolkit.predictions import LEVELS, Predictions, read_predictions
-from toolkit.results import Training, read_config, unfinished
+from toolkit.results import Training, read_config, read_json, unfinished
 
 SOURCES = (
     "Pooled scores are taken of all folds of a seed together; mean and std are over the seeds "
@@ -45,7 +44,12 @@ def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Sum
                 raise UserError(f"{places[seed]}: another {key} than in {places[seeds[0]]}; "
                                 "train all seeds alike")  # fmt: skip
     rows = [read_predictions(place / "predictions.csv") for place in places.values()]
-    configs = {t.seed: read_config(t.folder / "config.yaml") for t in trainings if t.finished}
+    done = [one for one in trainings if one.finished]
+    configs = {one.seed: read_config(one.folder / "config.yaml") for one in done}
+    results = [read_json(one.folder / "scores.json") for one in done]
+    notes = {one["fold"] or "": note for one in results if (note := one.get("detection"))}
+    at = {level: aligned(rows, level) for level in LEVELS}
+    alike, unit = at["recording"], first["bootstrap"]["unit"]
     summary = {
         "run": first["run"],
         "protocol": first["protocol"],
@@ -55,7 +59,8 @@ def collect_seeds(folder: Path, trainings: Sequence[Training], unit: str) -> Sum
         "warnings": folds.config_warnings(configs, "seeds", folds.LAUNCH | {"train.seed"}),
         "bootstrap": first["bootstrap"],
         "metrics": metrics_of(first),
-        **{level: over_seeds(list(found.values()), rows, first, level) for level in LEVELS},
+        "detection": attacks.summary(alike, notes, unit) if alike else None,
+        **{level: over_seeds(list(found.values()), at[level], first, level) for level in LEVELS},
     }
     if len(seeds) > 1:
         write_atomic(folder / "seeds.json", json.dumps(summary, indent=1).encode())
@@ -86,30 +91,21 @@ def over_seeds(
     found: Sequence[Mapping[str, Any]], rows: Sequence[Predictions], first: Summary, level: str
 ) -> Summary:
     """Mean and spread of the seeds' pooled scores, and the interval of the mean."""
-    metrics, unit = metrics_of(first), first["bootstrap"]["unit"]
+    metrics = metrics_of(first)
+    interval: dict[str, Interval] = dict.fromkeys(metrics)
+    if rows:  # each draw takes the same units of all seeds
+        units = units_of(rows[0], first["bootstrap"]["unit"])
+        drawn = resampled(averaged([scorer(one, units) for one in rows]), units, RESAMPLES)
+        interval = {name: percentiles(drawn[name], units) for name in metrics}
+    spread = folds.spread([one[level]["pooled"] for one in found], metrics)
+    return {**spread, "interval": interval}
+
+
+def aligned(rows: Sequence[Predictions], level: str) -> Sequence[Predictions]:
+    """The rows of one level of each seed, all in one order; none where a seed lacks some."""
     at = [one.at(level) for one in rows]
     at = [one.take(np.lexsort((one.start, one.recording.astype(str)))) for one in at]
-    alike = all(one.recording.tolist() == at[0].recording.tolist() for one in at)  # else missing
-    return {
-        **folds.spread([one[level]["pooled"] for one in found], metrics),
-        "interval": intervals(at, unit, metrics) if alike else dict.fromkeys(metrics),
-    }
-
-
-def intervals(
-    rows: Sequence[Predictions], unit: str, metrics: Mapping[str, str]
-) -> dict[str, Interval]:
-    """The 95 % interval of the mean over seeds, whose rows stand in one order: each draw takes the
-    same units of all of them."""
-    units = units_of(rows[0], unit)
-    scorers = [scorer(one, units) for one in rows]
-
-    def means(drawn: np.ndarray) -> dict[str, np.ndarray]:
-        each = [score(drawn) for score in scorers]
-        return {name: np.mean([one[name] for one in each], axis=0) for name in metrics}
-
-    found = resampled(means, units, RESAMPLES)
-    return {name: percentiles(values, units) for name, values in found.items()}
+    return at if all(one.recording.tolist() == at[0].recording.tolist() for one in at) else []
 
 
 def table(summary: Mapping[str, Any], level: str = "recording") -> str:
@@ -169,5 +165,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     parts = [f"# {tables.cell(summary['run'])}", f"**{score_line(summary)}**"]
     parts += [f"> **Note:** {tables.cell(line)}" for line in notices(summary)]
     parts += [f"{lead} per recording of each fold, then the scores of all folds of a seed."]
-    parts += [table(summary), SOURCES.format(unit=summary["bootstrap"]["unit"])]
+    parts += [table(summary)]
+    if summary["detection"]:
+        parts += ["## Detection, per recording", tables.detection_table(summary)]
+    parts += [SOURCES.format(unit=summary["bootstrap"]["unit"])]
     return "\n\n".join(parts) + "\n"

@@ -71,7 +71,8 @@ def ending_together(timeout: float) -> Iterator[None]:
     except (UserError, TrainingError):  # which all ranks meet alike
         raise
     except KeyboardInterrupt:  # of this process alone it ends the others, too
-        _ = watch.size > 1 and first_to_fail()
+        if watch.size > 1:
+            first_to_fail()
         raise
     except Exception:
         if watch.size > 1 and (watch.failed.is_set() or not first_to_fail()):

@@ -44,8 +44,7 @@ def rotor(rng: np.random.Generator, passing: np.ndarray) -> np.ndarray:
     uneven = 1 + rng.uniform(0.05, 0.2) * np.sin(phase / BLADES)
     air = shaped(rng.standard_normal(n), lambda f: decibels(-3, f) * (f > 400), RATE)
     cut = 1 + rng.uniform(0.3, 0.7) * np.sin(phase)
-    mixed: np.ndarray = uneven * unit(np.asarray(blades)) + rng.uniform(0.2, 0.5) * cut * unit(air)
-    return mixed
+    return uneven * unit(np.asarray(blades)) + rng.uniform(0.2, 0.5) * cut * unit(air)
 
 
 def car(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -62,8 +61,7 @@ def car(rng: np.random.Generator, n: int) -> np.ndarray:
 
     tyres = shaped(rng.standard_normal(n), road, RATE)
     nearing = 1 + rng.uniform(0, 0.7) * wander(rng, n, 0.5, RATE)
-    mixed: np.ndarray = nearing * (unit(engine) + rng.uniform(0.3, 1.5) * unit(tyres))
-    return mixed
+    return nearing * (unit(engine) + rng.uniform(0.3, 1.5) * unit(tyres))
 
 
 def talk(rng: np.random.Generator, n: int) -> np.ndarray:

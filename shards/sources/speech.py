@@ -96,15 +96,13 @@ def steps(
     """(H,) `heights` from starts to ends, hushed between, with slopes of 30 ms."""
     corners = np.stack([starts, starts + 0.03, ends, ends + 0.03], axis=1).ravel()
     values = np.stack([0 * heights, heights, heights, 0 * heights], axis=1).ravel()
-    curve: np.ndarray = np.interp(times, np.maximum.accumulate(corners), HUSHED + values)
-    return curve
+    return np.interp(times, np.maximum.accumulate(corners), HUSHED + values)
 
 
 def formant_gains(formants: np.ndarray) -> np.ndarray:
     """(H, 4) centres in Hz -> (H, F): resonances that fall off by 6 dB an octave."""
     distance = (frequencies()[:, None] - formants[:, None, :]) / (WIDTHS / 2)
-    gains: np.ndarray = (np.array((1, 0.6, 0.35, 0.2)) / np.sqrt(1 + distance**2)).sum(axis=2)
-    return gains
+    return (np.array((1, 0.6, 0.35, 0.2)) / np.sqrt(1 + distance**2)).sum(axis=2)
 
 
 def consonants(

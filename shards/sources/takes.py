@@ -1,11 +1,14 @@
 """What the kinds of made-up audio share: a recording to be made, and the place it is made at."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from shards.durable import write
 from shards.sources.sounds import decibels, shaped, unit
 
 Value = TypeVar("Value")
@@ -31,6 +34,15 @@ class Take:
     attack: str = ""
 
 
+def store(file: Path, wave: np.ndarray, rate: int) -> None:
+    """Write a recording, 16 bit; by way of memory: libsndfile has no error for a full disk."""
+    import soundfile
+
+    packed = io.BytesIO()
+    soundfile.write(packed, wave, rate, subtype="PCM_16", format=file.suffix[1:].upper())
+    write(file, packed.getvalue())
+
+
 @dataclass(frozen=True)
 class Site:
     """Where recordings are made; dB, dBFS, dB an octave, seconds to 60 dB less, and the deviation
@@ -51,8 +63,7 @@ def deal(rng: np.random.Generator, values: Sequence[Value], count: int) -> list[
 
 def spread(rng: np.random.Generator, span: Span, count: int) -> list[float]:
     """`count` lengths, evenly over a span, in random order."""
-    lengths: list[float] = np.linspace(*span, count)[rng.permutation(count)].tolist()
-    return lengths
+    return np.linspace(*span, count)[rng.permutation(count)].tolist()
 
 
 def recorded(rng: np.random.Generator, wave: np.ndarray, site: Site, rate: int) -> np.ndarray:
@@ -71,8 +82,7 @@ def recorded(rng: np.random.Generator, wave: np.ndarray, site: Site, rate: int) 
     heard = unit(shaped(wave, response, rate))
     hiss = unit(shaped(rng.standard_normal(len(wave)), floor_response, rate))
     floor = 10 ** (-(site.snr + rng.uniform(-2, 2)) / 20)
-    mixed: np.ndarray = unit(heard + floor * hiss) * 10 ** ((site.level + rng.uniform(-3, 3)) / 20)
-    return mixed
+    return unit(heard + floor * hiss) * 10 ** ((site.level + rng.uniform(-3, 3)) / 20)
 
 
 def echo(rng: np.random.Generator, wave: np.ndarray, seconds: float, rate: int) -> np.ndarray:
