@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 26  # bytes: between shorter pieces, threads would wait for each other
 STREAMS = 2  # shards on their way at once: a disk answers two sooner than one after the other
-FEW = 8  # a step that takes its samples from more shards jumps about: none is read to its end
+FEW = 16  # a step that takes its samples from more shards jumps about: none is read to its end
+JUMPS = 8  # so many such steps one after the other are an order that jumps about
 
 
 class Ahead:
@@ -44,6 +45,7 @@ class Ahead:
         self._closed = False
         self._next, self._stop = steps.start, steps.stop  # steps whose shards were not noted yet
         self._read = steps.start  # the step that is being read
+        self._jumps = 0  # steps that jump about, up to the next one
         self._seen: dict[int, int] = {}  # the last step that takes from a shard
         self._wanted: deque[int] = deque()
         self._change = Condition()
@@ -90,15 +92,16 @@ class Ahead:
         every = range(len(self.shard_set.info["shards"]))
         while self._next < min(self._stop, self._read + self.span):
             step, shards = self._next, np.unique(self.shards_of(self._next)).tolist()
-            if jumps := len(shards) > FEW:
-                shards = every if self.all_of_them else []
+            self._jumps = self._jumps + 1 if len(shards) > FEW else 0
+            if self._jumps:
+                shards = every if self._jumps == JUMPS and self.all_of_them else []
             for shard in shards:
                 gone = not self.keep and step - self._seen.get(shard, step) > self.span
                 if gone or shard not in self._seen:
                     self._wanted.append(shard)
                 self._seen[shard] = step
             self._next += 1
-            if jumps or (self.keep and len(self._seen) == len(every)):
+            if self._jumps == JUMPS or (self.keep and len(self._seen) == len(every)):
                 self._stop = self._next
 
 

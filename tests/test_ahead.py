@@ -57,8 +57,13 @@ def test_shards_come_in_their_turn_and_again_only_if_they_may_be_gone(keep, time
 
 @pytest.mark.parametrize("all_of_them", [True, False])
 def test_an_order_that_jumps_about_brings_all_or_nothing(all_of_them):
-    brought, _ = walk(lambda step: np.arange(MANY), 5, 2, keep=True, all_of_them=all_of_them)
-    assert sorted(brought) == list(range(MANY)) * all_of_them
+    def brought(shards_of):
+        return sorted(walk(shards_of, 40, 2, keep=True, all_of_them=all_of_them)[0])
+
+    assert brought(lambda step: np.arange(MANY)) == list(range(MANY)) * all_of_them
+    # Between two windows of an order a step takes from the shards of both.
+    windows = brought(lambda step: np.arange(MANY) if step % 9 == 8 else np.array([step // 9]))
+    assert windows == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("selected", [54, 20])
