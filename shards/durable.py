@@ -5,17 +5,25 @@ import hashlib
 import io
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 def write_atomic(file: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write `data` under its name whole or not at all: aside, fsync, rename, fsync the folder."""
+    """Write `data` under its name whole or not at all."""
     # Process numbers come twice on different machines.
     aside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with becoming(file, aside):
         write(aside, data)
+
+
+@contextmanager
+def becoming(file: Path, aside: Path) -> Iterator[None]:
+    """What is written to `aside` within is `file` afterwards: fsync, rename, fsync the folder."""
+    try:
+        yield
         sync_folder(aside)
         os.replace(aside, file)
     finally:
@@ -75,7 +83,10 @@ def xxh128(file: Path) -> str:
 
 def digested(file: Path, digest: Any) -> str:
     """A file's content put through a hash, in hex."""
-    with open(file, "rb", buffering=0) as content:
-        while data := content.read(1 << 16):  # bytes: they stay in the cache
+    content = os.open(file, os.O_RDONLY)
+    try:
+        while data := os.read(content, 1 << 16):  # bytes: they stay in the cache
             digest.update(data)
+    finally:
+        os.close(content)
     return str(digest.hexdigest())

@@ -31,7 +31,8 @@ def check_places(audio: Root, out: Path) -> None:
         raise UserError(f"{out}: lies inside the audio folder {audio}; give a place outside it")
     nearest = next(folder for folder in [out, *out.absolute().parents] if os.path.lexists(folder))
     if not nearest.is_dir():
-        raise UserError(f"{out}: {nearest} is a file, not a folder; give another place")
+        above = "" if nearest == out else f"{nearest} "
+        raise UserError(f"{out}: {above}is a file, not a folder; give another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(
             f"{out}: no permission to write into {nearest}; get it or give another place"
@@ -55,15 +56,15 @@ def read_promise(out: Path, file: Path) -> dict[str, Any]:
     """A plan.json; a UserError where it is none."""
     try:
         there = json.loads(file.read_bytes())
-        damage = "" if isinstance(there, dict) and "manifest" in there else "no plan of a build"
+        if isinstance(there, dict) and "manifest" in there:
+            return there
+        damage = "no plan of a build"
     except ValueError as error:
-        there, damage = {}, f"not valid JSON ({error})"
-    if damage:
-        way_out = f"build with --overwrite, or python -m shards reset {quote(str(out))}"
-        if (out / "dataset.json").exists():  # and was appended to
-            way_out = f"remove {out / BESIDE} and start again"
-        raise UserError(f"{file}: {damage}; {way_out}")
-    return dict(there)
+        damage = f"not valid JSON ({error})"
+    way_out = f"build with --overwrite, or python -m shards reset {quote(str(out))}"
+    if (out / "dataset.json").exists():  # and was appended to
+        way_out = f"remove {out / BESIDE} and start again"
+    raise UserError(f"{file}: {damage}; {way_out}")
 
 
 def check_contents(out: Path) -> None:

@@ -73,7 +73,7 @@ def runs_of(items: Iterable[Item], of: Callable[[Item], Recording]) -> Iterator[
 
 
 @cache
-def said(also: tuple[str, ...]) -> tuple[list[str], Callable[[Recording], tuple[Any, ...]]]:
+def digested(also: tuple[str, ...]) -> tuple[list[str], Callable[[Recording], tuple[Any, ...]]]:
     """The fields that a digest tells, sorted, and how they are had: sets keep their digest where
     `also` names nothing more."""
     left_out = {"start", "end", "attack"}.difference(also)
@@ -87,7 +87,7 @@ def digest(recordings: Iterable[Recording], rejected: Iterable[Reject]) -> str:
     for recording in recordings:
         piece = () if recording.start == 0 and recording.end is None else ("start", "end")
         attack = () if recording.attack is None else ("attack",)
-        names, values = said(piece + attack)
+        names, values = digested(piece + attack)
         total.update(encode(dict(zip(names, values(recording), strict=True))).encode() + b"\n")
     for reject in rejected:
         total.update(json.dumps(reject.path).encode() + b"\n")

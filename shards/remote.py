@@ -42,7 +42,7 @@ class Damaged(Exception):
 
 def is_url(text: object) -> bool:
     """Whether a word is an address and not a place on this machine's disks."""
-    words = str(text)
+    words = str(text)  # a million paths are asked: seldom by the pattern
     return "://" in words and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", words) is not None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import draw_nothing
 from folds import make_set, train, write_training
 
 from shards.index import ShardSet
@@ -22,8 +23,10 @@ def runs(tmp_path_factory):
     """A run of three folds, and one that has the labels of nine recordings wrong on top."""
     folder = tmp_path_factory.mktemp("rivals")
     shard_set = make_set(folder / "set")
-    for fold in range(3):
-        train(folder / "good", shard_set, fold)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        for fold in range(3):
+            train(folder / "good", shard_set, fold)
     shutil.copytree(folder / "good", folder / "bad")
     for fold in (folder / "bad").glob("fold-*"):
         rows = read_predictions(fold / "predictions.csv")
@@ -64,6 +67,7 @@ def test_a_worse_run_is_worse_by_what_it_lost(runs, tmp_path, capsys):
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_min_dcf_is_that_of_the_target_and_the_costs(tmp_path):
     make_set(tmp_path / "set", folds=1)
     rows = np.load(tmp_path / "set/index.npy")

@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from shards.index import file_entry, sync_folder, write_atomic
+from shards.durable import becoming, file_entry, sync_folder, write_atomic
 from toolkit.strategy import Tensors
 
 FORMAT = 2
@@ -64,25 +64,19 @@ def save(file: Path, tensors: Tensors, step: int) -> None:
 def write_tensors(file: Path, tensors: Tensors, step: int) -> None:
     """Write a safetensors file of the weights after `step`, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.tmp")
-    try:
-        save(aside, tensors, step)
-        sync_folder(aside)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(file.parent)
+    with becoming(file, beside(file)):
+        save(beside(file), tensors, step)
 
 
 def copy(file: Path, to: Path) -> None:
     """Copy a file whole or not at all."""
-    aside = to.with_name(f".{to.name}.tmp")
-    try:
-        shutil.copyfile(file, aside)
-        sync_folder(aside)
-        os.replace(aside, to)
-    finally:
-        aside.unlink(missing_ok=True)
+    with becoming(to, beside(to)):
+        shutil.copyfile(file, beside(to))
+
+
+def beside(file: Path) -> Path:
+    """Where a file is written first: always there, so that of kills no more than one is left."""
+    return file.with_name(f".{file.name}.tmp")
 
 
 def step_in(file: Path) -> int | None:

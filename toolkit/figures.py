@@ -216,6 +216,6 @@ def draw_rivals(found: Mapping[str, Any], names: Mapping[str, str]) -> Figure:
     right.invert_yaxis()
     right.set(xlabel="recordings", xlim=(0, 1.2 * max(found["counts"])))
     p = found["mcnemar"]
-    right.set_title("right, mean over seeds" if p is None else f"right by, McNemar p = {p:.2g}")
+    right.set_title("right, mean over seeds" if p is None else f"right by\nMcNemar's p = {p:.2g}")
     right.grid(False)
     return figure

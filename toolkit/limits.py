@@ -30,14 +30,14 @@ CHOICES = {
     "track.wandb": ("disabled", "offline", "online"),
 }
 MOST = 2**31 - 1  #: of any number that is not in AT_MOST; the least of one not in AT_LEAST is 0
-ONE = (
+AT_LEAST_ONE = (
     "data.threads", "data.window", "data.samples_per_epoch", "data.top_db", "augment.time_scale",
     "augment.eq_width", "model.norm_batch", "model.dim", "model.depth", "model.heads",
     "model.mlp_dim", "model.trees", "model.leaf", "train.epochs", "train.batch_size",
     "train.microbatch", "train.log_every", "train.keep_last", "train.max_steps", "train.threads",
 )  # fmt: skip
 AT_LEAST: dict[str, float] = {
-    **dict.fromkeys(ONE, 1), "augment.mix_alpha": 0.01, "augment.eq_bands": 2,
+    **dict.fromkeys(AT_LEAST_ONE, 1), "augment.mix_alpha": 0.01, "augment.eq_bands": 2,
     "augment.mask_db": -200,
 }  # fmt: skip
 AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1}
