@@ -19,6 +19,7 @@ from shards.command import alone
 from shards.errors import TrainingError, UserError
 from shards.order import plan_batch
 from shards.progress import duration
+from toolkit.claim import check_begun
 from toolkit.data import Data, open_parts
 from toolkit.schema import Config
 from toolkit.signals import REQUEUE, noting
@@ -65,6 +66,7 @@ def check_plan(configs: Sequence[Config], processes: int = 1) -> None:
 
     known = set()
     for config in configs:
+        check_begun(config, config.folder())
         alike = replace(config, run=configs[0].run, train=replace(config.train, seed=0))
         if repr(alike) not in known:
             data = open_parts(replace(alike, data=replace(alike.data, stage=None)))

@@ -184,7 +184,7 @@ class Cluster:
         def over() -> bool:
             return final >= set(self.states(job).values())
 
-        until(over, seconds, f"job {job}: {self.states(job)}", every=0.5)  # squeue costs
+        until(over, seconds, f"job {job}: {self.states(job)}", every=1)  # squeue costs
         return set(self.states(job).values())
 
 

@@ -1,11 +1,13 @@
 """Audio made on the spot, and one small shard set that many tests read."""
 
+import atexit
 import hashlib
 import importlib
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +30,9 @@ else:
     # The first backward starts threads for every device, and no fork has any of them: now, when
     # there is no device, not once `toolkit models` has counted on one that is made up.
     torch.ones(1, requires_grad=True).sum().backward()
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # or whatever is started compiles all of it anew
+    os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="pycache")
+    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 # Nothing here is to outlive the machine, and disks take milliseconds to be sure.
 os.fsync = os.fstat  # type: ignore[assignment]
 GPUS = os.environ.get("TEST_GPUS", "")  #: that test_cuda.py may use
@@ -49,12 +54,17 @@ SETTINGS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with most slow tests come first: all processes end at about the same time."""
+    """Files with most slow tests come first: all processes end at about the same time. Those of
+    Slurm keep both cores busy, and so are never side by side."""
     weight: Counter[Path] = Counter()
     for item in items:
         slurm, slow = (item.get_closest_marker(name) is not None for name in ("slurm", "slow"))
-        weight[item.path] += 10 * slurm + slow
-    items.sort(key=lambda item: -weight[item.path])
+        weight[item.path] += 1000 * slurm + slow
+    files = sorted(weight, key=lambda file: -weight[file])
+    for file in [file for file in files if weight[file] >= 1000][:-1]:  # the last one waits most
+        files.remove(file)
+        files.insert(len(files) // 2, file)
+    items.sort(key=lambda item: files.index(item.path))
 
 
 def write_tone(
@@ -96,10 +106,15 @@ def nothing_is_left_behind() -> Iterator[None]:
     assert not changes(before), "a test leaves behind what it changed"
 
 
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A training ends with five pictures, which take longer than one of a few steps."""
+    patch.setattr("toolkit.figures.rendered", lambda *words, **more: b"<svg></svg>")
+
+
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training ends with five of them, which take longer than one of a few steps."""
-    monkeypatch.setattr("toolkit.figures.rendered", lambda *words, **more: b"<svg></svg>")
+    """Nothing is drawn in a test."""
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="session")

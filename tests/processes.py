@@ -20,6 +20,7 @@ from toolkit.world import speaks
 from train import main
 
 ROOT = Path(__file__).parent.parent
+PLAIN = Path(__file__).parent / "plain"  #: in PYTHONPATH: no pictures
 #: What a training imports on its way: once in the parent, or else for 0.9 s in each fork.
 ON_THE_WAY = ("sklearn.metrics", "matplotlib.backends.backend_svg", "jinja2")
 ON_THE_WAY += ("toolkit.attention", "toolkit.curves")

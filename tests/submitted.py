@@ -2,7 +2,7 @@
 
 Starting torch costs each job four seconds of a processor, so several stories are told at a time,
 each by a thread that submits, interferes and waits; a test asks for the end of one. A training that
-is to be interfered with is suspended after its first checkpoint: it costs nothing meanwhile, and
+is to be interfered with suspends itself at its first checkpoint: it costs nothing meanwhile, and
 cannot end too soon. Jobs draw no pictures, but for those that get no environment of `Runs`.
 """
 
@@ -20,11 +20,10 @@ from typing import Any
 import psutil
 import pytest
 from cluster import Cluster, throwaway, until, why_not
-from processes import ROOT
+from processes import PLAIN, ROOT
 
 from shards.build import build
 from shards.sources.demo import synthesize
-from toolkit import checkpoint
 
 MARKS = [
     pytest.mark.slurm,
@@ -39,17 +38,6 @@ SETTINGS: dict[str, Any] = {
     "segment_seconds": 2.0, "sample_rate": 16000, "n_mels": 64, "n_fft": 1024,
     "hop_length": 256, "group_from": r"^(site-\d)",
 }  # fmt: skip
-#: As sitecustomize.py: modules that would load matplotlib draw nothing.
-NO_PICTURES = """
-import sys, types
-class Blank(types.ModuleType):
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *words, **more: "<svg></svg>"
-for name in ("figures", "curves", "attention"):
-    sys.modules[f"toolkit.{name}"] = Blank(name)
-"""
 Story = Callable[["Runs"], Any]
 Told = Callable[[Story], Any]
 
@@ -61,8 +49,7 @@ class Runs:
         self.cluster, self.folder = cluster, folder
         synthesize(folder / "audio folder", per_class=6, seconds=2.0)
         build(str(folder / "audio folder"), str(folder / "set"), folds=folds, workers=1, **SETTINGS)
-        (folder / "sitecustomize.py").write_text(NO_PICTURES)
-        self.env = {**cluster.env, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{ROOT}"}
+        self.env = {**cluster.env, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PLAIN}:{ROOT}"}
         # as if submitted from inside another job
         self.env |= {"SLURM_JOB_ID": "99", "SLURM_CPUS_PER_TASK": "77", "SBATCH_PARTITION": "none"}
         self.config = [str(ROOT / "configs/demo.yaml"), "--data.shards=set", "--train.threads=1"]
@@ -94,11 +81,11 @@ class Runs:
         return self.run(name) / f"fold-{fold}"
 
     def begun(self, folder: Path) -> psutil.Process:
-        """The process that trains in `folder`, suspended after a checkpoint."""
-        saved = folder / "checkpoints"
-        until(lambda: bool(checkpoint.checkpoints(saved)), 200, f"a checkpoint in {saved}")
+        """The process that trains in `folder`, once it is suspended."""
+        saved = folder / "checkpoints/latest"
+        until(saved.exists, 200, f"{saved}")
         trainer = psutil.Process(json.loads((folder / "lock.json").read_text())["pid"])
-        trainer.suspend()
+        until(lambda: trainer.status() == psutil.STATUS_STOPPED, 20, f"{trainer} stops")
         return trainer
 
 

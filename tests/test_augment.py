@@ -1,7 +1,6 @@
 """Each augmentation's statistics, alike on every launch; normalisation against numpy."""
 
 import itertools
-import math
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,8 @@ from shards.order import plan_batch
 from shards.read import Reader
 from toolkit.augment import SWITCHES, Augment, Transform
 from toolkit.effects import filter_curves, spans
-from toolkit.optim import learning_rate, make_optimizer
 from toolkit.protocol import normalisation, part_masks, select
-from toolkit.schema import AugmentConfig, OptimConfig
+from toolkit.schema import AugmentConfig
 
 CLASSES = 3
 EVERYTHING = {
@@ -242,18 +240,3 @@ def test_normalisation_is_that_of_the_training_part_alone(tone_set, how):
     else:
         np.testing.assert_allclose(mean, np.broadcast_to(x.mean(axis), mean.shape), rtol=1e-5)
         np.testing.assert_allclose(std, np.broadcast_to(x.std(axis), std.shape), rtol=1e-4)
-
-
-def test_learning_rate_warms_up_and_ends_at_zero():
-    config = OptimConfig(lr=1.0, warmup_epochs=2)
-    rates = [learning_rate(config, step, 100, 10) for step in range(100)]
-    assert rates[0] == pytest.approx(1 / 21) and rates[20] == 1.0 == max(rates)
-    assert rates[60] == pytest.approx(0.5) and rates[-1] < 1e-3
-    assert rates[40] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.25)))
-
-
-def test_norms_and_biases_do_not_decay():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    groups = make_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
-    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
-    assert decay == {id(p): 0.3 if p is model[0].weight else 0.0 for p in model.parameters()}

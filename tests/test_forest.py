@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import draw_nothing
 from processes import forked, forked_ranks, on_ranks, train
 from runs import config_file
 from safetensors.numpy import load_file
@@ -63,11 +64,14 @@ def test_trees_vote_as_in_scikit_learn_to_the_last_bit(classes):
     assert np.exp(log_shares(7 * shares, 7)).sum(1) == pytest.approx(1)
 
 
-def test_a_run_leaves_what_every_run_does_and_predicts_as_it_did(config, tone_set, tmp_path):
+def test_a_run_leaves_what_every_run_does_and_predicts_as_it_did(
+    config, tone_set, tmp_path, monkeypatch
+):
     folder, shard_set = tmp_path / "runs/f/fold-0", open_set(tone_set)
     for fold in range(4):
         code, told = forked(config, f"--data.fold={fold}")
         assert code == 0, told
+        draw_nothing(monkeypatch)  # of the others
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "config.yaml", "environment.json", "best.safetensors", "model.json", "predictions.csv",
@@ -93,6 +97,7 @@ def test_it_grows_without_torch(config, monkeypatch):
     assert "sklearn.ensemble" in loaded and not loaded & {"torch", "accelerate"}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_same_seed_grows_the_same_trees_on_any_number_of_threads(config, tmp_path):
     found = []
     for threads in (1, 2):
@@ -102,6 +107,7 @@ def test_the_same_seed_grows_the_same_trees_on_any_number_of_threads(config, tmp
     assert found[0] == found[1]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_validation_part_is_scored_while_it_grows(config, tmp_path):
     code, told = forked(config, "--data.protocol=kfold_nested", "--train.max_steps=15")
     assert code == 0, told

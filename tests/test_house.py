@@ -72,7 +72,7 @@ def test_a_step_needs_no_audio_library_and_loads_neither_compiler_nor_fsdp() -> 
         optimizer = optim.make_optimizer(model, schema.OptimConfig())
         model(torch.ones(1, 1)).sum().backward()
         fused.FusedStep(optimizer)()
-        heavy = {{"torch._dynamo", "torch.distributed.fsdp", "sklearn", "matplotlib"}}
+        heavy = {{"torch._dynamo", "torch.distributed.fsdp", "sklearn", "matplotlib", "triton"}}
         sys.exit(f"loaded: {{heavy & sys.modules.keys()}}" if heavy & sys.modules.keys() else 0)
     """
     done = python("-c", step)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
-from processes import ROOT, environment, on_ranks
+from processes import PLAIN, ROOT, environment, on_ranks
 from runs import config_file, records
 from safetensors.torch import load_file
 from sharded import pretend
@@ -51,7 +51,8 @@ def launch(shape: str, *words: str) -> str:
     """`accelerate launch` with a file of ours, from a shell; what it prints."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"]
     command += [f"--config_file={ROOT / 'launch' / shape}.yaml"]
-    result = subprocess.run([*command, *words], env=environment(), capture_output=True, text=True)
+    env = environment() | {"PYTHONPATH": f"{PLAIN}:{ROOT}"}
+    result = subprocess.run([*command, *words], env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -155,12 +156,11 @@ def test_there_is_no_other_file():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape, processes", [("cpu", 1), ("cpu_2", 2)])
-def test_a_shape_for_the_cpu_runs_that_many_processes(config, shape, processes):
-    program = str(ROOT / "train.py")
-    launch(shape, program, str(config), "--train.max_steps=2", f"--run.name={shape}")
-    run = config.parent / f"runs/{shape}/fold-0"
-    assert json.loads((run / "scores.json").read_text())["world_size"] == processes
+def test_the_shape_for_two_processes_on_the_cpu(config):
+    """That for one is launched in test_signals.py."""
+    launch("cpu_2", str(ROOT / "train.py"), str(config), "--train.max_steps=2", "--run.name=two")
+    run = config.parent / "runs/two/fold-0"
+    assert json.loads((run / "scores.json").read_text())["world_size"] == 2
     assert json.loads((run / "environment.json").read_text())["device"] == "cpu"
 
 
@@ -192,8 +192,8 @@ def test_sharded_over_two_processes_it_trains_as_one(config, one, shape):
 @pytest.mark.timeout(600)
 def test_a_training_goes_on_under_any_strategy(config, one):
     words = [str(config), "--run.name=chain"]
-    chain = ["cpu_2", "deepspeed_zero1", "fsdp", "deepspeed_zero3", "deepspeed_zero2", "cpu"]
-    for stop, shape in zip((3, 6, 10, 13, 16, 20), chain, strict=True):
+    chain = ["cpu_2", "deepspeed_zero1", "fsdp", "deepspeed_zero3", "cpu"]
+    for stop, shape in zip((3, 6, 10, 15, 20), chain, strict=True):
         train_forked(shape, *words, f"--train.max_steps={stop}")
     assert_same_training(config.parent / "runs/chain/fold-0", one)
 

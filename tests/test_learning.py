@@ -18,6 +18,7 @@ from shards.index import open_set
 from shards.read import Reader
 from shards.sources.demo import synthesize
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 PER_CLASS, CLASSES = 40, 6
 #: Of the validation fold's samples that a guess has right: four deviations above chance.
 LIMIT = 1 / CLASSES + 4 * np.sqrt((1 - 1 / CLASSES) / CLASSES / (PER_CLASS * CLASSES // 5))

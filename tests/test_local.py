@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from processes import ROOT, environment, forked
+from processes import PLAIN, ROOT, environment, forked
 from runs import config_file
 
 from launch import job, local
@@ -162,9 +162,11 @@ def test_words_that_are_off_start_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_side_by_side_is_one_after_another(config, tmp_path):
     words = [sys.executable, "-m", "launch.local", config, "--folds=0,2", "--jobs=2"]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    env = environment() | {"PYTHONPATH": f"{PLAIN}:{ROOT}"}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "2 of 4 folds missing: 2, 4" in done.stdout
     for fold in (0, 2):

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from processes import on_ranks
+from runs import configured
 from safetensors.torch import load_file
 
 from shards.errors import UserError
-from toolkit.config import parse
 from toolkit.loop import fit
 from toolkit.models import REGISTRY, build, dropout
 from toolkit.models.blocks import area_weights
@@ -254,26 +254,17 @@ def test_initialisation():
     assert lstm.bias_ih_l0.tolist() == [0.0] * 16 + [1.0] * 16 + [0.0] * 32
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_vit_draws_the_same_on_two_processes(tone_set, tmp_path):
-    model = {"name": "vit_small", "norm_batch": 4, "dropout": 0.1, "patch_dropout": 0.3}
-    values = {
-        "run": {"name": "r", "dir": str(tmp_path)},
-        "data": {"shards": str(tone_set), "protocol": "kfold"},
-        "model": {**model, "drop_path": 0.3, "conv_stem": True, **NARROW},
-        "train": {
-            "max_steps": 3,
-            "batch_size": 8,
-            "microbatch": 4,
-            "threads": 1,
-            "precision": "no",
-        },
-    }
+    model = {"name": "vit_small", "dropout": 0.1, "patch_dropout": 0.3, "drop_path": 0.3}
+    model |= {"conv_stem": True, **NARROW}
+    train = {"max_steps": 3, "microbatch": 4, "precision": "no"}
 
     def weights(world_size):
-        config = parse({**values, "run": {"name": f"on{world_size}", "dir": str(tmp_path)}})
+        config = configured(tone_set, tmp_path / f"on{world_size}", model=model, train=train)
         results = on_ranks(world_size, lambda: fit(config))
         assert "recording" in results[0], results
-        return load_file(tmp_path / f"on{world_size}/fold-0/best.safetensors")
+        return load_file(config.folder() / "best.safetensors")
 
     one, two = weights(1), weights(2)
     for name, tensor in one.items():

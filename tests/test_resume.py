@@ -200,12 +200,12 @@ def test_work_is_begun_a_little_ahead_only() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_builds_killed_at_random_instants(tones: Path) -> None:
-    flags = ["--n=2", "--shard_size=30KB", *(f"--{k}={v}" for k, v in SETTINGS.items())]
+def test_a_build_killed_at_random_instants(tones: Path) -> None:
+    flags = ["--n=1", "--shard_size=30KB", *(f"--{k}={v}" for k, v in SETTINGS.items())]
     done = subprocess.run(
         [sys.executable, "bench/kills.py", str(tones), *flags],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     row = [cell.strip() for cell in done.stdout.partition("---|\n")[2].splitlines()[0].split("|")]
     assert done.returncode == 0, done.stdout + done.stderr
-    assert row[4] == row[7] == row[8] == "2" and int(row[5]) >= 2
+    assert row[4] == row[7] == row[8] == "1" and int(row[5]) >= 1

@@ -124,7 +124,6 @@ print(json.dumps({"MB": max(most[0], anonymous()) - start, "share": seen / 202 /
 @pytest.mark.parametrize(
     "n, most, words",
     [
-        (10**7, 60, {}),
         (10**7, 60, {"balance": "class"}),
         (10**7, 60, {"shuffle": "window"}),
         pytest.param(10**8, 300, {"balance": "class"}, marks=pytest.mark.slow),

@@ -102,16 +102,16 @@ ACCELERATE += [f"--config_file={ROOT}/launch/cpu.yaml", str(ROOT / "train.py")]
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels tell no child of its parent")
 @pytest.mark.parametrize(
-    "command, told, number, code",
+    "command, processes, told, number, code",
     [
-        (train_command(1), "worker", signal.SIGTERM, 75),
-        (ACCELERATE, "launcher", signal.SIGUSR1, -signal.SIGUSR1),  # dies of it
-        (train_command(2), "launcher", signal.SIGTERM, 1),
-        (train_command(2), "worker", signal.SIGUSR1, 1),
+        (train_command(1), 1, "worker", signal.SIGTERM, 75),
+        (ACCELERATE, 1, "launcher", signal.SIGUSR1, -signal.SIGUSR1),  # dies of it
+        (train_command(2), 2, "launcher", signal.SIGTERM, 1),
+        (train_command(2), 2, "worker", signal.SIGUSR1, 1),
     ],
 )
 def test_whoever_is_told_there_is_a_checkpoint_and_a_marker_and_nothing_is_left_running(
-    long, command, told, number, code
+    long, command, processes, told, number, code
 ):
     """Launchers hide the exit code of their workers."""
     config, run = long
@@ -122,6 +122,7 @@ def test_whoever_is_told_there_is_a_checkpoint_and_a_marker_and_nothing_is_left_
         time.sleep(0.05)
     all_of_it = [launcher, *launcher.children(recursive=True)]
     workers = [p for p in all_of_it if any(word.endswith("train.py") for word in p.cmdline()[:3])]
+    assert len(workers) == processes
     (workers[-1] if told == "worker" else launcher).send_signal(number)
     launcher.communicate(timeout=60)
     assert launcher.returncode == code and not psutil.wait_procs(all_of_it, timeout=30)[1]

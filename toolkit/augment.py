@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import betaincinv, ndtri
 
 from shards.index import ShardSet
 from shards.loader import Batch
@@ -176,6 +175,8 @@ class Augment:
         return window(x, anchor, before + np.zeros(len(x)), rate, frames)
 
     def _mixed(self, x: torch.Tensor, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from scipy.special import betaincinv
+
         config = self.config
         assert batch.places[0] % self.group == len(x) % self.group == 0, "plan_batch: whole groups"
         chance, ratio, scores = np.split(
@@ -231,5 +232,7 @@ def normal_numbers(seed: int, count: int, device: torch.device) -> torch.Tensor:
     One table serves a run, each sample's cells being a piece of it from a drawn place on: to seed a
     generator for each sample takes many times as long, and gives other numbers on a GPU.
     """
+    from scipy.special import ndtri
+
     draws = uniform((seed, SWITCHES.index("noise_db")), np.arange(1), count)[0]
     return torch.from_numpy(ndtri(np.maximum(draws, 2.0**-54)).astype(np.float32)).to(device)

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from shards.index import ShardSet
@@ -68,6 +67,8 @@ def peak_flops(name: str, precision: str) -> float | None:
 
 def flops_a_sample(config: ModelConfig, n_classes: int, shape: tuple[int, int]) -> float:
     """Floating-point operations of one sample's forward and backward, counted, nothing computed."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton, for a tenth of a start
+
     with torch.device("meta"):
         model = build(config, n_classes, shape)
         x = torch.zeros(config.norm_batch, 1, *shape)
