@@ -8,7 +8,7 @@ from collections.abc import Callable
 from time import process_time
 
 import numpy as np
-from side_by_side import arguments, conditions, one_thread, publish
+from side_by_side import MARKS, arguments, conditions, mark, one_thread, publish
 
 from shards.draws import Full, Grouped, Weighted, Window
 from shards.order import Order
@@ -88,16 +88,18 @@ def main() -> None:
         "weights of samples": Weighted([np.arange(1.0, n + 1)], n, n, SEED),
     }
     found: dict[tuple[str, int], list[float]] = {}
+    marks: list[str] = []
     for _ in range(rounds):
         for name, draw in draws.items():
             for size in (32, 256, 4096):
                 order = Order(10**9 if "9" in name else n, size, SEED, draw=draw)
                 found.setdefault((name, size), []).append(rate(order, size, 2**20 // size))
     for name in draws:
+        marks.append(mark(f"{name}, batches of 256", sorted(found[name, 256]), 20, "{:.1f}"))
         cells = [f"{statistics.median(found[name, size]):.1f} ({min(found[name, size]):.1f} to "
                  f"{max(found[name, size]):.1f})" for size in (32, 256, 4096)]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", conditions(rounds, ["numpy"])]
+    lines += [*MARKS, *marks, "", conditions(rounds, ["numpy"])]
     publish("order", "Order of training", lines, words.write)
 
 

@@ -69,6 +69,7 @@ def cold(shard_set: ShardSet, rounds: int) -> list[str]:
     orders = {
         "in turn": InTurn(n),
         "windows of 2 shards": Order(n, BATCH, 0, draw=Window(bounds, 2, 0)),
+        "fully shuffled": Order(n, BATCH, 0),
     }
     found: dict[str, list[float]] = {name: [] for name in orders}
     for _ in range(rounds):

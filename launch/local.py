@@ -18,6 +18,8 @@ from launch.tasks import plan
 from shards.command import alone
 from shards.errors import TrainingError, UserError
 from shards.order import plan_batch
+from shards.progress import duration
+from toolkit.claim import check_begun
 from toolkit.data import Data, open_parts
 from toolkit.schema import Config
 from toolkit.signals import REQUEUE, noting
@@ -64,6 +66,7 @@ def check_plan(configs: Sequence[Config], processes: int = 1) -> None:
 
     known = set()
     for config in configs:
+        check_begun(config, config.folder())
         alike = replace(config, run=configs[0].run, train=replace(config.train, seed=0))
         if repr(alike) not in known:
             data = open_parts(replace(alike, data=replace(alike.data, stage=None)))
@@ -160,7 +163,7 @@ def outcome(job: Job) -> str:
     """How a process ended, and what follows."""
     score = job.score() if job.state == "done" else None
     return {
-        "done": f"done in {job.seconds:.0f} s"
+        "done": f"done in {duration(job.seconds)}"
         + (f", accuracy {100 * score:.1f} %" if score is not None else ""),
         "stopped": "stopped, with what it had saved",
         "waiting": f"{job.why}; it is started again",

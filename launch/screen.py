@@ -8,6 +8,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from launch.job import Job
+from shards.progress import duration
 
 EVERY = 60.0  # seconds between two lines of a training, off a terminal
 FORMAT = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
@@ -52,7 +53,7 @@ class Screen:
             line.display("")
         ended = sum(job.state in ("done", "stopped", "failed") for job in self.jobs)
         self._all.n = ended
-        self._all.set_postfix_str(f"{time.monotonic() - self._began:.0f} s", refresh=False)
+        self._all.set_postfix_str(duration(time.monotonic() - self._began), refresh=False)
         self._all.refresh()
 
     def close(self) -> None:
@@ -74,7 +75,7 @@ def short(job: Job, now: dict[str, float]) -> str:
     if not now:
         return f"starting {job.place}"
     rate = (job.target or now["step"]) / now["step"] - 1
-    return f"epoch {now['epoch']}  loss {now['loss']:.4f}  {now['seconds'] * rate:.0f} s left"
+    return f"epoch {now['epoch']}  loss {now['loss']:.4f}  {duration(now['seconds'] * rate)} left"
 
 
 def words(job: Job) -> str:

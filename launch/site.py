@@ -15,6 +15,8 @@ from shards.command import nearest
 from shards.errors import UserError
 from toolkit.config import AsTyped, cast
 
+EARLY = 60  # seconds that Slurm's signal may come before its time
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
@@ -89,6 +91,12 @@ def check(site: Site) -> None:
         value = getattr(site, name)
         if value is not None and value < least:
             raise UserError(f"--{name}={value}: at least {least}")
+    limit = seconds(site.time or "")
+    if limit and limit <= site.signal + EARLY:
+        raise UserError(
+            f"--time={site.time}: has to be over {site.signal + EARLY} s, since --signal="
+            f"{site.signal} s before it, or up to {EARLY} s earlier, each training saves and ends"
+        )
     for word in site.env:
         if not re.match(r"[A-Za-z_]\w*=", word):
             raise UserError(f"--env={word}: expected NAME=VALUE, as NCCL_DEBUG=INFO")
@@ -99,6 +107,15 @@ def check(site: Site) -> None:
         if "\n" in str(getattr(site, field.name)) and field.name != "activate":
             raise UserError(f"--{field.name}: expected one line")
     launch_file(site.nodes, site.gpus, site.strategy)
+
+
+def seconds(limit: str) -> int | None:
+    """A limit as sbatch takes it, `90` (minutes), `2:00:00` or `1-12`; 0 or None if it is none."""
+    found = re.fullmatch(r"(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)??(\d+)(?::(\d+))?", limit)
+    if not found:
+        return None
+    days, *clock = (int(word or 0) for word in found.groups())
+    return days * 86400 + sum(n * unit for n, unit in zip(clock, 2 * (3600, 60, 1), strict=True))
 
 
 def python_of(site: Site, own: str) -> str:

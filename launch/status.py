@@ -11,7 +11,7 @@ from launch import slurm
 from launch.submission import Submission, submissions
 from shards.command import alone
 from toolkit.results import last_words, read_records
-from toolkit.signals import MARKER
+from toolkit.signals import MARKER, REQUEUE
 
 HEAD = ("task", "state", "node", "step", "epoch", "samples/s", "left", "limit", "restarts", "log")
 TAIL = 1 << 16  #: bytes of metrics.jsonl that are read: the last lines
@@ -91,7 +91,7 @@ def after(folder: Path, lives: Sequence[Sequence[str]], ended: str | None) -> st
         return ended.lower()
     if not lives:
         return "not begun"
-    if (folder / MARKER).exists():
+    if (folder / MARKER).exists() or lives[-1][4] == str(REQUEUE):
         return "stopped"
     return f"failed ({lives[-1][4]})" if lives[-1][3] == "end" else "killed"
 

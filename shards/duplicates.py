@@ -123,8 +123,8 @@ def near_segments(prints: Prints) -> Iterator[tuple[int, int, float]]:
     for i, j in zip(first[back].tolist(), range(len(back)), strict=True):  # the same bytes
         if i != j and busy[j] and prints.recording[i] != prints.recording[j]:
             yield i, j, 1.0
-    rows = np.sort(first[busy[first] > 0])
     needed = AGREEMENT + STEEPNESS * np.maximum(0, ENOUGH - busy)
+    rows = np.sort(first[(busy[first] > 0) & (needed[first] <= 1)])  # others can agree with none
     for a, b in likely_pairs(prints, rows):
         scores = agreement(prints.grains, a, b, prints.seconds)
         for n in np.flatnonzero(scores >= np.maximum(needed[a], needed[b])).tolist():

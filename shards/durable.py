@@ -83,7 +83,10 @@ def xxh128(file: Path) -> str:
 
 def digested(file: Path, digest: Any) -> str:
     """A file's content put through a hash, in hex."""
-    with open(file, "rb", buffering=0) as content:
-        while data := content.read(1 << 16):  # bytes: they stay in the cache
+    content = os.open(file, os.O_RDONLY)
+    try:
+        while data := os.read(content, 1 << 16):  # bytes: they stay in the cache
             digest.update(data)
+    finally:
+        os.close(content)
     return str(digest.hexdigest())

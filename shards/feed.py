@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from shards.ahead import Ahead
 from shards.index import ShardSet
 from shards.maps import Maps
 from shards.order import share
@@ -26,10 +27,8 @@ BUFFERS = 4  # at most: one in use, the others ahead
 RING = 1 << 24  # bytes of buffers, beyond two: what stays in a processor's cache is filled faster
 PATIENCE = 60.0  # seconds to wait for data before saying so
 LOOK_EVERY = 1.0  # seconds between looks at the shards while there is nothing to read
-FEW = 8  # a step that takes its samples from more shards jumps about; readahead is no use to it
-READAHEAD = 1 << 29  # bytes: how far ahead of the samples their shards are asked for
+READAHEAD = 1 << 29  # bytes of samples: how far ahead of them their shards are brought
 PART = 1 << 20  # bytes of a step: for less another thread costs more than it reads
-GLANCE = 8  # steps between looks so far ahead
 
 #: (step, places of this process' share) -> sample numbers; a pure function, called by all threads.
 Numbers = Callable[[int, range], np.ndarray]
@@ -74,6 +73,7 @@ class Feed:
     """The samples of one step after the other, on the device.
 
     Each thread computes and reads its own part of each step; they share nothing but the buffers.
+    `whole`: most samples of the set will be asked for.
     """
 
     def __init__(
@@ -84,13 +84,12 @@ class Feed:
         store: Store,
         reading: Reading,
         device: torch.device,
+        whole: bool = False,
     ):
         self.shard_set, self.numbers, self.size = shard_set, numbers, size
-        self.store, self.reading, self.device = store, reading, device
+        self.store, self.reading, self.device, self.whole = store, reading, device, whole
         self._bytes_a_step = 2 * size * int(np.prod(shard_set.shape))
         self.waited = 0.0  #: seconds spent waiting for data
-        self._asked: set[int] = set()  # shards, ahead of their time
-        self._ahead = 0  # the step up to which they were asked for
         self._fits = 2 * int(np.prod(shard_set.shape)) * len(shard_set) <= free_memory()
         self._failure: BaseException | None = None
         self._closed = Event()
@@ -128,6 +127,7 @@ class Feed:
                     worker.free.put(copied)
         finally:
             self._closed.set()
+            self._ahead.close()
             for worker, thread in zip(self._workers, threads, strict=True):
                 worker.free.put(None)
                 thread.join(5)  # one that hangs in a read is left behind: it ends with the process
@@ -135,6 +135,15 @@ class Feed:
     def _start(self, slots: list[Slot], start: int, stop: int) -> list[Thread]:
         count = max(1, min(self.reading.threads, self.size, -(-self._bytes_a_step // PART)))
         maps = Maps(self.shard_set, self._fits)
+        steps, span = range(start, stop), max(1, READAHEAD // self._bytes_a_step)
+        self._ahead = Ahead(
+            self.shard_set,
+            self._shards,
+            steps[:0] if self.store.is_full else steps,
+            span,
+            keep=self._fits,
+            all_of_them=self.whole and self._fits and not self.shard_set.is_remote,
+        )
         for n in range(count):
             reader = Reader(self.shard_set, check=self.reading.check, maps=maps)
             worker = Worker(reader, share(self.size, n, count), SimpleQueue(), SimpleQueue())
@@ -152,16 +161,14 @@ class Feed:
     def _work(self, worker: Worker, slots: list[Slot], start: int, stop: int) -> None:
         try:
             with worker.reader:
-                if worker is self._workers[0]:
-                    self._ask(worker, range(start, min(start + 1, stop)))
                 for step in range(start, stop):
                     self._wait_for_room(worker)
                     if self._closed.is_set():
                         return
                     self._fill(worker, slots[step % len(slots)], step)
                     worker.done.put(None)
-                    if worker is self._workers[0] and step % GLANCE == 0 and step + 1 < stop:
-                        self._read_ahead(worker, step, stop)
+                    if not self._ahead.over and worker is self._workers[0]:
+                        self._ahead.read(step)
                 while not self._closed.is_set():  # the last steps are still in use
                     self._wait_for_room(worker)
         except BaseException as error:
@@ -190,27 +197,8 @@ class Feed:
         mine = slot.x.numpy()[part], slot.places[part], slot.fresh[part]
         self.store.fill(step, worker.reader, rows, numbers, *mine)
 
-    def _read_ahead(self, worker: Worker, step: int, stop: int) -> None:
-        """Ask for the shards of the steps after this one, twice as fast as they are read."""
-        first = max(self._ahead, step + 1)
-        last = step + 1 + max(1, READAHEAD // self._bytes_a_step)
-        self._ask(worker, range(first, min(stop, last, first + 2 * GLANCE)))
-
-    def _ask(self, worker: Worker, steps: range) -> None:
-        """Have the shards of these steps on their way in their turn, while a step's are few."""
-        shards: dict[int, None] = {}
-        for step in steps:
-            self._ahead = step + 1
-            some = np.unique(self.shard_set.rows(self.numbers(step, worker.part))["shard"]).tolist()
-            if len(some) > FEW:
-                break
-            shards |= dict.fromkeys(some)
-        new = [shard for shard in shards if shard not in self._asked]
-        for shard in new:
-            worker.reader.doing = f"opening {self.shard_set.shard_place(shard)}"
-            self.shard_set.prefetch([shard])
-        worker.reader.doing = "at rest"
-        self._asked = self._asked | shards.keys() if self._fits else set(shards)
+    def _shards(self, step: int) -> np.ndarray:
+        return self.shard_set.rows(self.numbers(step, range(self.size)))["shard"]
 
     def _await(self, worker: Worker, step: int) -> None:
         """Wait until a thread has read its part of the step, and say so where that takes long."""

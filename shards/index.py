@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.ahead import into_memory
 from shards.durable import file_entry as file_entry
 from shards.durable import sha256 as sha256
 from shards.durable import sync_folder as sync_folder
@@ -36,7 +37,6 @@ ROW = np.dtype([
 ])  # fmt: skip
 
 FILES = ("index.npy", "stats.npy", "recordings.jsonl", "rejected.csv", "balance.json")
-READAHEAD = 1 << 17  # bytes: Linux takes as many at a time as it would itself, and forgets the rest
 BESIDE = ".build"  # inside a set, until it is whole: see workshop.py
 READY = Path(BESIDE, "ready")  # all its new files at once, on the way to their places
 SEAL = b'"sha256": "'  # the last key of dataset.json: the SHA-256 of the file with 64 zeros here
@@ -155,12 +155,10 @@ class ShardSet:
         """A descriptor of a shard, which stays readable until it is closed."""
         return os.open(self.shard_file(shard), os.O_RDONLY)
 
-    def prefetch(self, shards: Iterable[int]) -> None:
-        """Have these shards on their way into memory, or onto this machine; waits for neither."""
-        for shard in shards:
-            with suppress(OSError), open(self.open_shard(shard), "rb") as tar:  # who reads will say
-                for offset in range(0, os.fstat(tar.fileno()).st_size, READAHEAD):
-                    os.posix_fadvise(tar.fileno(), offset, READAHEAD, os.POSIX_FADV_WILLNEED)
+    def bring(self, shard: int) -> Iterator[None]:
+        """Bring a shard into memory, or onto this machine, some of it each time."""
+        with suppress(OSError), open(self.open_shard(shard), "rb") as tar:  # who reads will say
+            yield from into_memory(tar.fileno())
 
     @cached_property
     def index(self) -> np.ndarray:

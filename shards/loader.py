@@ -71,7 +71,7 @@ class Loader:
         places = np.array(self.plan.places(self.rank)).reshape(-1, size)
         self._feed = Feed(
             self.shard_set, self._numbers, self.plan.per_rank * together, self._store(),
-            self.reading, self.device,
+            self.reading, self.device, 2 * len(self.selection) > len(self.shard_set),
         )  # fmt: skip
         self._last, self._samples = (time.perf_counter(), 0.0, 0, 0), 0
         first, blocks = start // together * together, range(start // together, -(-stop // together))
@@ -154,7 +154,7 @@ def evaluation_batches(
         places = first + step * batch_size + np.arange(part.start, part.stop)
         return selection[np.minimum(places, n - 1)]
 
-    mine = np.minimum(np.arange(first, first + batches * batch_size), n - 1)
+    mine = range(min(first, n - 1), min(first + batches * batch_size, n))  # or the last, as padding
     store = _store_of(shard_set, selection, mine, device, reading)
     feed = Feed(shard_set, numbers, batch_size, store, reading, device)
     for step, (x, y, found) in enumerate(feed.steps(0, batches)):
@@ -166,7 +166,7 @@ def evaluation_batches(
 def _store_of(
     shard_set: ShardSet,
     selection: np.ndarray | Selection,
-    places: np.ndarray,
+    places: range,
     device: torch.device,
     reading: Reading,
 ) -> Store:
@@ -176,10 +176,13 @@ def _store_of(
     if selection not in _kept:
         _kept[selection] = None
         return nothing
-    numbers, kept = np.unique(selection[places]), _kept[selection]
+    kept, size = _kept[selection], 2 * len(places) * int(np.prod(shard_set.shape))
+    # The device is the training's, and so is what was asked for.
+    cpu = torch.device("cpu")
+    where = kept.where if kept else choose("auto", size, cpu, reading.processes)
+    if where == "none":
+        return nothing
+    numbers = np.unique(selection[places.start : places.stop])
     if kept is None or kept.device != device or not np.array_equal(kept.numbers, numbers):
-        size = 2 * len(numbers) * int(np.prod(shard_set.shape))
-        # The device is the training's, and so is what was asked for.
-        where = choose("auto", size, torch.device("cpu"), reading.processes)
         _kept[selection] = kept = Store(where, numbers, shard_set.shape, device)
     return kept

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from shards.audio import AudioError
 from shards.errors import UserError
-from shards.folder import SUFFIXES, headers, list_folder
+from shards.folder import SUFFIXES, headers, is_audio, list_folder
 from shards.labels import classes_of, names
 from shards.recording import Piece, Recording, Reject, place
 from shards.root import Root, Unfetched
@@ -73,7 +73,7 @@ def scan(
         if flag is not None
     }
     columns.setdefault("label", [path.partition("/")[0] for path in paths])
-    check_classes(audio, columns["label"])
+    check_classes(audio, columns["label"], passed_by)
     if "split" in columns:
         columns["split"] = list(map(split_name, columns["split"]))
 
@@ -147,12 +147,15 @@ def piece_of(path: str, start: str, end: str) -> Piece:
     return piece
 
 
-def check_classes(audio: Root, labels: Iterable[str]) -> None:
+def check_classes(audio: Root, labels: Iterable[str], passed_by: Sequence[str]) -> None:
     """Raise a UserError unless `labels` name at least two classes."""
     classes = classes_of(labels)
     if not classes:
+        loose = sum(map(is_audio, passed_by))
+        what = f"audio ({loose}), but in no folder of a class" if loose else "no audio in it"
+        or_else = "; --label_from=REGEX finds a class in a file's name" if loose else ""
         raise UserError(
-            f"{audio}: no audio in it; expected {audio}/CLASS/NAME.wav (or flac, ogg, mp3, ...)"
+            f"{audio}: {what}; expected {audio}/CLASS/NAME.wav (or flac, ogg, mp3, ...){or_else}"
         )
     if len(classes) == 1:
         raise UserError(

@@ -148,8 +148,19 @@ def log_mel(
     total = settings.frames(length)
     mel = np.empty((len(starts), settings.n_mels, total), np.float32)
     every = range(total)
-    decibels(wave, starts, length, every, settings, mel, every, total)
+    heard = range(min(total, reached(wave[starts[-1] :][:length], settings)) if len(starts) else 0)
+    whole = len(starts) - (len(heard) < total)
+    decibels(wave, starts[:whole], length, every, settings, mel, every, total)
+    decibels(wave, starts[whole:], length, heard, settings, mel[whole:], heard, len(heard))
+    mel[whole:, :, len(heard) :] = FLOOR_DB
     return mel
+
+
+def reached(wave: np.ndarray, settings: MelSettings) -> int:
+    """How many frames of (n,) samples hold more than the silence that a short file is filled with;
+    all of them if there is nothing else."""
+    silence = 0 if wave[-1] else int((wave[::-1] != 0).argmax())
+    return -(-(len(wave) - silence + settings.n_fft // 2) // settings.hop_length)
 
 
 def overlapping(

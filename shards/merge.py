@@ -15,7 +15,7 @@ from shards.notes import Notes, load
 from shards.output import clear, errors_named, existing, locked, promises
 from shards.part import check_all_written
 from shards.plan import Plan, check_left
-from shards.progress import Progress
+from shards.progress import with_progress
 from shards.workshop import notes_file, put_in_place, recall
 
 
@@ -49,8 +49,8 @@ def finish(plan: Plan) -> None:
 
     def notes() -> Iterator[Notes]:
         yield from old_notes(plan.base) if plan.base else ()
-        with Progress("join", len(plan.shards), unit="shards") as progress:
-            yield from (load(notes_file(plan.out, n)) for n in progress.through(plan.shards))
+        for shard in with_progress(plan.shards, "join", len(plan.shards), "shards"):
+            yield load(notes_file(plan.out, shard))
 
     totals = Totals(plan, notes)
     if plan.base is None:

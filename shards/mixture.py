@@ -105,10 +105,9 @@ class Mixture(ShardSet):
         source, local = self.shard_source(shard)
         return source.open_shard(local)
 
-    def prefetch(self, shards: Iterable[int]) -> None:
-        for shard in shards:
-            source, local = self.shard_source(shard)
-            source.prefetch([local])
+    def bring(self, shard: int) -> Iterator[None]:
+        source, local = self.shard_source(shard)
+        return source.bring(local)
 
     @cached_property
     def stats(self) -> np.ndarray:

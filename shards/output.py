@@ -31,7 +31,8 @@ def check_places(audio: Root, out: Path) -> None:
         raise UserError(f"{out}: lies inside the audio folder {audio}; give a place outside it")
     nearest = next(folder for folder in [out, *out.absolute().parents] if os.path.lexists(folder))
     if not nearest.is_dir():
-        raise UserError(f"{out}: {nearest} is a file, not a folder; give another place")
+        above = "" if nearest == out else f"{nearest} "
+        raise UserError(f"{out}: {above}is a file, not a folder; give another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(
             f"{out}: no permission to write into {nearest}; get it or give another place"

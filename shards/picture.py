@@ -51,7 +51,7 @@ def contact_sheet(shard_set: ShardSet, output: Path, per_class: int = 4) -> None
         shards.errors.ShardError: a shard is missing or too short.
     """
     if per_class < 1:
-        raise UserError(f"per_class {per_class}: give at least 1")
+        raise UserError(f"--per_class={per_class}: at least 1")
     if not len(shard_set.index):
         raise UserError(f"{shard_set}: holds no samples, so there is nothing to draw")
     panels = choose_panels(shard_set, per_class)

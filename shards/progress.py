@@ -75,4 +75,20 @@ class Progress:
         rate = (self.done - self.before) / max(1e-9, now - self.began)
         words = [f"{self.what}: {self.done} of {self.total} {self.unit}", f"{rate:.1f} a second"]
         words += [self.speed(now)] * bool(self.seconds)
-        return ", ".join([*words, f"{(self.total - self.done) / max(1e-9, rate):.0f} s left"])
+        return ", ".join([*words, f"{duration((self.total - self.done) / max(1e-9, rate))} left"])
+
+
+def with_progress(
+    things: Iterable[Thing], what: str, total: int, unit: str = "recordings"
+) -> Iterator[Thing]:
+    """The things, `total` of them, through a Progress of their own."""
+    with Progress(what, total, unit=unit) as progress:
+        yield from progress.through(things)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `48 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +78,11 @@ class RemoteSet(ShardSet):
             raise ShardError(str(error)) from None
         except OSError as error:
             raise ShardError(f"{self.shard_place(shard)}: {error}") from None
+
+    def bring(self, shard: int) -> Iterator[None]:
+        """Have it fetched; waits for nothing."""
+        self.prefetch([shard])
+        return iter(())
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Have these shards fetched by threads that end when nothing is left to fetch."""

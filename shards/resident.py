@@ -41,6 +41,11 @@ class Store:
         self._since = np.full(n, _NEVER)  # the step that read a sample
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every sample is here."""
+        return self.where != "none" and bool((self._since != _NEVER).all())
+
     def fill(
         self,
         step: int,

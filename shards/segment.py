@@ -43,5 +43,9 @@ def fill_up(wave: np.ndarray, start: int, length: int, pad: str) -> np.ndarray:
     missing = start + length - len(wave)
     if missing <= 0:
         return wave
-    mode: Any = {"silence": "constant", "repeat": "wrap", "reflect": "reflect"}[pad]
+    if pad == "silence":  # numpy's takes ten times as long, a tenth of what a short file costs
+        whole = np.zeros(start + length, wave.dtype)
+        whole[: len(wave)] = wave
+        return whole
+    mode: Any = {"repeat": "wrap", "reflect": "reflect"}[pad]
     return np.concatenate([wave[:start], np.pad(wave[start:], (0, missing), mode)])

@@ -15,7 +15,7 @@ from shards.container import AudioError
 from shards.durable import xxh128
 from shards.errors import UserError
 from shards.index import BESIDE, FILES, SPLITS, ShardSet, current, is_sealed, read_info, sha256
-from shards.progress import Progress
+from shards.progress import with_progress
 from shards.remote import Url, is_url
 from shards.remote_set import Downloaded, beside
 from shards.root import Root, as_root, local, tidied
@@ -70,18 +70,18 @@ def check_set(shard_set: ShardSet) -> list[str]:
     lines = shard_set.file("recordings.jsonl").read_bytes().splitlines()  # parsed they fill 2 GB
     shards = np.array(shard_set.index["shard"])
     first = np.searchsorted(shards, np.arange(len(info["shards"]) + 1))
-    with Progress("verify", len(info["shards"]), unit="shards") as progress:
-        for number, entry in enumerate(progress.through(info["shards"])):
-            file = shard_set.shard_file(number)
-            found = check_file(file, entry)
-            if file.is_file():
-                rows = shard_set.index[first[number] : first[number + 1]]
-                mine = np.unique(rows["recording"]).tolist()
-                told = {n: json.loads(lines[n]) for n in mine if n < len(lines)}
-                found += check_shard(shard_set, entry, file, rows, told)
-            faults += found[:FAULTS_A_SHARD]
-            if len(found) > FAULTS_A_SHARD:
-                faults.append(f"{entry['name']}: {len(found) - FAULTS_A_SHARD} more faults")
+    entries = with_progress(info["shards"], "verify", len(info["shards"]), "shards")
+    for number, entry in enumerate(entries):
+        file = shard_set.shard_file(number)
+        found = check_file(file, entry)
+        if file.is_file():
+            rows = shard_set.index[first[number] : first[number + 1]]
+            mine = np.unique(rows["recording"]).tolist()
+            told = {n: json.loads(lines[n]) for n in mine if n < len(lines)}
+            found += check_shard(shard_set, entry, file, rows, told)
+        faults += found[:FAULTS_A_SHARD]
+        if len(found) > FAULTS_A_SHARD:
+            faults.append(f"{entry['name']}: {len(found) - FAULTS_A_SHARD} more faults")
     if not (path / BESIDE).exists():  # else they are the next set's
         names = {file.name for file in path.glob("samples-*.tar")}
         unlisted = sorted(names - {entry["name"] for entry in info["shards"]})
@@ -96,18 +96,17 @@ def check_audio(shard_set: ShardSet, audio: Root) -> list[str]:
     if "convert" in shard_set.info["settings"]:
         raise UserError(f"{shard_set}: converted, not built from audio; leave --audio out")
     faults = []
-    with Progress("audio", shard_set.info["recordings"]) as progress:
-        for line in progress.through(shard_set.recordings()):
-            try:
-                with local(audio, line["path"]) as file:
-                    key, digest = ("xxh128", xxh128) if "xxh128" in line else ("sha256", sha256)
-                    if not file.is_file():
-                        faults.append(f"recording {line['path']!r}: missing below {audio}")
-                    elif digest(file) != line[key]:
-                        what = "its audio changed since the set was built"
-                        faults.append(f"recording {line['path']!r}: {what}")
-            except AudioError as error:
-                faults.append(f"recording {line['path']!r}: {error}")
+    for line in with_progress(shard_set.recordings(), "audio", shard_set.info["recordings"]):
+        try:
+            with local(audio, line["path"]) as file:
+                key, digest = ("xxh128", xxh128) if "xxh128" in line else ("sha256", sha256)  # old
+                if not file.is_file():
+                    faults.append(f"recording {line['path']!r}: missing below {audio}")
+                elif digest(file) != line[key]:
+                    what = "its audio changed since the set was built"
+                    faults.append(f"recording {line['path']!r}: {what}")
+        except AudioError as error:
+            faults.append(f"recording {line['path']!r}: {error}")
     return faults
 
 

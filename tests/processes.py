@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PLAIN = Path(__file__).parent / "plain"  #: in PYTHONPATH: no pictures
 #: What a training imports on its way: once in the parent, or else for 0.9 s in each fork.
 ON_THE_WAY = ("sklearn.metrics", "matplotlib.backends.backend_svg", "jinja2")
-ON_THE_WAY += ("toolkit.attention", "toolkit.curves", "toolkit.detection_figures")
+ON_THE_WAY += ("toolkit.attention", "toolkit.curves")
 
 
 def train_command(world_size: int, *words: str) -> list[str]:

@@ -16,7 +16,7 @@ from shards.chart import balance_png, drawn
 from shards.errors import UserError
 from shards.folder import OUTSIDE
 from shards.index import open_set
-from shards.progress import Progress
+from shards.progress import Progress, duration
 from shards.summary import kind, summary
 
 
@@ -121,3 +121,4 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch, caplog):
         "build: 1003 of 1006 recordings, 0.1 a second, 9x real time, 40 s left",
         "build: 1006 of 1006 recordings, 0.1 a second, 9x real time, 0 s left",
     ]
+    assert [duration(s) for s in (89, 720, 11100)] == ["89 s", "12 min", "3 h 05 min"]

@@ -160,7 +160,7 @@ def test_bad_places(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / "nowhere", tmp_path / "set", "no such folder"),
         (small, small, "lies inside the audio folder"),
         (small, small / "low" / "set", "lies inside the audio folder"),
-        (small, tmp_path / "file", "is a file, not a folder"),
+        (small, tmp_path / "file", "^\\S+: is a file, not a folder"),
         (small, tmp_path / "file" / "set", "is a file, not a folder"),
         (small, tmp_path, "not empty and no shard set"),
     ):

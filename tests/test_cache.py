@@ -223,7 +223,6 @@ def test_next_shards_come_while_nobody_waits(tone_set, cache) -> None:
         assert "/samples-000001.tar" not in gets(site)
         there, here = shard_set.shard_file(1), tone_set / "samples-000001.tar"
         assert there.read_bytes() == here.read_bytes()
-    open_set(tone_set).prefetch([0, 1])  # on a disk: into memory, nothing to see
 
 
 def test_a_byte_that_stays_wrong_is_an_error(tone_set, tmp_path) -> None:

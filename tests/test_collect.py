@@ -106,7 +106,7 @@ def test_missing_folds_and_differing_configs_are_named(run: Path) -> None:
     assert collect(run)["missing"] == ["2"]
     page = Page((run / "report.html").read_text()).text
     for text in (page, (run / "folds.md").read_text()):
-        assert "1 of 3 folds missing: 2" in text
+        assert "1 of 3 folds missing: 2 (fold-1)" in text
         assert "optim.lr differs between the folds (1: 0.001, 3: 0.5)" in text
 
 

@@ -104,13 +104,34 @@ def test_a_run_is_no_other_than_itself(runs):
     assert found["metrics"]["macro_f1"]["above"] == 0.5
 
 
-def test_folds_that_both_lack_are_named_and_seeds_to_choose_from(runs, tmp_path, capsys):
-    for name in ("seed-0", "seed-1"):
+def test_folds_that_both_lack_are_named_and_settings_to_choose_from(runs, tmp_path, capsys):
+    for name in ("lr=0.1", "lr=0.2"):
         shutil.copytree(runs[0], tmp_path / "r" / name, ignore=shutil.ignore_patterns("fold-1"))
     assert main(["compare", str(tmp_path / "r"), str(runs[1])]) == 2
-    assert "several seeds or settings; name one of them: seed-0, seed-1" in capsys.readouterr().err
-    found = compare(tmp_path / "r/seed-0", tmp_path / "r/seed-1")
+    assert "several seeds or settings; name one of them: lr=0.1, lr=0.2" in capsys.readouterr().err
+    found = compare(tmp_path / "r/lr=0.1", tmp_path / "r/lr=0.2")
     assert found["n"] == 24 and "24 recordings; folds missing in both: 2." in markdown(found)
+
+
+def test_seeds_are_compared_by_their_means(runs, tmp_path, capsys):
+    good, bad = runs
+    seeds = tmp_path / "seeds"
+    for name, run in (("seed-0", good), ("seed-1", bad)):
+        shutil.copytree(run, seeds / name)
+    found, alone = compare(good, seeds), compare(good, bad)
+    assert found["seeds"] == [1, 2] and found["mcnemar"] is None
+    both, first, _, neither = alone["counts"]
+    assert found["counts"] == [both + first / 2, first / 2, 0, neither]
+    half = {name: one["difference"] / 2 for name, one in alone["metrics"].items()}
+    assert {n: one["difference"] for n, one in found["metrics"].items()} == pytest.approx(half)
+    edges = [x / 2 for x in alone["metrics"]["accuracy"]["interval"]]
+    assert found["metrics"]["accuracy"]["interval"] == pytest.approx(edges)
+    assert main(["compare", str(good), str(seeds), f"--out={tmp_path / 'c'}"]) == 0
+    said = capsys.readouterr().out
+    assert "(1 seeds)" not in said and "(2 seeds)" in said and "p =" not in said
+    shutil.rmtree(seeds / "seed-1/fold-2")
+    assert main(["compare", str(good), str(seeds)]) == 2
+    assert "12 only in the first" in capsys.readouterr().err
 
 
 def test_runs_on_other_recordings_are_refused(runs, tmp_path: Path, capsys):

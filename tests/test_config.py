@@ -79,7 +79,7 @@ def test_folders():
         (["--train.channels_last=y"], "channels_last=y: one of true, false, auto"),
         (["--train.tf32=1"], "train.tf32=1: expected true or false"),
         (["--epochs=3"], "expected --section.key=value"),
-        (["more.yaml"], "expected one CONFIG.yaml, got 2"),
+        (["more.yaml"], "more.yaml; settings are --section.key=value"),
         (["--model.name="], "expected a word"),
         (["--train.seed=-1"], "train.seed=-1: at least 0"),
         (["--run.name=../b"], "run.name=../b: a folder below run.dir"),

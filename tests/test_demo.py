@@ -106,6 +106,16 @@ def test_a_killed_synthesis_is_done_again(tmp_path):
     assert digests(tmp_path / "demo") == whole
 
 
+def test_a_full_disk_is_named(tmp_path):
+    synthesize(tmp_path / "demo", seed=5, per_class=1)
+    (tmp_path / "demo" / ".demo.json").unlink()
+    first = next((tmp_path / "demo" / "vowel").iterdir())
+    first.unlink()
+    first.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        synthesize(tmp_path / "demo", seed=5, per_class=1)
+
+
 def test_a_folder_of_somebody_else_is_refused_untouched(demo, tmp_path):
     (tmp_path / "README.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")

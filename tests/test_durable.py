@@ -14,6 +14,7 @@ WRITERS = {
     "bytes": lambda folder: write_atomic(folder / "file", b"content"),
     "output": lambda folder: write_output(folder / "new" / "file", b"content"),
     "tensors": lambda folder: checkpoint.write_tensors(folder / "file.safetensors", TENSORS, 7),
+    "copy": lambda folder: checkpoint.copy(Path(__file__), folder / "file"),
     "checkpoint": lambda folder: checkpoint.write(folder, 7, {"model": TENSORS}, "{}"),
 }
 

@@ -43,9 +43,9 @@ def test_a_stage_is_one_augmentation_and_columns_are_of_all_classes(config):
     "words, message",
     [
         (["--", "--augment.gain_db=0", "--augment.mix=none"], "turns no augmentation on"),
-        (["--samples=0"], "samples 0: give at least 1"),
+        (["--samples=0"], "--samples=0: at least 1"),
         (["--sample=3"], "did you mean samples"),
-        (["more.yaml"], "expected one CONFIG.yaml, got 2"),
+        (["more.yaml"], "more.yaml; settings are --section.key=value"),
     ],
 )
 def test_bad_words_are_one_line(config, tmp_path, capsys, words, message):

@@ -135,7 +135,7 @@ def test_digest_sees_what_decides(audio: Path) -> None:
     ("names", "flags", "message"),
     [
         ([], {}, "no audio in it"),
-        (["x.wav"], {}, "no audio in it"),
+        (["x.wav"], {}, "audio (1), but in no folder of a class"),
         (["a/x.wav"], {}, "one class only, 'a'"),
         (["a/x.wav", "b/x.wav"], {"group_from": "(x"}, "no regular expression"),
         (["a/x1.wav", "b/x.wav", "b/y.wav"], {"fold_from": "[0-9]"}, "'b/x.wav' (2 of 3 files)"),

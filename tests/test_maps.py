@@ -1,20 +1,17 @@
 """The compiled copy against preadv: the same bytes, and errors where a map gives a signal."""
 
-import ctypes
 import importlib.util
-import mmap
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shards import maps, read
-from shards.index import ShardSet, open_set
+from shards.index import open_set
 from shards.maps import Maps
 from shards.read import Reader
 
@@ -60,7 +57,7 @@ def test_rows_of_any_size_and_alignment_are_copied(size):
 CUT = """
 import faulthandler, os, sys
 import numpy as np
-from shards.index import ShardSet, open_set
+from shards.index import open_set
 from shards.maps import Maps
 from shards.read import Reader
 
@@ -97,25 +94,3 @@ def test_an_installation_needs_no_compiler(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "shards._native" in run.stdout + run.stderr  # it was tried
     assert not list(tmp_path.rglob("*.so"))
-
-
-def test_a_shard_that_is_asked_for_comes_whole(tmp_path):
-    """20 MB, of which the kernel would take between 0.1 and 8 at one word."""
-    size, name = 20 << 20, "samples-000000.tar"
-    with open(tmp_path / name, "wb") as tar:
-        tar.truncate(size)
-    with open(tmp_path / name, "r+b") as tar, mmap.mmap(tar.fileno(), size) as content:
-        address = ctypes.addressof(ctypes.c_char.from_buffer(content))
-        pages = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
-
-        def there():
-            assert not ctypes.CDLL(None).mincore(ctypes.c_void_p(address), size, pages)
-            return sum(page & 1 for page in pages) / len(pages)
-
-        if there() > 0:
-            pytest.skip("this file system keeps all in memory")
-        ShardSet(tmp_path, {"shards": [{"name": name}]}).prefetch([0])
-        deadline = time.monotonic() + 30
-        while there() < 1:
-            assert time.monotonic() < deadline, f"{there():.0%} came"
-            time.sleep(0.01)

@@ -93,7 +93,7 @@ def test_names_are_shortened_in_the_middle(text, short):
 
 
 def test_what_cannot_be_drawn_is_said(shard_set, tmp_path):
-    with pytest.raises(UserError, match="per_class 0"):
+    with pytest.raises(UserError, match="per_class=0"):
         contact_sheet(shard_set, tmp_path / "a.png", per_class=0)
     empty = ShardSet(shard_set.path, shard_set.info)
     empty.__dict__["index"] = shard_set.index[:0]

@@ -73,7 +73,10 @@ import json, sys, threading, time
 from functools import cached_property
 from pathlib import Path
 import numpy as np
+import torch
+from shards.feed import Reading
 from shards.index import ROW, ShardSet
+from shards.loader import _store_of
 from shards.order import plan_batch
 from toolkit.schema import DataConfig
 from toolkit.data import make_groups, make_order
@@ -117,6 +120,10 @@ for step in (*range(200), 10**6, 10**9):
     assert masks["train"][rows["split"], rows["fold"]].all()
     seen += rows["label"].sum()
 assert sum(map(len, parts.values())) == n
+test = parts["test"]
+for _ in range(2):  # an evaluation, and another one, of what does not fit into memory
+    where = range(len(test)), torch.device("cpu"), Reading(resident="auto")
+    assert _store_of(shard_set, test, *where).where == "none"
 print(json.dumps({"MB": max(most[0], anonymous()) - start, "share": seen / 202 / 256}))
 """
 

@@ -119,7 +119,7 @@ def test_a_fold_that_crashes_is_named_with_its_last_words(runs: Runs, told: Told
     report = (run / "report.html").read_text()
     log = (run / f"logs/collect-{ids['collect']}.log").read_text()
     for text in (report, log):
-        assert "2 of 3 folds missing: 2, 3" in text and "Is a directory" in text
+        assert "2 of 3 folds missing: 2, 3 (fold-1, fold-2)" in text and "Is a directory" in text
     shown = runs.command("status", str(run))
     assert re.search(r"fold-0 +done", shown) and re.search(r"fold-1 +failed \(2\)", shown)
 

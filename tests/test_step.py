@@ -139,14 +139,18 @@ def test_a_step_is_one_collective():
     assert on_ranks(2, count) == [3, 3]
 
 
-def test_exact_is_the_same_bits_on_1_2_and_4_ranks():
-    found = {n: on_ranks(n, lambda: train(make_stepper(2, exact=True))) for n in (1, 2, 4)}
+@pytest.mark.parametrize("name", MODELS)
+def test_exact_is_the_same_bits_on_1_2_4_and_8_ranks(name):
+    def exactly():
+        model = MODELS[name] if name == "drops" else None
+        return train(make_stepper(2, exact=True, model=model))
+
+    found = {n: on_ranks(n, exactly) for n in (1, 2, 4, 8)}
     expected = found[1][0]
-    assert_alike(on_ranks(1, lambda: train(make_stepper(2, exact=True)))[0], expected)
     for losses, norms, weights in itertools.chain(*found.values()):
         assert (losses, norms) == expected[:2]
         assert np.array_equal(weights, expected[2])
-    plain = on_ranks(2, lambda: train(make_stepper(2)))[0]
+    plain = on_ranks(2, lambda: train(make_stepper(2, model=MODELS[name])))[0]
     assert not np.array_equal(plain[2], expected[2])  # else the test could not fail
 
 

@@ -113,6 +113,8 @@ def test_a_file_says_what_the_site_wants_and_flags_overrule_it(here, capsys):
     site = read_site({"gpus": 2, "account": None})
     assert (site.account, site.gpus, site.time) == ("007", 2, "8:00:00")
     assert (site.modules, site.sbatch) == ("cuda gcc", ("--x=1",))
+    for unlimited in ("0", "UNLIMITED"):
+        assert read_site({"time": unlimited}).time == unlimited
     assert main(["tones.yaml", "--folds=4", "--dry_run", "--account=other"]) == 0
     assert "#SBATCH --account=other\n" in capsys.readouterr().out
     for text, message in (
@@ -140,6 +142,7 @@ def test_a_file_says_what_the_site_wants_and_flags_overrule_it(here, capsys):
         (["--folds=4", "--audio=nowhere"], "no such folder"),
         (["--folds=4", "--optim.lrr=1"], "did you mean lr?"),
         (["--folds=4", "--data.n_mels=99"], "99 asked"),
+        (["--folds=4", "--time=5:30"], "--time=5:30: has to be over 360 s"),
         (["--folds=4", "--train.patience=3"], "needs a validation part"),
         (["--folds=4", "--grid=model.name=cnn_tiny,cnn_tny"], "did you mean cnn_tiny"),
         (["--folds=4", "--model.freeze=[sterm]"], "no such part"),
@@ -154,6 +157,16 @@ def test_what_cannot_be_is_one_line(here, capsys, words, message):
     assert main(["tones.yaml", *words, "--dry_run"]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_run_begun_with_other_settings_is_refused_before_it_waits(here, capsys):
+    fold = here / "runs/tones/fold-0"
+    fold.mkdir(parents=True)
+    (fold / "config.yaml").write_text("run: {name: tones}\ntrain: {epochs: 7}\n")
+    assert main(["tones.yaml", "--folds=1,2", "--train.epochs=8", "--dry_run"]) == 2
+    assert "train.epochs: 7 there, 8 asked" in capsys.readouterr().err
+    words = ["--train.epochs=8", "--train.resume=never", "--dry_run"]
+    assert main(["tones.yaml", "--folds=1,2", *words]) == 0
 
 
 @pytest.mark.parametrize("module", ["submit", "status", "cancel"])

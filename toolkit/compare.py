@@ -5,57 +5,81 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shards.errors import UserError
 from shards.index import write_atomic
 from toolkit import detection, folds, tables, tagging
-from toolkit.intervals import Noted, chosen_unit, percentiles, scorer, units_of
+from toolkit.intervals import Noted, averaged, chosen_unit, percentiles, scorer, units_of
 from toolkit.metrics import resampled
 from toolkit.predictions import Predictions, join
-from toolkit.results import read_fold
+from toolkit.results import find_trainings, read_fold
 
 RESAMPLES = 5000
 
 
 def compare(first: Path, second: Path, unit: str = "auto") -> dict[str, Any]:
-    """The comparison of two runs, collected or not, or of two folds.
+    """The comparison of two runs, collected or not, of one seed or several, or of two folds.
 
-    `counts`: recordings that both have right, the first alone, the second alone, neither;
-    `mcnemar`: the exact two-sided p of the two in the middle; `metrics`: for each score `first`,
-    `second`, `difference`, its 95 % `interval` over resamples of whole units, paired, and `above`,
-    the share of them above 0 (half of those at 0).
+    `counts`: recordings that both have right, the first alone, the second alone, neither, of
+    several seeds the means over all pairs of one of each run; `mcnemar`: the exact two-sided p of
+    the two in the middle, None of several seeds; `metrics`: for each score `first`, `second`,
+    `difference`, means over the seeds, its 95 % `interval` over resamples of whole units, paired,
+    and `above`, the share of them above 0 (half of those at 0).
 
     Raises:
         UserError: the runs did not score the same recordings, with the same labels.
     """
-    runs = [read_run(path) for path in (first, second)]
-    (one, _, noted, missing), (two, _, other, _) = runs
-    check_same(one, two, f"{first} and {second}")
-    if detection.asked(noted, one.classes) != detection.asked(other, two.classes):
+    runs = [read_seeds(path) for path in (first, second)]
+    every, (ones, twos) = [*runs[0], *runs[1]], ([seed.rows for seed in run] for run in runs)
+    one, _, noted, missing = every[0]
+    for seed in every[1:]:
+        check_same(one, seed.rows, f"{first} and {second}")
+    if len({detection.asked(seed.noted, one.classes) for seed in every}) > 1:
         raise UserError(f"{first} and {second}: different targets or costs of detection; "
                         "train both with the same report.target and report.dcf_*")  # fmt: skip
     unit = chosen_unit(one, unit)
-    right = [rows.labels == rows.predicted for rows in (one, two)]
-    a, b = (r.all(axis=1) if r.ndim == 2 else r for r in right)
-    counts = [int(n.sum()) for n in (a & b, a & ~b, ~a & b, ~a & ~b)]
-    units = units_of(one, unit)
+    a, b = (np.mean([right(rows) for rows in some], axis=0) for some in (ones, twos))
+    counts = [float(n.sum()) for n in (a * b, a * (1 - b), (1 - a) * b, (1 - a) * (1 - b))]
+    alone, units = len(ones) == len(twos) == 1, units_of(one, unit)
     return {
         "runs": [str(first), str(second)],
-        "protocols": [run[1] for run in runs],
+        "seeds": [len(ones), len(twos)],
+        "protocols": [seed.protocol for seed in every],
         "missing": missing,
         "n": len(one.labels),
         "unit": unit,
         "units": len(np.unique(units)),
-        "counts": counts,
-        "mcnemar": mcnemar(counts[1], counts[2]),
-        "metrics": differences(one, two, units, noted),
+        "counts": [int(n) if alone else round(n, 1) for n in counts],
+        "mcnemar": mcnemar(int(counts[1]), int(counts[2])) if alone else None,
+        "metrics": differences(ones, twos, units, noted),
     }
 
 
-def read_run(path: Path) -> tuple[Predictions, str, Noted, Sequence[str]]:
+class Run(NamedTuple):
+    """One seed of a run; `missing` are the folds that it lacks."""
+
+    rows: Predictions
+    protocol: str
+    noted: Noted
+    missing: Sequence[str]
+
+
+def right(rows: Predictions) -> np.ndarray:
+    """Whether each recording is right, in all classes where it may have several. Shape: (N,)."""
+    return (rows.labels == rows.predicted).reshape(len(rows.labels), -1).all(axis=1)
+
+
+def read_seeds(path: Path) -> Sequence[Run]:
+    """A run, or one fold of it; of several seeds all of them."""
+    begun = [one for one in find_trainings(path) if one.finished and not one.grid]
+    seeds = sorted({one.seed for one in begun if one.seed is not None})
+    return [read_run(path / f"seed-{seed}") for seed in seeds] or [read_run(path)]
+
+
+def read_run(path: Path) -> Run:
     """The recordings of a run, or of one fold, in the order of their names, its protocol, what it
     notes of the detection of two classes, and the folds that a run lacks."""
     alone = (path / "scores.json").exists()
@@ -66,7 +90,7 @@ def read_run(path: Path) -> tuple[Predictions, str, Noted, Sequence[str]]:
     order = np.argsort(rows.recording, kind="stable")
     names = [] if alone else folds.fold_names(found)
     missing = [name for name in names if name not in {fold.name for fold in found}]
-    return rows.take(order), result["protocol"], result.get("detection"), missing
+    return Run(rows.take(order), result["protocol"], result.get("detection"), missing)
 
 
 def check_same(one: Predictions, two: Predictions, pair: str) -> None:
@@ -100,10 +124,10 @@ def mcnemar(first: int, second: int) -> float:
 
 
 def differences(
-    one: Predictions, two: Predictions, units: np.ndarray, noted: Noted
+    ones: Sequence[Predictions], twos: Sequence[Predictions], units: np.ndarray, noted: Noted
 ) -> dict[str, Any]:
     """Each score of both, and the interval of its difference; see `compare`."""
-    scorers = [scorer(rows, units, noted) for rows in (one, two)]
+    scorers = [averaged([scorer(rows, units, noted) for rows in some]) for some in (ones, twos)]
     points = [score(np.ones((1, units.max() + 1))) for score in scorers]
 
     def gains(drawn: np.ndarray) -> dict[str, np.ndarray]:
@@ -149,17 +173,22 @@ def markdown(found: Mapping[str, Any]) -> str:
         [["first right", both, first], ["first wrong", second, neither]],
         tables.caption(found),
     )
-    names = [tables.cell(run) for run in found["runs"]]
+    several = max(found["seeds"]) > 1
+    said = [f" ({n} seeds)" if n > 1 else "" for n in found["seeds"]]
+    names = [tables.cell(run) + of for run, of in zip(found["runs"], said, strict=True)]
     missing = f"; folds missing in both: {', '.join(found['missing'])}" if found["missing"] else ""
     return "\n\n".join([
         f"# {names[1]} less {names[0]}",
         f"First {names[0]}, second {names[1]}, {found['n']} recordings{missing}.",
         differing,
         counts,
-        f"McNemar's exact test of {first} against {second} recordings: p = {found['mcnemar']:.3g}.",
+        "What is right: means over all pairs of a seed each, which McNemar's test is not for."
+        if several
+        else f"McNemar's exact test of {first} against {second} recordings: "
+        f"p = {found['mcnemar']:.3g}.",
         f"Intervals: {RESAMPLES} paired bootstrap resamples of whole {found['unit']}s, of which "
         f"there are {found['units']}. They tell of the choice of recordings, not of the chance in "
-        "training: one run each says nothing of other seeds.",
+        f"training{'' if several else ': one run each says nothing of other seeds'}.",
     ]) + "\n"  # fmt: skip
 
 

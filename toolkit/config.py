@@ -40,7 +40,8 @@ def load(words: Sequence[str]) -> Config:
     files = [word for word in words if not word.startswith("--")]
     if len(files) != 1:
         raise UserError(
-            f"expected one CONFIG.yaml, got {len(files)}: train.py CONFIG [--section.key=value ...]"
+            f"expected one CONFIG.yaml, got {' '.join(files) or 'none'}; "
+            "settings are --section.key=value"
         )
     values = read_yaml(Path(files[0]))
     for word in words:

@@ -107,17 +107,13 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def commit() -> str:
-    """The commit that trains; empty outside git."""
-    return git("rev-parse", "--short=12", "HEAD").strip()
-
-
 def commit_and_state() -> str:
-    """The commit, with a `+` where the tree has changed since; empty outside git."""
+    """The commit that trains, with a `+` where the tree has changed since; empty outside git."""
     noted = TREE.parent / COMMIT
     if noted.exists():
         return noted.read_text()
-    return commit() + "+" * bool(git("status", "--porcelain")) if commit() else ""
+    commit = git("rev-parse", "--short=12", "HEAD").strip()
+    return commit + "+" * bool(git("status", "--porcelain")) if commit else ""
 
 
 def git(*words: str) -> str:

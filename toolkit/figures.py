@@ -214,7 +214,8 @@ def draw_rivals(found: Mapping[str, Any], names: Mapping[str, str]) -> Figure:
     for place, count in enumerate(found["counts"]):
         right.text(count, place, f" {count}", va="center")
     right.invert_yaxis()
-    right.set(xlabel="recordings", xlim=(0, 1.15 * max(found["counts"])))
-    right.set_title(f"right by, McNemar p = {found['mcnemar']:.2g}")
+    right.set(xlabel="recordings", xlim=(0, 1.2 * max(found["counts"])))
+    p = found["mcnemar"]
+    right.set_title("right, mean over seeds" if p is None else f"right by\nMcNemar's p = {p:.2g}")
     right.grid(False)
     return figure

@@ -160,6 +160,7 @@ def summarise(
     names = [fold.name for fold in folds]
     whole = folds[0].folder.resolve() == run.resolve()  # a page of one fold misses none
     missing = [] if whole else [name for name in fold_names(folds) if name not in names]
+    folders = [f"fold-{fold_names(folds).index(name)}" for name in missing]
     parts = ("fold", "epoch", "step", "stopped", "world_size", *LEVELS)  # no times: they differ
     summary = {
         "run": str(folds[0].config.get("run", {}).get("name") or run.resolve().name),
@@ -172,7 +173,8 @@ def summarise(
         "metrics": tagging.METRICS if joined.is_multi_label else METRICS,
         "folds": [{key: fold.result.get(key) for key in parts} for fold in folds],
         "missing": missing,
-        "why": {n: last_words(run / f"fold-{fold_names(folds).index(n)}") for n in missing},
+        "missing_folders": folders,
+        "why": {name: last_words(run / f) for name, f in zip(missing, folders, strict=True)},
         "warnings": config_warnings({fold.name: fold.config for fold in folds}, "folds"),
         "bootstrap": {"n": RESAMPLES, "unit": unit, "seed": 0, "level": 0.95},
     }

@@ -28,7 +28,7 @@ def draw_augmentation(config: Config, output: Path, samples: int) -> Path:
         UserError: `samples` is below 1, or the config turns no augmentation on.
     """
     if samples < 1:
-        raise UserError(f"samples {samples}: give at least 1")
+        raise UserError(f"--samples={samples}: at least 1")
     stages = alone(config.augment)
     if not stages:
         raise UserError(

@@ -1,7 +1,6 @@
 """What a person reads of a run: report.txt and figures of a fold, and the page report.html."""
 
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shards.index import ShardSet, write_atomic
+from shards.progress import duration
 from toolkit import tables
 from toolkit.detection import asked
 from toolkit.folds import PROTOCOLS, find_folds, summarise
@@ -105,14 +105,13 @@ def write_figures(folder: Path, summary: Mapping[str, Any], predictions: Predict
 
 def drawings(summary: Mapping[str, Any], predictions: Predictions) -> dict[str, Any]:
     """The figures `confusion_matrix` and, of two classes, `roc` and `det`, over recordings."""
-    from toolkit import attacks, figures
-    from toolkit.detection_figures import draw_det, draw_roc
+    from toolkit import attacks, curves, figures
 
     counts, found = np.array(summary["recording"]["confusion"]), summary["detection"]
     drawn = {"confusion_matrix": figures.draw_confusion(counts, summary["classes"])}
     if found and found["rows"][0]["eer"] is not None:
-        curves, target = attacks.curves(predictions.at("recording"), found), found["target"]
-        drawn |= {"roc": draw_roc(curves, target), "det": draw_det(curves, target)}
+        both = attacks.curves(predictions.at("recording"), found), found["target"]
+        drawn |= {"roc": curves.draw_roc(*both), "det": curves.draw_det(*both)}
     return {name: figures.marked(figure, summary["caution"]) for name, figure in drawn.items()}
 
 
@@ -154,16 +153,6 @@ def agreed(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         others = f" (and {len(values) - 1} other)" if len(values) > 1 else ""
         found[key] = values[0] + others
     return found
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: `48 s`, `12 min`, `3 h 05 min`."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def write_page(

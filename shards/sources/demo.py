@@ -18,7 +18,7 @@ from shards.command import nearest
 from shards.durable import csv_bytes
 from shards.errors import UserError
 from shards.index import write_atomic
-from shards.sources.takes import Take
+from shards.sources.takes import Take, store
 
 KINDS = ("environment", "deepfake", "genre", "drone")
 MARKER, MANIFEST = ".demo.json", "manifest.csv"
@@ -37,12 +37,11 @@ def find(kind: str) -> Any:
 
 def record(wave: np.ndarray, rate: int, take: Take, out: Path) -> None:
     """Write one recording, 16 bit, at its own rate."""
-    import soundfile
     import soxr
 
     wave = soxr.resample(wave, rate, take.sample_rate, quality="HQ")
     wave *= min(1, 0.99 / np.abs(wave).max())
-    soundfile.write(out / take.name, wave, take.sample_rate, subtype="PCM_16")
+    store(out / take.name, wave, take.sample_rate)
 
 
 def manifest(takes: Sequence[Take]) -> bytes:
@@ -77,9 +76,9 @@ def synthesize(
     count = chosen.PER_CLASS if per_class is None else per_class
     span = chosen.SECONDS if seconds is None else (seconds, seconds)
     if seed < 0 or count < 1:
-        raise UserError(f"seed {seed}, per_class {count}: give at least 0 and at least 1")
+        raise UserError(f"--seed={seed} --per_class={count}: at least 0, and at least 1")
     if not 0.5 <= span[0] <= 600:
-        raise UserError(f"seconds {span[0]:g}: give at least 0.5 and at most 600")
+        raise UserError(f"--seconds={span[0]:g}: at least 0.5 and at most 600")
     out, planned = Path(out), chosen.plan(seed, count, span)
     asked = {"seed": seed, "per_class": count}
     told: dict[str, Any] = {} if kind == "environment" else {"kind": kind}

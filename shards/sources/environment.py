@@ -10,7 +10,7 @@ import numpy as np
 
 from shards.sources.sounds import RATE as RATE  # Hz, of what `render` gives
 from shards.sources.sounds import SOUNDS, decibels, shaped, unit
-from shards.sources.takes import Site, Span, Take, deal, spread
+from shards.sources.takes import Site, Span, Take, deal, spread, store
 
 PER_CLASS = 20
 SECONDS = (2.0, 6.0)
@@ -69,7 +69,5 @@ def plan(seed: int, per_class: int, seconds: Span) -> list[Take]:
 
 def write_extras(seed: int, out: Path) -> None:
     """A file of random bytes and one of digital silence: every real folder has some."""
-    import soundfile
-
     (out / BROKEN).write_bytes(np.random.default_rng([seed, 99]).bytes(4096))
-    soundfile.write(out / SILENT, np.zeros(3 * 16000, np.int16), 16000, subtype="PCM_16")
+    store(out / SILENT, np.zeros(3 * 16000, np.int16), 16000)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from tqdm import tqdm
-
 from shards.durable import csv_bytes, write_atomic
 from shards.errors import UserError
+from shards.progress import with_progress
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,8 @@ def fetch_all(
     none: that costs this row only. Counts "there" (before), "done" and "failed".
     """
     counts: Counter[str] = Counter()
-    for link in tqdm(list(asked), "download", unit="file", disable=None):
+    links = list(asked)
+    for link in with_progress(links, "download", len(links), "files"):
         row = rows[link]
         if row.status == "done" and (out / row.file).is_file():
             counts["there"] += 1

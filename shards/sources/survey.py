@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.errors import UserError
 from shards.index import SPLITS
 from shards.labels import classes_of, names
 from shards.plan import check_left
+from shards.progress import with_progress
 from shards.recording import Reject
 from shards.sources.clips import Clip, from_tables
 from shards.sources.pickles import from_pickles
@@ -109,7 +109,7 @@ def look(clips: Sequence[Clip], frames: int | None) -> Survey:
     left: set[str] = set()
     first, shape = "", (0, 0)
     low, high, relative = np.inf, -np.inf, True
-    for clip in tqdm(clips, "look", unit="clip", disable=None):
+    for clip in with_progress(clips, "look", len(clips), "clips"):
         try:
             array = read_array(clip)
         except ValueError as error:

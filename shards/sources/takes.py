@@ -1,11 +1,14 @@
 """What the kinds of made-up audio share: a recording to be made, and the place it is made at."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from shards.durable import write
 from shards.sources.sounds import decibels, shaped, unit
 
 Value = TypeVar("Value")
@@ -29,6 +32,15 @@ class Take:
     group: str = ""
     split: str = ""
     attack: str = ""
+
+
+def store(file: Path, wave: np.ndarray, rate: int) -> None:
+    """Write a recording, 16 bit; by way of memory: libsndfile has no error for a full disk."""
+    import soundfile
+
+    packed = io.BytesIO()
+    soundfile.write(packed, wave, rate, subtype="PCM_16", format=file.suffix[1:].upper())
+    write(file, packed.getvalue())
 
 
 @dataclass(frozen=True)

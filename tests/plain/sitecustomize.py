@@ -16,7 +16,7 @@ class Blank(types.ModuleType):
         return lambda *words, **more: "<svg></svg>"
 
 
-for name in ("figures", "curves", "detection_figures", "attention"):
+for name in ("figures", "curves", "attention"):
     sys.modules[f"toolkit.{name}"] = Blank(name)
 sys.modules["boto3"] = None  # or accelerate loads it wherever it is installed
 
