@@ -109,8 +109,8 @@ def into_memory(descriptor: int) -> Iterator[None]:
     """Have the kernel read a file into its cache, some of it each time.
 
     It goes to where all is taken and nothing kept: so the kernel reads ahead in large pages, as for
-    whoever reads a whole file, and copies none. (POSIX_FADV_WILLNEED takes small pages, eight times
-    the processor's time, and on many disks 128 KB at most.)
+    whoever reads a whole file, and copies none. (POSIX_FADV_WILLNEED takes small pages, which cost
+    more of the processor's time, and on many disks 128 KB at most.)
     """
     with open(os.devnull, "wb") as sink:
         done = 0
