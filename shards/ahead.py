@@ -66,7 +66,7 @@ class Ahead:
         self._closed = self.over = True
         self.read(self._read)
         for thread in self._threads:
-            thread.join(5)  # one that hangs in a read is left behind: it ends with the process
+            thread.join(1)  # one that hangs in a read is left behind: it ends with that
 
     def _run(self) -> None:
         with suppress(Exception):  # who reads will say
