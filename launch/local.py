@@ -83,7 +83,6 @@ def check_model(config: Config, data: Data, processes: int) -> None:
     import torch
 
     from toolkit import models
-    from toolkit.checkpoint import resumes
     from toolkit.losses import make_loss
     from toolkit.models.transfer import find_weights, freeze
 
@@ -93,8 +92,11 @@ def check_model(config: Config, data: Data, processes: int) -> None:
     with torch.device("meta"):
         fresh = replace(config.model, pretrained=False)
         model = models.build(fresh, len(data.shard_set.class_names), shape)
-    if config.model.init_from and not resumes(config.folder(), train.resume):
-        find_weights(Path(config.model.init_from))
+    if config.model.init_from:
+        from toolkit.checkpoint import resumes
+
+        if not resumes(config.folder(), train.resume):
+            find_weights(Path(config.model.init_from))
     if config.model.freeze:
         freeze(model, config.model.freeze)
 

@@ -92,7 +92,7 @@ def check(site: Site) -> None:
         if value is not None and value < least:
             raise UserError(f"--{name}={value}: at least {least}")
     limit = seconds(site.time or "")
-    if limit is not None and limit <= site.signal + EARLY:
+    if limit and limit <= site.signal + EARLY:
         raise UserError(
             f"--time={site.time}: has to be over {site.signal + EARLY} s, since --signal="
             f"{site.signal} s before it, or up to {EARLY} s earlier, each training saves and ends"
@@ -110,7 +110,7 @@ def check(site: Site) -> None:
 
 
 def seconds(limit: str) -> int | None:
-    """A limit as sbatch takes it, `90` (minutes), `2:00:00` or `1-12`; None if it is none."""
+    """A limit as sbatch takes it, `90` (minutes), `2:00:00` or `1-12`; 0 or None if it is none."""
     found = re.fullmatch(r"(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)??(\d+)(?::(\d+))?", limit)
     if not found:
         return None

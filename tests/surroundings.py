@@ -20,7 +20,8 @@ def surroundings() -> dict[str, Any]:
     found |= {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
     found["umask"] = os.umask(0o022)
     os.umask(found["umask"])
-    found["threads"] = {t.name for t in threading.enumerate() if not t.daemon}
+    kept = ("shards",)  # of a feed that nobody closed, with its buffers
+    found["threads"] = {t.name for t in threading.enumerate() if not t.daemon or t.name in kept}
     return found | log_levels() | of_libraries()
 
 

@@ -3,6 +3,8 @@
 import inspect
 import re
 import shlex
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from processes import ROOT
@@ -106,6 +108,15 @@ def shown(start: str) -> list[list[str]]:
     return [shlex.split(words) for words in found]
 
 
+@pytest.fixture
+def at(tmp_path: Path) -> Callable[[str], str]:
+    """Where a config lies: in the project, unless a page says how to write it."""
+    for page in PAGES:
+        for file, text in re.findall(r"^cat > (\S+) <<'END'\n(.*?)^END$", page, re.S | re.M):
+            (tmp_path / file).write_text(text)
+    return lambda file: str(next(f for f in (tmp_path / file, ROOT / file) if f.exists()))
+
+
 @pytest.mark.parametrize("package", LINES)
 def test_command_lines(package):
     commands = shown(f"python -m {package} ")
@@ -120,21 +131,21 @@ def test_command_lines(package):
         bind(name, LINES[package][name], words)  # raises on a flag that is not there
 
 
-def test_trainings():
+def test_trainings(at):
     commands = shown("train.py ")
     assert len(commands) >= 4
     for file, *words in commands:
         settings = [word.replace("$f", "0") for word in words if word != "--debug"]
-        load([str(ROOT / file), *settings])
+        load([at(file), *settings])
 
 
-def test_trainings_side_by_side():
+def test_trainings_side_by_side(at):
     commands = shown("python -m launch.local ")
     assert len(commands) >= 4
     for words in commands:
         (config, *settings), flags = bind("launch.local", local, words)
         asked = {name: flags.get(name) for name in ("folds", "seeds")}
-        assert plan([str(ROOT / config), *settings], **asked, grid=flags.get("grid", ()))
+        assert plan([at(config), *settings], **asked, grid=flags.get("grid", ()))
 
 
 def test_how_fast_are_figures_that_the_command_beside_them_printed():

@@ -67,11 +67,14 @@ def test_a_step_needs_no_audio_library_and_loads_neither_compiler_nor_fsdp() -> 
         import sys
         sys.modules.update(dict.fromkeys({AUDIO_SIDE}))
         import torch, shards.loader, toolkit.loop
-        from toolkit import fused, optim, schema
+        from toolkit import fused, models, optim, schema
         model = torch.nn.Linear(1, 1)
         optimizer = optim.make_optimizer(model, schema.OptimConfig())
         model(torch.ones(1, 1)).sum().backward()
         fused.FusedStep(optimizer)()
+        for name, more in (("cnn_small", {{}}), ("vit_small", {{"conv_stem": True}})):
+            with torch.device("meta"):  # as launch.submit and launch.local build one
+                models.build(schema.ModelConfig(name=name, **more), 2, (64, 64))
         heavy = {{"torch._dynamo", "torch.distributed.fsdp", "sklearn", "matplotlib", "triton"}}
         sys.exit(f"loaded: {{heavy & sys.modules.keys()}}" if heavy & sys.modules.keys() else 0)
     """

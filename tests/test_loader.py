@@ -217,10 +217,10 @@ def test_figures_say_what_was_waited_for_and_read(tone_set, monkeypatch):
     )
     began = time.perf_counter()
     list(loader.steps(0, 8))
-    seconds = time.perf_counter() - began
     figures = loader.figures()
+    slowest = 48 / (time.perf_counter() - began)
     assert 0.5 < figures["loader_wait"] <= 1  # nothing but waiting was done
-    assert figures["samples_per_s"] == pytest.approx(48 / seconds, rel=0.2)
+    assert slowest - 0.1 <= figures["samples_per_s"] <= 48 / (8 * 0.05) + 0.1
     read = figures["bytes_per_s"] / figures["samples_per_s"]
     assert read == pytest.approx(2 * np.prod(shard_set.shape), rel=0.01)
 

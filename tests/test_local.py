@@ -70,7 +70,8 @@ def stand_in(tmp_path, monkeypatch):
     return run
 
 
-def test_what_starts_over_does_so_once(stand_in, config, tmp_path):
+def test_what_starts_over_does_so_once(stand_in, config, monkeypatch, capfd):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     code, notes, _ = stand_in(
         {"fold-0": [75, 1, 0], "fold-1": [75, 0]}, config, "--folds=2", "--train.resume=never"
     )
@@ -78,6 +79,7 @@ def test_what_starts_over_does_so_once(stand_in, config, tmp_path):
     assert code == 0
     goes_on = ("fold-0", ["--train.resume=auto"])
     assert starts == [("fold-0", []), goes_on, goes_on, ("fold-1", []), ("fold-1", [])]
+    assert "2 trainings, 1 at a time, 1 CPU thread(s) each" in capfd.readouterr().err
 
 
 def most_at_once(notes):

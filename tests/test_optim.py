@@ -35,13 +35,15 @@ def test_weight_decay_of_each_optimiser(name, after):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_what_has_no_fused_kernel_trains_without(name):
+@pytest.mark.parametrize("dtype, fused", [(torch.complex64, True), (torch.float32, False)])
+def test_without_a_fused_kernel_it_trains(name, dtype, fused):
     model = nn.Module()
-    model.weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
-    optimizer = make_optimizer(model, OptimConfig(name=name, lr=0.1, weight_decay=0))
+    model.weight = nn.Parameter(torch.ones(2, dtype=dtype))
+    asked = OptimConfig(name=name, lr=0.1, weight_decay=0, fused=fused)
+    optimizer = make_optimizer(model, asked)
     model.weight.grad = torch.ones_like(model.weight)
     optimizer.step()
-    assert (model.weight.real < 1).all()
+    assert (model.weight.real < 1).all() and not optimizer.defaults["fused"]
 
 
 def test_adam_takes_its_betas():

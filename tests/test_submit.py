@@ -113,6 +113,8 @@ def test_a_file_says_what_the_site_wants_and_flags_overrule_it(here, capsys):
     site = read_site({"gpus": 2, "account": None})
     assert (site.account, site.gpus, site.time) == ("007", 2, "8:00:00")
     assert (site.modules, site.sbatch) == ("cuda gcc", ("--x=1",))
+    for unlimited in ("0", "UNLIMITED"):
+        assert read_site({"time": unlimited}).time == unlimited
     assert main(["tones.yaml", "--folds=4", "--dry_run", "--account=other"]) == 0
     assert "#SBATCH --account=other\n" in capsys.readouterr().out
     for text, message in (

@@ -19,10 +19,11 @@ FREE = {
     "train.save_minutes", "train.keep_best", "train.resume", "train.threads", "train.max_steps",
     "train.compile", "train.channels_last", "train.tf32", "train.cudnn_benchmark",
     "run.dir", "run.part", "train.timeout", "train.nonfinite_patience", "train.overfit_batch",
-    "train.profile", "train.keep_epochs",
+    "train.profile", "train.keep_epochs", "optim.fused",
 }  # fmt: skip
 #: And of a run with train.exact its last bits.
 KERNELS = {f"train.{key}" for key in ("microbatch", "threads", "compile", "channels_last", "tf32")}
+KERNELS |= {"optim.fused"}
 
 
 def claim(config: Config, world: World) -> Path:

@@ -34,7 +34,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
-    fused = all(p.is_floating_point() for _, p in named)  # for complex ones there is no such kernel
+    # For complex numbers there is no such kernel.
+    fused = config.fused and all(p.is_floating_point() for _, p in named)
     if config.name == "sgd":
         fused = fused and sharding() != "FSDP"  # nor one of SGD for tensors that are spread
         momentum = config.momentum

@@ -79,6 +79,7 @@ class OptimConfig:
     beta1: float = 0.9  #: adamw, adam: decay of the mean of gradients
     beta2: float = 0.999  #: adamw, adam: decay of the mean of their squares
     momentum: float = 0.9  #: sgd
+    fused: bool = True  #: one kernel takes the step of all weights; false: torch's plain loops
     schedule: str = "cosine"  #: constant | cosine | linear | onecycle | plateau
     warmup_epochs: float = 1.0  #: epochs of linear warmup; onecycle has its own rise instead
     end_factor: float = 0.0  #: where cosine, linear, onecycle end, and plateau's floor; times lr

@@ -133,10 +133,9 @@ def score_line(summary: Summary) -> str:
 
 def notices(summary: Summary) -> list[str]:
     """What a reader has to know before the numbers, one line each."""
-    missing = summary["missing"]
-    total = len(missing) + len(summary["folds"])
-    lines, at = [], ", ".join(summary.get("missing_folders", ()))
-    if missing:
+    lines = []
+    if missing := summary["missing"]:
+        total, at = len(missing) + len(summary["folds"]), ", ".join(summary["missing_folders"])
         lines = [f"{len(missing)} of {total} folds missing: {', '.join(missing)} ({at})"]
     why = summary.get("why", {}).items()
     lines += [f"fold {name} said last: {' / '.join(words)}" for name, words in why if words]

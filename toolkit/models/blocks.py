@@ -81,6 +81,8 @@ def initialise(model: nn.Module, prefix: str = "") -> None:
     layers by their inputs; small weights in the head; no biases. Of an LSTM the inputs' weights are
     Glorot's, the recurrent ones orthogonal (Saxe et al., ICLR 2014), and the forget gate begins
     open (Jozefowicz et al., ICML 2015)."""
+    if any(p.is_meta for p in model.parameters()):
+        return  # there is nothing to fill, and torch would load its compiler for that
     for name, module in model.named_modules(prefix=prefix):
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

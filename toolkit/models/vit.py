@@ -192,6 +192,8 @@ def drop_patches(x: torch.Tensor, share: float) -> torch.Tensor:
 def initialise(model: nn.Module) -> None:
     """Positions, class token and linear layers by a normal distribution of standard deviation 0.02
     cut at two of them, no biases; convolutions of a stem by He's."""
+    if any(p.is_meta for p in model.parameters()):
+        return  # there is nothing to fill, and torch would load its compiler for that
     for name, p in model.named_parameters():
         if name in ("cls_token", "pos_embed"):
             nn.init.trunc_normal_(p, std=0.02, a=-0.04, b=0.04)
