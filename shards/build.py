@@ -196,7 +196,8 @@ def build(
     built = open_set(folder)
     warned = warn(built, pairs.result() if pairs else None)
     took = monotonic() - began
-    rate = f"{made} segments in {took:.1f} s, {made / took:.0f} a second"
+    digits = 1 if made < 10 * took else 0
+    rate = f"{made} segments in {took:.1f} s, {made / took:.{digits}f} a second"
     return "\n".join([summary(built), f"time        {rate}", *warned])
 
 

@@ -107,6 +107,7 @@ def in_words(built: ShardSet) -> str:
         f"Dealt out in whole groups: {split['method']} (seed {split['seed']}).",
         f"Made with Wavefold {info['wavefold']}.",
     ]
-    if info["rejected"]:
-        sentences.insert(1, f"{info['rejected']} were rejected: {rejections(built)}.")
+    if count := info["rejected"]:
+        verb = "was" if count == 1 else "were"
+        sentences.insert(1, f"{count} {verb} rejected: {rejections(built)}.")
     return " ".join(sentences)

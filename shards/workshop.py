@@ -6,6 +6,7 @@ OUT they are one.
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -86,13 +87,13 @@ def recall(out: Path) -> Plan:
     """
     there = output.promises(out)[0]
     agree(out, there)
+    words = shlex.split(there["command"])  # of the place where it was made
+    command = shlex.join([*words[:5], str(out), *words[6:]])
     if "convert" in there["settings"]:
         raise UserError(f"{out}: not of parts; start the same `convert` again")
     base = open_set(out) if there["base"] else None
     if base and base.info["manifest"] != there["base"]:
-        raise UserError(
-            f"{out}: changed since its parts were made; make them again: {there['command']}"
-        )
+        raise UserError(f"{out}: changed since its parts were made; make them again: {command}")
     return Plan(
         recipe=make_recipe(Path(), there["settings"] | {"device": "cpu"}),  # where no GPU may be
         out=out,
@@ -106,7 +107,7 @@ def recall(out: Path) -> Plan:
         settings=there["settings"],
         manifest=there["manifest"],
         base=base,
-        command=there["command"],
+        command=command,
     )
 
 

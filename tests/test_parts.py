@@ -56,11 +56,15 @@ def test_three_processes_at_once(tones, tmp_path, whole, monkeypatch):
     assert hashes(out) == whole
 
 
-def test_folders_copied_together(tones: Path, tmp_path: Path, whole: dict[str, str]) -> None:
+def test_folders_copied_together(tones, tmp_path, whole, capsys):
     out = tmp_path / "all"
     for n, text in enumerate(PARTS):
         part(tones, tmp_path / f"machine-{n}", text)
         shutil.copytree(tmp_path / f"machine-{n}", out, dirs_exist_ok=True)
+    torn = shutil.move(out / "samples-000001.tar", tmp_path)
+    assert main(["merge", str(out)]) == 2
+    assert f"python -m shards build {tones} {out} " in capsys.readouterr().err
+    shutil.move(torn, out)
     merge(str(out))
     assert hashes(out) == whole
 
