@@ -201,6 +201,7 @@ class Crew(Generic[Item, Result]):
             else:
                 self.done[one.run][one.first] = self.lost(one.items[0], reason)
         self.again.extend(worker.tasks)
+        worker.tasks.clear()  # whoever goes through the workers finds none that is late
         self.workers[self.workers.index(worker)] = Worker(self.function)
 
     def stop(self) -> None:
