@@ -66,7 +66,7 @@ class Ahead:
         self._closed = self.over = True
         self.read(self._read)
         for thread in self._threads:
-            thread.join(5)  # one that hangs in a read is left behind: it ends with the process
+            thread.join(1)  # one that hangs in a read is left behind: it ends with that
 
     def _run(self) -> None:
         with suppress(Exception):  # who reads will say
@@ -109,8 +109,8 @@ def into_memory(descriptor: int) -> Iterator[None]:
     """Have the kernel read a file into its cache, some of it each time.
 
     It goes to where all is taken and nothing kept: so the kernel reads ahead in large pages, as for
-    whoever reads a whole file, and copies none. (POSIX_FADV_WILLNEED takes small pages, eight times
-    the processor's time, and on many disks 128 KB at most.)
+    whoever reads a whole file, and copies none. (POSIX_FADV_WILLNEED takes small pages, which cost
+    more of the processor's time, and on many disks 128 KB at most.)
     """
     with open(os.devnull, "wb") as sink:
         done = 0

@@ -32,7 +32,7 @@ from shards.summary import summary
 from shards.table import locate, own_columns, read_table
 from shards.upload import build_there
 from shards.workers import available, ordered, warm_up
-from shards.write import Packed, packed, rejection, sample_bytes, write_shard
+from shards.write import Packed, packing, rejection, sample_bytes, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def write_shards(
     workers = max(1, min(workers, len(items)))
     room = WARNED_UP_TO * sample_bytes(plan.recipe.shape)
     is_small = len(plan.shards) * plan.settings["shard_size"] <= room
-    work = partial(packed, plan.recipe, plan.numbers)
+    work = packing(plan.recipe, plan.numbers)
     runs = runs_of(((first + n, recording) for n, recording in items), lambda item: item[1])
     outcomes = ordered(work, runs, workers, timeout=file_timeout, lost=lost)
     with tidied(), closing(outcomes), Progress("build", total, done) as progress:

@@ -159,8 +159,8 @@ def log_mel(
 def reached(wave: np.ndarray, settings: MelSettings) -> int:
     """How many frames of (n,) samples hold more than the silence that a short file is filled with;
     all of them if there is nothing else."""
-    silence = 0 if wave[-1] else int((wave[::-1] != 0).argmax())
-    return -(-(len(wave) - silence + settings.n_fft // 2) // settings.hop_length)
+    last = len(wave) if wave[-1] else (wave != 0).tobytes().rfind(1) + 1
+    return -(-((last or len(wave)) + settings.n_fft // 2) // settings.hop_length)
 
 
 def overlapping(

@@ -22,6 +22,7 @@ from shards.remote import DISK
 from shards.root import Root, local
 from shards.segment import fill_up, segment_starts
 
+NO_MEMORY = "needs more memory than there is"
 RUN = 1 << 20  # values of the spectrograms that are made at once, in float32
 
 
@@ -38,6 +39,18 @@ class Features(NamedTuple):
     seconds: float  # decoded
     clipped: float  # share of its samples at or above full scale
     dc: float  # mean of the wave
+
+
+class Heard(NamedTuple):
+    """A recording as it is cut; the last four are those of Features."""
+
+    piece: Piece
+    wave: np.ndarray  # (n,) float32, n >= 1
+    offset: int  # samples that were trimmed off its start
+    xxh128: str
+    seconds: float
+    clipped: float
+    dc: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +74,14 @@ class Recipe:
 
     def extract(self, piece: Piece) -> Features | Reject:
         """Decode, cut and transform one recording, or tell why it cannot be used."""
+        heard = self.hear(piece)
+        return heard if isinstance(heard, Reject) else self.see(heard)
+
+    def hear(self, piece: Piece) -> Heard | Reject:
+        """Decode and condition one recording, or tell why it cannot be used."""
         try:
             with local(self.audio, piece.path) as file:
-                return self.features(piece, file)
+                return self.heard(piece, file)
         except AudioError as error:
             return Reject(piece.path, str(error))
         except OSError as error:  # gone, or no longer to be read
@@ -71,31 +89,36 @@ class Recipe:
                 raise
             return Reject(piece.path, str(unreadable(str(self.audio / piece.path), error)))
         except MemoryError:
-            return Reject(piece.path, "needs more memory than there is")
+            return Reject(piece.path, NO_MEMORY)
 
-    def features(self, piece: Piece, file: Path) -> Features:
-        """What a recording, in a file here, becomes; an AudioError if it becomes nothing."""
-        import xxhash
-
+    def heard(self, piece: Piece, file: Path) -> Heard:
+        """A recording, in a file here; an AudioError if nothing comes of it."""
         levels = Levels()
         wave = decode(file, self.mel.sample_rate, piece.start, piece.end, levels)
         dc = round(float(wave.mean()), 6)
         wave, offset = self.conditioning.trimmed(wave)
         check_useful(wave, levels, len(wave) / self.mel.sample_rate, self.min_seconds)
         self.conditioning.level(wave)
-        starts = segment_starts(len(wave), self.length, self.hop, self.tail)
-        values, sums, grains, about = self.spectrograms(wave, starts)
+        digest = xxh128(file) if piece.is_whole else file_hash(file, file.stat().st_mtime_ns)
+        return Heard(piece, wave, offset, digest, levels.seconds, levels.clipped, dc)
+
+    def see(self, heard: Heard) -> Features | Reject:
+        """The spectrograms of a recording, or that memory is too short for them."""
+        import xxhash
+
+        starts = segment_starts(len(heard.wave), self.length, self.hop, self.tail)
+        try:
+            values, sums, grains, about = self.spectrograms(heard.wave, starts)
+        except MemoryError:
+            return Reject(heard.piece.path, NO_MEMORY)
         return Features(
             values,
-            (piece.start + (offset + starts) / self.mel.sample_rate).tolist(),
+            (heard.piece.start + (heard.offset + starts) / self.mel.sample_rate).tolist(),
             [xxhash.xxh3_64_intdigest(value) for value in values],
             sums,
             grains,
             about,
-            xxh128(file) if piece.is_whole else file_hash(file, file.stat().st_mtime_ns),
-            levels.seconds,
-            levels.clipped,
-            dc,
+            *heard[3:],
         )
 
     def spectrograms(

@@ -9,7 +9,7 @@ import tarfile
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from pickle import PickleBuffer
 from typing import Any, BinaryIO, NamedTuple
@@ -18,7 +18,8 @@ import numpy as np
 
 from shards.index import ROW, SPLITS, sync_folder
 from shards.notes import Cell, Notes, save
-from shards.recipe import Features, Recipe
+from shards.process import Stages
+from shards.recipe import Features, Heard, Recipe
 from shards.recording import Recording, Reject
 
 BLOCK = 512  # bytes; everything in a tar is a whole number of them
@@ -148,10 +149,28 @@ def pack(
     return Packed(block, rows.tobytes(), line, cell, *rest)
 
 
-def packed(recipe: Recipe, numbers: Numbers, item: tuple[int, Recording]) -> Packed | Reject:
+def packing(recipe: Recipe, numbers: Numbers) -> Stages:
     """What becomes of a recording, with its place in the manifest; the work of a worker."""
+    return Stages(partial(hear, recipe), partial(see, recipe), partial(packed, numbers))
+
+
+def hear(recipe: Recipe, item: tuple[int, Recording]) -> tuple[int, Recording, Heard | Reject]:
+    """A recording is decoded."""
     place, recording = item
-    features = recipe.extract(recording.piece)
+    return place, recording, recipe.hear(recording.piece)
+
+
+def see(
+    recipe: Recipe, item: tuple[int, Recording, Heard | Reject]
+) -> tuple[int, Recording, Features | Reject]:
+    """A recording is transformed."""
+    place, recording, heard = item
+    return place, recording, heard if isinstance(heard, Reject) else recipe.see(heard)
+
+
+def packed(numbers: Numbers, item: tuple[int, Recording, Features | Reject]) -> Packed | Reject:
+    """A recording is written."""
+    place, recording, features = item
     if isinstance(features, Reject):
         return rejection(recording, features.reason)
     return pack(recording, place, features, numbers)

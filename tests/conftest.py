@@ -1,13 +1,11 @@
 """Audio made on the spot, and one small shard set that many tests read."""
 
-import atexit
 import hashlib
 import importlib
 import json
 import os
 import shutil
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,9 +28,8 @@ else:
     # The first backward starts threads for every device, and no fork has any of them: now, when
     # there is no device, not once `toolkit models` has counted on one that is made up.
     torch.ones(1, requires_grad=True).sum().backward()
-if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # or whatever is started compiles all of it anew
-    os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="pycache")
-    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
+# Or whatever is started compiles every module of ours anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Nothing here is to outlive the machine, and disks take milliseconds to be sure.
 os.fsync = os.fstat  # type: ignore[assignment]
 GPUS = os.environ.get("TEST_GPUS", "")  #: that test_cuda.py may use

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.mel import MelSettings, log_mel
 from shards.segment import fill_up, segment_starts
 
 
@@ -78,3 +79,17 @@ def test_a_window_or_hop_of_nothing_is_refused():
     for length, hop in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="at least 1 sample"):
             segment_starts(10, length, hop)
+
+
+@pytest.mark.parametrize("heard", [1, 511, 512, 1024, 5000, 15999])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_silence_that_fills_a_segment_has_the_frames_of_silence(heard: int, count: int) -> None:
+    """A last sample of 10^-18 has no FFT left out, and lies 80 dB below the floor."""
+    wave = np.random.default_rng(heard).normal(0, 0.1, 16000 * (count - 1) + heard).astype("f4")
+    starts = np.arange(count) * 16000
+    filled = fill_up(wave, int(starts[-1]), 16000, "silence")
+    whole = filled.copy()
+    whole[-1] = 1e-18
+    mel = log_mel(filled, starts, 16000, MelSettings())
+    np.testing.assert_array_equal(mel, log_mel(whole, starts, 16000, MelSettings()))
+    assert (mel[-1, :, -1] == -100).all() == (heard < 15999 - 1024)

@@ -21,8 +21,8 @@ from shards.crew import PRELOAD, TRIES, Task, Worker, kept
 from shards.errors import UserError
 from shards.manifest import Reject, scan
 from shards.mel import MelSettings
-from shards.process import receive
-from shards.recipe import Features, Recipe
+from shards.process import Stages, receive
+from shards.recipe import Heard, Recipe
 from shards.recording import Piece
 from shards.workers import in_runs, ordered
 
@@ -48,11 +48,11 @@ def fate(word: str) -> tuple[object, str]:
     return word, "x" * (1 << 20 if name == "large" else 1)
 
 
-@pytest.mark.parametrize(("workers", "run"), [(1, 5), (3, 1)])
-def test_what_an_item_does_to_its_process_costs_that_item(tmp_path, workers, run):
+@pytest.mark.parametrize(("workers", "run", "work"), [(1, 5, Stages(str, fate)), (3, 1, fate)])
+def test_what_an_item_does_to_its_process_costs_that_item(tmp_path, workers, run, work):
     die, once = f"die {tmp_path / 'tally'}", f"die-once {tmp_path / 'once'}"
     words = ["a", "large", die, "b", "hang", once, "c", "large", "d"]
-    results = list(ordered(fate, in_runs(words, run), workers, timeout=1.5, lost=pair))
+    results = list(ordered(work, in_runs(words, run), workers, timeout=1.5, lost=pair))
     assert [word for word, _ in results] == words
     said = dict(results)
     assert said[die].startswith("killed its decoder") and said["hang"] == "timed out after 1.5 s"
@@ -118,23 +118,23 @@ def test_processes_that_do_not_start_are_not_started_for_ever() -> None:
 class Fragile(Recipe):
     """Cannot bear two of the files."""
 
-    def extract(self, piece: Piece) -> Features | Reject:
+    def hear(self, piece: Piece) -> Heard | Reject:
         if piece.path == "low/low-g0-0.wav":
             os.kill(os.getpid(), signal.SIGKILL)
         if piece.path == "high/high-g1-2.wav":
             time.sleep(60)
-        return super().extract(piece)
+        return super().hear(piece)
 
 
 class Careful(Recipe):
     """Rejects those two."""
 
-    def extract(self, piece: Piece) -> Features | Reject:
+    def hear(self, piece: Piece) -> Heard | Reject:
         if piece.path == "low/low-g0-0.wav":
             return Reject(piece.path, "killed its decoder (or memory ran out)")
         if piece.path == "high/high-g1-2.wav":
             return Reject(piece.path, "timed out after 2 s")
-        return super().extract(piece)
+        return super().hear(piece)
 
 
 def test_a_file_that_kills_its_decoder_changes_no_byte_of_the_others(small, tmp_path, monkeypatch):
