@@ -20,9 +20,9 @@ except ImportError:  # not compiled when this was installed
 class Maps:
     """The memory maps of a feed's shards, and a bit a sample; shared by the threads that read.
 
-    A map's pages are as fast to copy as any memory (reading them by `preadv` takes twice as long),
-    but slower to fill, and they have no errors but a signal: so a payload comes here only after it
-    was read in the plain way. With `mapped` false, or without the compiled kernel, only bits.
+    A map's pages are as fast to copy as any memory (bench/gather.py), but slower to fill, and they
+    have no errors but a signal: so a payload comes here only after it was read in the plain way.
+    With `mapped` false, or without the compiled kernel, only bits.
     """
 
     def __init__(self, shard_set: ShardSet, mapped: bool):
