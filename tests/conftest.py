@@ -28,8 +28,10 @@ else:
     # The first backward starts threads for every device, and no fork has any of them: now, when
     # there is no device, not once `toolkit models` has counted on one that is made up.
     torch.ones(1, requires_grad=True).sum().backward()
-# Or whatever is started compiles every module of ours anew.
+# What is started from here, the other processes of this run of tests too: compiles no module of
+# ours twice, and OpenMP's threads do not take cores from each other as they wait.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Nothing here is to outlive the machine, and disks take milliseconds to be sure.
 os.fsync = os.fstat  # type: ignore[assignment]
 GPUS = os.environ.get("TEST_GPUS", "")  #: that test_cuda.py may use
