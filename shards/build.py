@@ -102,7 +102,7 @@ def build(
     (--tail=drop: never). Off by default, done in this order: highpass in Hz (Butterworth, order 4);
     trim_silence at both ends, in dB below the loudest part; loudness in LUFS (ITU-R BS.1770, at
     most 30 dB up or down, the peak at most 1) or peak in dBFS. A file that takes over file_timeout
-    seconds (0: no limit), or kills its decoder, is rejected.
+    seconds (0: no limit) to decode, or to transform, or that kills its decoder, is rejected.
 
     --shard_size is about what a tar holds, --workers how many processes work at it, by default one
     a core. --overwrite replaces a set that has other settings.

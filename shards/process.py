@@ -23,7 +23,7 @@ MOST = 2**25  # an older glibc has no larger threshold, and would be left with i
 
 class Stages:
     """Functions one after the other, as one. A worker does each for all items of a run before the
-    next: of short ones they take a fifth less, as their code stays in the processor's cache."""
+    next, so that the code of each stays in the processor's cache."""
 
     def __init__(self, *steps: Callable[[Any], Any]) -> None:
         self.steps = steps
