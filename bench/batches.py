@@ -14,6 +14,7 @@ from shards.feed import Reading
 from shards.index import ROW, ShardSet, shard_name
 from shards.loader import Loader
 from shards.order import plan_batch
+from shards.write import BUFFER, Tar
 
 BATCH, MELS, PER_SHARD = 256, 128, 1000
 
@@ -32,7 +33,8 @@ def write_set(folder: Path, samples: np.ndarray) -> ShardSet:
     """Tars as `shards build` lays them out, and their index."""
     rows = np.zeros(len(samples), ROW)
     for first in range(0, len(samples), PER_SHARD):
-        with tarfile.open(folder / shard_name(first // PER_SHARD), "w") as tar:
+        whole = io.BytesIO()
+        with tarfile.open(fileobj=whole, mode="w") as tar:
             for n, sample in enumerate(samples[first : first + PER_SHARD], first):
                 content = io.BytesIO()
                 np.save(content, sample)
@@ -44,6 +46,8 @@ def write_set(folder: Path, samples: np.ndarray) -> ShardSet:
                     if name == "npy":  # a tar pads to 512 bytes
                         end = tar.offset - -len(data) % 512
                         rows[n]["offset"] = end - sample.nbytes
+        with open(folder / shard_name(first // PER_SHARD), "wb", buffering=BUFFER) as file:
+            Tar(file).put(whole.getbuffer())
     rows["shard"], rows["label"] = np.arange(len(rows)) // PER_SHARD, np.arange(len(rows)) % 10
     rows["xxh3"] = [xxhash.xxh3_64_intdigest(sample) for sample in samples]
     return open_rows(folder, rows, samples.shape[1:])
