@@ -16,7 +16,7 @@ from shards.table import Table, resolve
 
 SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "test"}
 LATEST = 1e9  # seconds: what is asked of a file has to fit into whole numbers
-NO_ATTACK = ("", "-")  # as protocols write it of what is genuine
+NO_ATTACK = ("", "-")  # as protocols write it of what is genuine, or its label once more
 GAPS = ("group_from", "attack_from")  # columns that need not be filled in
 
 
@@ -89,9 +89,10 @@ def scan(
             rejected.append(Reject(piece.path, str(header), label))
         else:
             path, start, end = piece
-            attack = None if attack in NO_ATTACK else attack
+            attack = None if attack in (*NO_ATTACK, label) else attack
             told = group or path, *header, fold, split, attack, start, end
             recordings.append(Recording(path, label, *told))
+    check_overlaps(recordings)
     recordings.sort(key=lambda r: (place(r.path, seed), r.start, r.end or math.inf))
     rejected.sort(key=lambda r: place(r.path, seed))
     return Scan(recordings, rejected, passed_by)
@@ -145,6 +146,21 @@ def piece_of(path: str, start: str, end: str) -> Piece:
             "< end"
         )
     return piece
+
+
+def check_overlaps(recordings: Iterable[Recording]) -> None:
+    """Raise a UserError that names two pieces of a file which share audio, but not their group."""
+    pieces = sorted((r for r in recordings if not r.piece.is_whole), key=lambda r: r.piece[:2])
+    reaching: dict[str, Recording] = {}  # of each file the piece that ends last so far
+    for r in pieces:
+        last = reaching.setdefault(r.path, r)
+        if r.start < (last.end or math.inf) and r.group != last.group:
+            raise UserError(
+                f"{r.path!r}: its pieces from {last.start:g} s and {r.start:g} s overlap, but are "
+                f"in groups {last.group!r} and {r.group!r}; give them one group"
+            )
+        if (r.end or math.inf) > (last.end or math.inf):
+            reaching[r.path] = r
 
 
 def check_classes(audio: Root, labels: Iterable[str], passed_by: Sequence[str]) -> None:

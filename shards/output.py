@@ -22,6 +22,8 @@ SHARD = re.compile(r"samples-\d{6,}\.tar")
 OURS = re.compile(
     "|".join([SHARD.pattern, *map(re.escape, (*FILES, "balance.png", "show.png", "dataset.json"))])
 )
+#: What stands in .build: see workshop.py, part.py and merge.py; and what is being written.
+KEPT = re.compile(r"plan\.json|samples-\d{6,}\.npz|part-\d+-of-\d+|ready(\.part)?|\..*")
 
 
 def check_places(audio: Root, out: Path) -> None:
@@ -67,10 +69,19 @@ def read_promise(out: Path, file: Path) -> dict[str, Any]:
     raise UserError(f"{file}: {damage}; {way_out}")
 
 
+def is_ours(out: Path) -> bool:
+    """Whether `out` holds a shard set, whole or begun; others have a .build or dataset.json too."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return all(map(KEPT.fullmatch, os.listdir(out / BESIDE)))
+    with suppress(OSError):
+        return b'"wavefold"' in (out / "dataset.json").read_bytes()  # elsewhere it may be damaged
+    return False
+
+
 def check_contents(out: Path) -> None:
     """Raise a UserError if `out` is a folder of something else: a build never mixes with it."""
-    names = {entry.name for entry in os.scandir(out)} if out.exists() else set()
-    if names and not names & {"dataset.json", BESIDE}:
+    names = os.listdir(out) if out.exists() else []
+    if names and not is_ours(out):
         raise UserError(
             f"{out}: not empty and no shard set ({min(names)!r} is in it); give a new folder"
         )
@@ -136,15 +147,15 @@ def clear(out: Path) -> None:
     (out / BESIDE).mkdir(exist_ok=True)  # killed before the end, what is left is still known
     (out / "dataset.json").unlink(missing_ok=True)
     for entry in list(os.scandir(out)):
-        if OURS.fullmatch(entry.name):
+        if OURS.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
             os.unlink(entry.path)
     shutil.rmtree(out / BESIDE, ignore_errors=True)
 
 
 def check_ours(out: Path) -> None:
     """Raise a UserError unless `out` holds a shard set, whole or begun."""
-    if not (out / BESIDE).is_dir() and "wavefold" not in read_info(out):
-        raise UserError(f"{out}: its dataset.json is not of a shard set; nothing was removed")
+    if not is_ours(out):
+        raise UserError(f"{out}: no shard set, whole or begun, is there; nothing was removed")
 
 
 def reset(out: Path) -> None:

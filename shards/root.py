@@ -143,7 +143,11 @@ class Quiet:
 def below(root: Root, path: str) -> str:
     """A path or address as one relative to `root`, where it lies below it."""
     if isinstance(root, Path):
-        return path.removeprefix(f"{root.absolute().as_posix()}/") if path.startswith("/") else path
+        if not path.startswith(("/", "..")):
+            return path
+        here = os.path.abspath(root)
+        inside = os.path.normpath(os.path.join(here, path)).removeprefix(f"{here}/")
+        return path if inside.startswith("/") else inside
     if not path.startswith(f"{root}/"):
         return path
     path = path.removeprefix(f"{root}/")

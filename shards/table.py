@@ -7,6 +7,7 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +21,12 @@ Table = dict[str, list[str]]
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
-PROTOCOL_COLUMNS = "speaker,file,codec,attack,label"  # ASVspoof 2019 and 2021
+#: ASVspoof 2019; the keys of 2021's LA and DF, told by how many words a line has.
+PROTOCOLS = (
+    "speaker,file,codec,attack,label",
+    "speaker,file,codec,channel,attack,label,trim,subset",
+    "speaker,file,codec,source,attack,label,trim,subset,vocoder,_,_,_,_",
+)
 BY_NAME = ("label", "group", "attack", "fold", "split")
 KNOWN = ("path", *BY_NAME, "start", "end")
 
@@ -54,7 +60,8 @@ def read_table(
     """The columns of a table that have anything in them; "path" is the one that `path_from` names.
 
     `.csv` and `.tsv` begin with a line of names, `.jsonl` has an object a line, any other file is
-    a protocol: words between spaces, named by `protocol_columns`, where `file` is "path".
+    a protocol: words between spaces, named by `protocol_columns` or as ASVspoof has them, where
+    `file` is "path".
 
     Raises:
         UserError: not such a file, a line of another length, no paths, no rows.
@@ -66,8 +73,6 @@ def read_table(
         raise UserError(
             f"{file}: no text in UTF-8 ({error}); save a table so, or give the audio's folder"
         ) from None
-    except (csv.Error, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: not a {file.suffix[1:]} file ({error}); mend it") from None
     table = {name: words for name, words in columns.items() if any(words)}
     if not table:
         raise UserError(f"{file}: no rows in it")
@@ -104,10 +109,21 @@ def read_columns(file: Root, lines: Iterable[str], protocol_columns: str | None)
         return transposed_objects(file, lines)
     if protocol_columns is None and suffix in DELIMITERS:
         rows = csv.reader(lines, delimiter=DELIMITERS[suffix], strict=True)
-        names = [column_name(name) for name in next(rows, [])]
-        return transposed(file, names, (row for row in rows if row))
-    names = (protocol_columns or PROTOCOL_COLUMNS).replace(",", " ").split()
-    return transposed(file, names, (words for line in lines if (words := line.split())))
+        try:
+            names = [column_name(name) for name in next(rows, [])]
+            return transposed(file, names, (row for row in rows if row))
+        except csv.Error as error:
+            raise UserError(f"{file}: line {rows.line_num}: {error}; mend it") from None
+    words = (some for line in lines if (some := line.split()))
+    first = next(words, [])
+    names = (protocol_columns or protocol_of(first)).replace(",", " ").split()
+    return transposed(file, names, chain([first] if first else [], words))
+
+
+def protocol_of(words: Sequence[str]) -> str:
+    """The columns of the protocol that has so many of them, or of the oldest."""
+    fitting = (names for names in PROTOCOLS if names.count(",") + 1 == len(words))
+    return next(fitting, PROTOCOLS[0])
 
 
 def transposed(file: Root, names: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -135,7 +151,10 @@ def transposed_objects(file: Root, lines: Iterable[str]) -> Table:
     columns: dict[str, list[str]] = {}
     known: dict[str, str] = {}
     for number, line in enumerate(line for line in lines if line.strip()):
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
         if not isinstance(row, dict):
             raise UserError(f"{file}: row {number + 1} is no JSON object; mend it")
         row = {column_name(name): value for name, value in row.items()}

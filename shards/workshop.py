@@ -134,10 +134,10 @@ def reopen(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
     if (folder / READY).exists():
         with output.errors_named(folder), output.locked(folder):
             put_in_place(folder)
+    output.check_contents(folder)
     there = None if overwrite else output.existing(folder)
     if there:
         output.check_settings(folder, there, settings)
-    output.check_contents(folder)
 
 
 def is_finished(plan: Plan) -> bool:

@@ -88,15 +88,26 @@ def test_a_build_leaves_nothing_of_a_killed_reset(small, tmp_path, monkeypatch):
     assert hashes(tmp_path / "set") == hashes(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("name", [None, "dataset.json"])
-def test_other_folders_are_refused(tmp_path, name, capsys):
-    (tmp_path / "index.npy").write_text("somebody's")
-    if name:
-        (tmp_path / name).write_text(json.dumps({"format": 1}))
-    before = hashes(tmp_path)
-    assert main(["reset", str(tmp_path), "--yes"]) == 2
+@pytest.mark.parametrize("name", ["notes.txt", "dataset.json", ".build/release/a.o", ".build"])
+def test_other_folders_are_refused(small, tmp_path, name, capsys):
+    out = tmp_path / "swift"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text(json.dumps({"format": 1}))
+    (out / "index.npy").write_text("somebody's")
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert main(["reset", str(out), "--yes"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert hashes(tmp_path) == before
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="not empty and no shard set"):
+            build_tones(small, out, folds=2, overwrite=overwrite)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_a_set_whose_first_file_is_damaged_can_go(copy: Path) -> None:
+    (copy / "samples-000009.tar").mkdir()  # not what a build made
+    (copy / "dataset.json").write_bytes((copy / "dataset.json").read_bytes()[:100])
+    output.reset(copy)
+    assert [file.name for file in copy.iterdir()] == ["samples-000009.tar"]
 
 
 def test_it_asks_first(copy, monkeypatch, capsys):

@@ -43,6 +43,11 @@ def drive(path: str) -> Page | None:
         return page("Sounds", file("a", "a.wav"), file("q", "q.wav"), inner)
     if path == f"/embeddedfolderview?id={INNER}":
         return page("dog bark", file("b", "b (1).wav"), file("c", "b (1).wav"))
+    if path == f"/embeddedfolderview?id={INNER[::-1]}":  # a file and a folder of one name
+        again = f'<a href="{LINK}/drive/folders/{FOLDER[::-1]}">x</a>'
+        return page("x", file("a", "x"), again)
+    if path == f"/embeddedfolderview?id={FOLDER[::-1]}":
+        return page("x", file("c", "c.wav"))
     if path == f"/uc?id={IDS['q']}":
         text = '<p class="uc-error-subcaption">Too many users have viewed or downloaded this</p>'
         return 200, {"Content-Type": "text/html"}, text.encode()
@@ -84,6 +89,13 @@ def test_a_drive_folder_comes_down_with_its_names(google, tmp_path, capsys):
     files = [path for _, path, _ in google.asked if path.startswith("/uc")]
     assert {path.partition("=")[2] for path in files} == {IDS["q"]}
     assert "downloaded 0, there already 3, failed 1" in capsys.readouterr().out
+
+
+def test_a_file_and_a_folder_of_one_name_both_come_down(google, tmp_path):
+    out = tmp_path / "out"
+    assert main(["download", "drive", INNER[::-1], str(out)]) == 0
+    assert (out / f"x ({IDS['a']})").read_bytes() == SOUNDS["/a.wav"]
+    assert (out / "x/c.wav").read_bytes() == SOUNDS["/c.wav"]
 
 
 def test_a_private_drive_folder_is_said_to_be_so(google, tmp_path, capsys):

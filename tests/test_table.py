@@ -79,6 +79,18 @@ def test_a_protocol_needs_no_suffixes(audio: Path, tmp_path: Path) -> None:
     }
 
 
+def test_the_keys_of_2021_are_told_by_their_words(audio: Path, tmp_path: Path) -> None:
+    genuine, fake, more = "S1 low/0 alaw ita_tx", "S2 high/0 low_m4a vcc", " vocoder - - - -"
+    for rest, attack in (("", "bonafide"), (more, "-")):
+        rows = (f"{genuine} {attack} bonafide trim eval", f"{fake} A07 spoof notrim progress")
+        (tmp_path / "key.txt").write_text("".join(f"{row}{rest}\n" for row in rows))
+        flags = {"label_from": "label", "group_from": "speaker", "attack_from": "attack"}
+        found = scan(audio, read_table(tmp_path / "key.txt"), **flags).recordings
+        assert {(r.path, r.label, r.group, r.attack) for r in found} == {
+            ("low/0.wav", "bonafide", "S1", None), ("high/0.wav", "spoof", "S2", "A07"),
+        }  # fmt: skip
+
+
 def test_a_pattern_may_stand_beside_columns(audio: Path, tmp_path: Path) -> None:
     table = read_table(write_csv(tmp_path / "a.csv", ROWS))
     found = scan(audio, table, label_from="^([a-z]+)/", group_from="split").recordings
@@ -198,8 +210,8 @@ def test_paths_are_found_however_they_are_spelt(audio: Path, tmp_path: Path) -> 
         ("a.csv", "path,label\nx,y,z\n", "row 1 has 3 columns, expected 2"),
         ("a.csv", "path,path\nx,y\n", "two columns are named 'path'"),
         ("a.csv", "path,label\nx,y\n,z\n", "row 2 names no path"),
-        ("a.csv", 'path,label\nx,"y\n', "not a csv file"),
-        ("a.jsonl", '{"path": "x"', "not a jsonl file"),
+        ("a.csv", 'path,label\nx,y\nx,"y"z\n', "line 3: ',' expected after"),
+        ("a.jsonl", '{"path": "x"}\n{"path": "x"', "row 2 is no JSON object"),
         ("a.ogg", "OggS\xff", "no text in UTF-8"),
         ("a.jsonl", '["x"]', "row 1 is no JSON object"),
         ("a.txt", "LA_1 x - - spoof\nLA_1 x\n", "row 2 has 2 columns, expected 5"),
@@ -218,6 +230,7 @@ def test_bad_tables(tmp_path: Path, name: str, text: str, message: str) -> None:
     [
         ("low/0.wav,a,,\nlow/0,b,,\n", "'low/0.wav' is in 2 rows of the table; name a file once"),
         ("low/0.wav,a,,\nlow/0.wav,b,1,2\n", "'low/0.wav' is in 2 rows"),
+        ("low/0.wav,a,,\n../audio/low/0.wav,b,,\n", "'low/0.wav' is in 2 rows"),
         ("low/0.wav,a,0,1\nlow/0.wav,b,0,1\n", "'low/0.wav' is in 2 rows"),
         ("low/0.wav,a,2,1\nlow/1.wav,b,,\n", "'low/0.wav': start '2' and end '1'"),
         ("low/0.wav,a,x,\nlow/1.wav,b,,\n", "'low/0.wav': start 'x'"),
@@ -234,6 +247,17 @@ def test_bad_rows(audio: Path, tmp_path: Path, rows: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         scan(audio, read_table(tmp_path / "a.csv"), label_from="label")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pieces_that_share_audio_share_their_group(audio: Path, tmp_path: Path) -> None:
+    rows = ["a,0,0.9,s", "b,0.1,0.2,s", "a,0.9,1,t", "a,0.5,0.6,t"]  # the last is in the first
+    names = {"label_from": "label", "group_from": "group"}
+    text = "path,label,start,end,group\n" + "".join(f"low/0.wav,{row}\n" for row in rows[:3])
+    (tmp_path / "a.csv").write_text(text)
+    assert len(scan(audio, read_table(tmp_path / "a.csv"), **names).recordings) == 3
+    (tmp_path / "a.csv").write_text(f"{text}low/0.wav,{rows[3]}\n")
+    with pytest.raises(UserError, match=r"from 0 s and 0\.5 s overlap, but are in groups 's'"):
+        scan(audio, read_table(tmp_path / "a.csv"), **names)
 
 
 def test_bad_places(audio: Path, tmp_path: Path) -> None:

@@ -97,8 +97,22 @@ def test_forged_arrays_are_refused(tmp_path, forged):
         load(tmp_path / "x.pkl")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x04garbage", b"cnumpy\nndarray\n."[:-1]])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x04garbage", b"cnumpy\nndarray\n."[:-1], b"Ppersistent\n."]
+)
 def test_a_damaged_pickle_is_one_line(tmp_path, content):
     (tmp_path / "x.pkl").write_bytes(content)
-    with pytest.raises(UserError, match="no pickle that can be read"):
+    with pytest.raises(UserError, match="no pickle that can be read") as error:
+        load(tmp_path / "x.pkl")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_an_array_of_nothing_may_not_claim_a_length(tmp_path, protocol):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(np.zeros((10**15, 0)), protocol))
+    with pytest.raises(UserError, match="an array of nothing"):
+        load(tmp_path / "x.pkl")
+    forged = Forged(1, (10**15,), np.dtype("S0"), False, b"")
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(forged, protocol))
+    with pytest.raises(UserError, match="an array of nothing"):
         load(tmp_path / "x.pkl")

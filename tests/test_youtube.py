@@ -82,6 +82,14 @@ def test_a_page_of_several_is_no_recording(tmp_path):
     assert len(list(out.rglob("*.wav"))) == 1
 
 
+def test_a_link_of_another_kind_costs_itself_only(tmp_path):
+    links, out = tmp_path / "links.txt", tmp_path / "out"
+    with serving(Site(sound)) as site:
+        links.write_text(f"file:///etc/hostname x\n{site.url}/a.wav x\n")
+        assert main(["download", "youtube", str(links), str(out)]) == 0
+    assert [row["status"] for row in outcomes(out)] == ["failed", "done"]
+
+
 def test_nothing_had_is_exit_code_1(tmp_path, capsys):
     links = tmp_path / "links.txt"
     with serving(Site(sound)) as site:

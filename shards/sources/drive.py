@@ -39,7 +39,8 @@ def download(folder: str, out: Path) -> Counter[str]:
 
 
 def listing(gdown: Any, folder: str) -> dict[str, str]:
-    """The path of each file id. Drive lets two files have one name: the second gets its id too."""
+    """The path of each file id. In Drive files and folders may share a name: a second file, and one
+    that is called as a folder is, gets its id too."""
     try:
         found = gdown.download_folder(
             id=folder, output="", skip_download=True, quiet=True, use_cookies=False, timeout=TIMEOUT
@@ -50,7 +51,7 @@ def listing(gdown: Any, folder: str) -> dict[str, str]:
     if not found:
         raise UserError(f"Drive folder {folder}: empty or private; {SHARED}")
     paths: dict[str, str] = {}
-    taken = {NAME}
+    taken = {NAME, *(str(above) for file in found for above in Path(file.path).parents)}
     for file in found:
         path = Path(file.path)
         if str(path) in taken:

@@ -100,11 +100,15 @@ def load(file: Path) -> Any:
     """
     try:
         with open(file, "rb") as content:
-            return ArrayUnpickler(content, encoding="latin1").load()
+            found = ArrayUnpickler(content, encoding="latin1").load()
+        if isinstance(found, np.ndarray) and not found.nbytes:  # its length may be any number
+            raise ValueError("an array of nothing")
+        return found
     except UserError as error:
         raise UserError(
             f"{file}: {error}; only arrays, lists, dicts, strings and numbers are read from a "
             "pickle, since others can run code: save it as .npy"
         ) from None
     except Exception as error:  # a damaged pickle may raise anything
-        raise UserError(f"{file}: no pickle that can be read ({error}); copy it again") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: no pickle that can be read ({reason}); copy it again") from None

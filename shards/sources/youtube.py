@@ -95,7 +95,7 @@ def fetch(yt_dlp: Any, out: Path, row: Outcome) -> str:
     try:
         with yt_dlp.YoutubeDL(options) as session:
             found = session.extract_info(row.link)
-    except yt_dlp.utils.DownloadError as error:
+    except yt_dlp.utils.YoutubeDLError as error:
         raise ValueError(str(error).removeprefix("ERROR: ")) from None
     if not found or "entries" in found:
         raise ValueError("a playlist; give its videos, a line each")
