@@ -17,7 +17,7 @@ from media import riff
 
 from shards import plan as plan_module
 from shards.condition import Conditioning
-from shards.crew import PRELOAD, TRIES, Task, Worker, kept
+from shards.crew import PRELOAD, TRIES, Crew, Task, Worker, kept
 from shards.errors import UserError
 from shards.manifest import Reject, scan
 from shards.mel import MelSettings
@@ -58,6 +58,22 @@ def test_what_an_item_does_to_its_process_costs_that_item(tmp_path, workers, run
     assert said[die].startswith("killed its decoder") and said["hang"] == "timed out after 1.5 s"
     assert said[once] == "x" and len(said["large"]) == 1 << 20
     assert (tmp_path / "tally").read_text() == "x" * TRIES
+
+
+def test_a_worker_that_died_is_not_late_as_well(tmp_path: Path) -> None:
+    """What it had still to do is the next one's, though the time for it was over long ago."""
+    crew = Crew(fate, [[f"die-once {tmp_path / 'once'}"], ["a"]], 1, timeout=1e-9, lost=pair)
+    try:
+        crew.hand_out(2)
+        (dead,) = crew.workers
+        dead.process.join()
+        crew.listen(patiently=True)
+        assert dead.is_ready and dead in crew.workers
+        crew.listen(patiently=True)
+        assert dead not in crew.workers and not crew.is_busy
+        assert [task.items for task in crew.again] == [[f"die-once {tmp_path / 'once'}"], ["a"]]
+    finally:
+        crew.stop()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
