@@ -43,6 +43,7 @@ BESIDE_SETTINGS = (
 )  # fmt: skip
 
 
+@tidied()
 @kept()
 def build(
     audio: str,
@@ -226,7 +227,7 @@ def write_shards(
     work = packing(plan.recipe, plan.numbers)
     runs = runs_of(((first + n, recording) for n, recording in items), lambda item: item[1])
     outcomes = ordered(work, runs, workers, timeout=file_timeout, lost=lost)
-    with tidied(), closing(outcomes), Progress("build", total, done) as progress:
+    with closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]
             some = counted(plan.recordings[run.start : run.stop], outcomes, progress)

@@ -13,6 +13,7 @@ from servers import Page, Site, folder_pages, serving
 from shards import remote
 from shards.__main__ import main
 from shards.cache import temporary
+from shards.crew import Worker
 from shards.errors import UserError
 from shards.remote import FetchError, Url, is_url, list_files, read_bytes
 from shards.root import local, read_header, release
@@ -60,6 +61,16 @@ def test_a_web_folder_gives_the_bytes_of_the_folder(odd, tmp_path, own_cache) ->
     assert there == here
     assert "broken.wav" in (tmp_path / "there/rejected.csv").read_text()
     assert not list(own_cache.glob("part.*"))
+
+
+def test_what_workers_fetched_goes_once_they_are_gone(small, tmp_path, monkeypatch) -> None:
+    """Each holds its last recording for as long as it lives."""
+    events: list[str] = []
+    stop = Worker.stop
+    monkeypatch.setattr(Worker, "stop", lambda self: (stop(self), events.append("stopped")))
+    monkeypatch.setattr("shards.root.sweep", lambda folder: events.append(f"swept {folder}"))
+    build_tones(small, tmp_path / "set", folds=2)
+    assert "stopped" in events and events[-1] == f"swept {tmp_path / 'cache'}"
 
 
 def test_headers_are_read_without_the_rest(tmp_path) -> None:
