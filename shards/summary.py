@@ -4,8 +4,9 @@ import csv
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 from shards import shortcuts
 from shards.index import ShardSet
@@ -13,6 +14,19 @@ from shards.labels import display_name, names, natural
 from shards.manifest import Scan
 
 CLASSES_SHOWN = 20
+
+DONE = {
+    "highpass": "high-passed at {:g} Hz",
+    "trim_silence": "silence {:g} dB below the loudest part cut off both ends",
+    "loudness": "brought to {:g} LUFS",
+    "peak": "brought to a peak of {:g} dBFS",
+}
+PADDED = {
+    "silence": "padded with silence",
+    "repeat": "filled up by repetition",
+    "reflect": "filled up by reflection",
+}
+FILLED = {"pad": "partial ones {}", "drop": "recordings shorter than that {}, other rests dropped"}
 
 
 def describe(found: Scan) -> str:
@@ -100,14 +114,31 @@ def in_words(built: ShardSet) -> str:
         f"classes{several} in {info['groups']} groups.",
         f"Converted from {old}: {segments} at {rate}."
         if old
-        else f"Mono at {rate}, cut into {segments} with {overlap}.",
+        else f"Mono at {rate}{conditioned(info['settings'])}, cut into {segments} with {overlap}, "
+        f"{FILLED[cut['tail']].format(PADDED[cut['pad']])}.",
         f"Log-mel spectrograms in dB: {mel['n_mels']} bands from {known(mel['fmin'])} to "
         f"{known(mel['fmax'])} Hz, {window} of {known(mel['n_fft'])} samples, "
         f"hop of {known(mel['hop_length'])}.",
-        f"Dealt out in whole groups: {split['method']} (seed {split['seed']}).",
+        f"Dealt out in whole groups: {dealt(split, len(info['folds']))} (seed {split['seed']}).",
         f"Made with Wavefold {info['wavefold']}.",
     ]
     if count := info["rejected"]:
         verb = "was" if count == 1 else "were"
         sentences.insert(1, f"{count} {verb} rejected: {rejections(built)}.")
     return " ".join(sentences)
+
+
+def conditioned(settings: Mapping[str, Any]) -> str:
+    """What was done to a wave before it was cut: `, high-passed at 50 Hz, ...`."""
+    asked = {name: words for name, words in DONE.items() if settings[name] is not None}
+    told = [words.format(settings[name]) for name, words in asked.items()]
+    if settings["min_seconds"]:
+        told.insert(0, f"at least {settings['min_seconds']:g} s long")
+    return "".join(f", {words}" for words in told)
+
+
+def dealt(split: Mapping[str, Any], folds: int) -> str:
+    """How folds and parts were made, and how many or how large they are."""
+    shares = ", ".join(f"{share:g}" for share in split["parts"] or ())
+    method = split["method"].replace("folds", f"{folds} folds", 1)
+    return method.replace("split by", f"split ({shares}) by")

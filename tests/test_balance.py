@@ -85,12 +85,28 @@ def test_summary_is_fit_for_a_paper(tmp_path: Path) -> None:
     words = " ".join(said.split())
     for piece in (
         "8 recordings (0.00 h) of 2 classes in 8 groups. 3 were rejected: not readable as audio",
-        "Mono at 8000 Hz, cut into 16 segments of 1 s with an overlap of 50 %.",
+        "Mono at 8000 Hz, cut into 16 segments of 1 s with an overlap of 50 %, partial ones padded "
+        "with silence.",
         "32 bands from 0 to 4000 Hz, Hann window of 512 samples, hop of 128.",
-        "folds by StratifiedKFold (seed 0)",
+        "2 folds by StratifiedKFold (seed 0)",
     ):
         assert piece in words
     assert summary(open_set(out)) in said
+
+
+def test_a_paper_is_told_all_that_was_done_to_a_wave(small: Path, tmp_path: Path) -> None:
+    done = {"min_seconds": 0.5, "highpass": 50.0, "trim_silence": 60.0, "peak": 0.0}
+    words = {"pad": "reflect", "tail": "drop", "folds": None, "split": "0.5,0,0.5"}
+    said = build_tones(small, tmp_path / "set", group_from=None, **done, **words)
+    assert (
+        "Mono at 8000 Hz, at least 0.5 s long, high-passed at 50 Hz, silence 60 dB below the "
+        "loudest part cut off both ends, brought to a peak of 0 dBFS, cut into 12 segments of 1 s "
+        "with no overlap, recordings shorter than that filled up by reflection, other rests "
+        "dropped."
+    ) in " ".join(said.split())
+    assert "split (0.5, 0, 0.5) by stratified allotment of groups (seed 0)" in said.replace(
+        "\n", " "
+    )
 
 
 def test_reasons_are_told_without_what_is_one_file_s() -> None:
