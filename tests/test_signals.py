@@ -100,7 +100,6 @@ ACCELERATE += [f"--config_file={ROOT}/launch/cpu.yaml", str(ROOT / "train.py")]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="other kernels tell no child of its parent")
 @pytest.mark.parametrize(
     "command, processes, told, number, code",
     [

@@ -40,7 +40,7 @@ STAGES = 10  #: how often the validation part is scored while the forest grows
 SIZE = 256  #: segments whose statistics are taken at a time
 
 
-@lock.releasing
+@lock.releasing()
 def fit(config: Config) -> dict[str, Any]:
     """Grow the forest that `config` says, and score it; returns the content of scores.json."""
     wanted = settings(config)

@@ -8,17 +8,15 @@ jobs, else by the time of its last sign of life, taken by the file server's cloc
 """
 
 import errno
-import functools
 import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from shards.errors import TrainingError, UserError
 from toolkit.owner import Owner, ended, name, parse, this_process, why_gone
@@ -30,8 +28,6 @@ BEAT = 5.0  # seconds between two signs of life, and looks whether the lock is s
 STALE = 300.0  # seconds without one: the owner is gone, on a machine that we cannot look at
 DYING = 3.0  # seconds that a killed process may take to give back its memory
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # of a file system
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _held: "Lock | None" = None
 
@@ -180,14 +176,10 @@ def check() -> None:
         _held.check()
 
 
-def releasing(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, at whose end, whatever it is, the lock is given back."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        finally:
-            release()
-
-    return wrapped
+@contextmanager
+def releasing() -> Iterator[None]:
+    """At its end, whatever it is, the lock is given back."""
+    try:
+        yield
+    finally:
+        release()

@@ -43,7 +43,7 @@ from toolkit.world import World, start
 log = logging.getLogger(__name__)
 
 
-@lock.releasing
+@lock.releasing()
 def fit(config: Config) -> dict[str, Any]:
     """Train what `config` says, or go on with it; returns the test part's scores (scores.json)."""
     train = config.train

@@ -5,7 +5,6 @@ import os
 import platform
 import secrets
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,17 +62,7 @@ def started(pid: int) -> str | None:
 
 def ended(there: Owner) -> bool:
     """Whether an owner on this machine has ended; False of one elsewhere."""
-    if there["machine"] != machine():
-        return False
-    if sys.platform == "linux":
-        return started(there["pid"]) != there["started"]
-    try:
-        os.kill(there["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+    return there["machine"] == machine() and started(there["pid"]) != there["started"]
 
 
 def why_gone(there: Owner, here: Owner, silence: float, stale: float) -> str | None:

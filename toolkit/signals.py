@@ -12,7 +12,6 @@ import json
 import logging
 import platform
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,8 +62,7 @@ def noted() -> Iterator[None]:
 
 def end_with_parent() -> None:
     """Have a SIGTERM come when the parent dies, so that nothing trains on unseen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def mark(run: Path, number: int, step: int) -> None:
