@@ -147,7 +147,6 @@ def predictions(folder: Path, shards: str, crops: int = 0, weights: str = "") ->
 def scored(folder: Path, shards: str, crops: int, weights: str) -> Predictions:
     """One fold by `crops` windows, with the averaged weights or the last ones."""
     import torch
-    from accelerate import Accelerator
     from safetensors.torch import load_file
 
     from shards.index import open_set
@@ -169,7 +168,7 @@ def scored(folder: Path, shards: str, crops: int, weights: str) -> Predictions:
     world = World(0, 1, cpu, precision="bf16")
     autocast(model, world)
     numbers = np.flatnonzero(shard_set.index["fold"] == int(folder.name[5:]))
-    found = log_probabilities(model, transform, shard_set, numbers, world, Accelerator(), 32)
+    found = log_probabilities(model, transform, shard_set, numbers, world, 32)
     return of_samples(shard_set, numbers, found, shard_set.folds[int(folder.name[5:])])
 
 

@@ -17,6 +17,7 @@ from side_by_side import arguments, conditions, one_thread, publish, ratio, take
 
 from shards.loader import Batch
 from shards.order import plan_batch
+from toolkit.losses import Loss
 from toolkit.models import build
 from toolkit.optim import make_optimizer
 from toolkit.precision import arrange
@@ -41,7 +42,7 @@ def contestant(precision: str, compile: str, channels_last: bool) -> Callable[[]
     strategy = Strategy(accelerator, world, module, optimizer, plan, config.optim)
     x, places = torch.randn(SIZE, 1, *SHAPE), np.arange(SIZE)
     batch = Batch(x, torch.arange(SIZE) % 10, places, places)
-    stepper = Stepper(strategy, lambda b, step: (b.x, b.y), config, plan, world)
+    stepper = Stepper(strategy, lambda b, step: (b.x, b.y), config, plan, world, Loss())
 
     def steps() -> None:
         for step in range(STEPS):

@@ -221,12 +221,12 @@ def test_evaluation_on_1_2_and_3_processes(tmp_path):
     shard_set = random_set(tmp_path, 101)
 
     def evaluate():
-        accelerator, world = start("no", 1)
+        _, world = start("no", 1)
         torch.manual_seed(0)
         model = build(ModelConfig(name="cnn_tiny"), 3, shard_set.shape)
         transform = Transform(np.zeros(16, np.float32), np.ones(16, np.float32), world.device)
         numbers = np.arange(101)
-        found = log_probabilities(model, transform, shard_set, numbers, world, accelerator, 8)
+        found = log_probabilities(model, transform, shard_set, numbers, world, 8)
         return world.rank, world.size, found, scores(shard_set.index["label"], found)
 
     (_, _, one, expected), *_ = on_ranks(1, evaluate)

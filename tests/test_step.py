@@ -11,6 +11,7 @@ from processes import on_ranks
 
 from shards.loader import Batch
 from shards.order import Order, plan_batch
+from toolkit.losses import Loss
 from toolkit.models import build
 from toolkit.models.batchnorm import (
     fold_in,
@@ -49,7 +50,7 @@ def make_stepper(
     model = build(config.model, 3, shape)
     optimizer = make_optimizer(model, config.optim)
     strategy = Strategy(accelerator, world, model, optimizer, plan, config.optim)
-    return Stepper(strategy, augment, config, plan, world)
+    return Stepper(strategy, augment, config, plan, world, Loss())
 
 
 def batches(plan, rank, step, shape=SHAPE) -> list[Batch]:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather
 from torch import nn
 
@@ -24,7 +23,6 @@ def log_probabilities(
     shard_set: ShardSet,
     numbers: np.ndarray | Selection,
     world: World,
-    accelerator: Accelerator,
     batch_size: int,
     reading: Reading = Reading(),  # noqa: B008
     link: str = "softmax",

@@ -71,7 +71,7 @@ def fit(config: Config) -> dict[str, Any]:
     stepper = Stepper(strategy, augment, config, plan, world, make_loss(config, shard_set, parts))
 
     def evaluate(numbers: Selection) -> np.ndarray:
-        return log_probabilities(strategy.model, transform, shard_set, numbers, world, accelerator,
+        return log_probabilities(strategy.model, transform, shard_set, numbers, world,
                                  stepper.microbatch, reading, stepper.loss.link)  # fmt: skip
 
     # Run: what is in it, and where it stopped.

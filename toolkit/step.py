@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 #: torch.manual_seed for one kind of device: it seeds all kinds there could be, half a millisecond.
 SEED = {"cpu": torch.default_generator.manual_seed, "cuda": torch.cuda.manual_seed}
-NOTHING = nullcontext()
 WISHES = ("stop", "save")  #: what any rank may ask for, and all ranks then do
 
 
@@ -52,11 +51,10 @@ class Stepper:
         config: Config,
         plan: BatchPlan,
         world: World,
-        loss: Loss | None = None,
+        loss: Loss,
     ):
-        self.loss = loss or Loss(smoothing=config.optim.label_smoothing)
         self.strategy, self.augment, self.config = strategy, augment, config
-        self.plan, self.world = plan, world
+        self.plan, self.world, self.loss = plan, world, loss
         self.reduction = Reduction(strategy.module, world, 2 + len(WISHES), config.train.exact)
         self.model = compiled(strategy.model, config.train, world)
         self.scale = LossScale(world)
@@ -147,7 +145,7 @@ class Stepper:
         parts = plan.accumulation * self.pieces
         everywhere = parts * plan.world_size
         count = everywhere if strategy.whole else parts  # else: the mean over ranks is taken
-        with NOTHING if strategy.whole else strategy.micro_step(last):
+        with nullcontext() if strategy.whole else strategy.micro_step(last):
             logits, y = self.forward(batch, step)
             loss = self.loss(logits, y)
             share = loss if count == 1 else loss / count

@@ -26,8 +26,6 @@ from toolkit.zero import Tensors
 
 log = logging.getLogger(__name__)
 
-NOTHING = nullcontext()
-
 
 class Strategy:
     """A model and its optimiser as this launch spreads them; every rank calls every method."""
@@ -72,7 +70,7 @@ class Strategy:
         """Around forward and backward of a spread model: gradients travel, and DeepSpeed steps, in
         the last one only."""
         self.accelerator.sync_gradients = last
-        with NOTHING if last else self.accelerator.no_sync(self.model):
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -120,7 +118,7 @@ class Strategy:
         if self.average:
             self._before()  # a checkpoint may be copying them
             reshard(self.module)
-            with zero.apart(self.model.optimizer) if self.zero else NOTHING:
+            with zero.apart(self.model.optimizer) if self.zero else nullcontext():
                 self.average.swap()
 
     def tensors(self) -> dict[str, Tensors]:
