@@ -8,12 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-import yaml
-
 from launch.node import launch_file
 from shards.command import nearest
 from shards.errors import UserError
-from toolkit.config import AsTyped, cast
+from toolkit.config import cast, read_words
 
 EARLY = 60  # seconds that Slurm's signal may come before its time
 
@@ -62,12 +60,7 @@ def read_site(flags: Mapping[str, Any]) -> Site:
 
 def read_file(file: Path) -> dict[str, Any]:
     """The keys of the file, `{}` where there is none."""
-    if not file.exists():
-        return {}
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), AsTyped) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = (read_words(file) if file.exists() else None) or {}
     hints = get_type_hints(Site)
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys and values, as in `account: NAME`")

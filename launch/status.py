@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from launch import slurm
 from launch.submission import Submission, submissions
 from shards.command import alone
-from toolkit.results import last_words, read_records
+from toolkit.results import last_words, read_config, read_records
 from toolkit.signals import MARKER, REQUEUE
 
 HEAD = ("task", "state", "node", "step", "epoch", "samples/s", "left", "limit", "restarts", "log")
@@ -110,7 +108,7 @@ def progress(folder: Path) -> dict[str, str]:
         rate = (steps[-1]["samples"] - steps[0]["samples"]) / span
         told["rate"] = f"{rate:.0f}"
         ends = [line for line in lines if line["kind"] == "epoch"]
-        train = yaml.safe_load((folder / "config.yaml").read_text())["train"]
+        train = read_config(folder / "config.yaml")["train"]
         if ends and rate > 0:
             an_epoch = ends[-1]["samples"] / ends[-1]["epoch"]
             whole = min(

@@ -48,7 +48,7 @@ def test_a_fraction_is_nested_stratified_and_of_whole_groups(tone_set):
     whole = select(shard_set, masks)
     before: set[int] = set()
     for fraction in (0.1, 0.2, 0.5, 0.75, 1.0):
-        parts = select(shard_set, masks, None, fraction, 3)
+        parts = select(shard_set, masks, fraction=fraction, seed=3)
         kept = recordings_of(shard_set, parts["train"][:])
         assert kept >= before
         assert np.array_equal(parts["test"][:], whole["test"][:])  # others stay whole
@@ -62,8 +62,8 @@ def test_a_fraction_is_nested_stratified_and_of_whole_groups(tone_set):
         assert len(parts["train"]) == np.count_nonzero(segments)  # recordings are taken whole
         before = kept
     assert np.array_equal(parts["train"][:], whole["train"][:])
-    other = select(shard_set, masks, None, 0.5, 4)["train"][:]
-    assert not np.array_equal(other, select(shard_set, masks, None, 0.5, 3)["train"][:])
+    other = select(shard_set, masks, fraction=0.5, seed=4)["train"][:]
+    assert not np.array_equal(other, select(shard_set, masks, fraction=0.5, seed=3)["train"][:])
     with pytest.raises(UserError, match=r"data\.fraction=0: above 0"):
         subset(shard_set, masks["train"], 0.0, 0)
 

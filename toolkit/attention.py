@@ -44,7 +44,7 @@ def attend(
     model: Any = build(ModelConfig(**info["model"]), len(info["classes"]), shard_set.shape)
     model.load_state_dict(load_file(folder / "best.safetensors"))
     batch = next(evaluation_batches(shard_set, numbers, len(numbers), 0, 1, cpu))
-    x = Transform(mean, std, cpu, by["by"], by.get("top_db", 80.0))(batch.x)
+    x = Transform(mean, std, cpu, by["by"], by["top_db"])(batch.x)
     return batch.x.float().numpy(), model.eval().attention(x).numpy()
 
 

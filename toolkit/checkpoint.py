@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -79,14 +80,11 @@ def beside(file: Path) -> Path:
     return file.with_name(f".{file.name}.tmp")
 
 
-def step_in(file: Path) -> int | None:
-    """After which step its weights were; 0 if it is not there or broken, None if it is old."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            step = (tensors.metadata() or {}).get("step")
-    except (OSError, SafetensorError):
-        return 0
-    return step and int(step)
+def step_in(file: Path) -> int:
+    """After which step its weights were; 0 if it is not there or broken."""
+    with suppress(OSError, SafetensorError), safe_open(file, "pt") as tensors:
+        return int((tensors.metadata() or {}).get("step", 0))
+    return 0
 
 
 def prune(folder: Path, step: int, keep_last: int, kept: set[int]) -> None:

@@ -4,11 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shards.errors import UserError
 from toolkit import lock
 from toolkit.data import sources
+from toolkit.results import read_config
 from toolkit.schema import Config, get
 from toolkit.world import World
 
@@ -68,16 +67,16 @@ def check_begun(config: Config, folder: Path) -> None:
     beside = config.data.protocol != "split" and not known.exists()
     others = sorted(folder.parent.glob("fold-*/config.yaml")) if beside else []
     for file in [known] if known.exists() else others[:1]:
-        check_same(config, yaml.safe_load(file.read_text()), file.parent)
+        check_same(config, read_config(file), file.parent)
 
 
 def check_same(config: Config, stored: dict[str, dict[str, Any]], folder: Path) -> None:
     """Raise a UserError unless the stored configuration trains the same thing."""
-    names = [f"{s}.{k}" for s, keys in config.to_dict().items() for k in keys]
+    asking = [(s, key) for s, keys in config.to_dict().items() for key in keys]
     free = FREE - KERNELS if config.train.exact else FREE
     differing = []
-    for name in names:
-        section, key = name.split(".")
+    for section, key in asking:
+        name = f"{section}.{key}"
         there, asked = stored.get(section, {}).get(key, default(config, name)), get(config, name)
         if name == "data.shards" and there is not None:  # a set may be moved, its weight may not
             there, asked = ((len(paths), w) for paths, w in map(sources, (there, asked)))

@@ -92,18 +92,24 @@ def read_yaml(file: Path) -> dict[str, dict[str, Any]]:
 def read_sections(file: Path) -> dict[str, Any]:
     """The sections of a YAML file, and `base` if it has one."""
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), AsTyped)
+        values = read_words(file)
     except OSError as error:
         raise UserError(
             f"{file}: {error.strerror}; give the path of a config, configs/ has some"
         ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(
         isinstance(keys, dict) for section, keys in values.items() if section != "base"
     ):
         raise UserError(f"{file}: expected sections of keys, as in `train: {{epochs: 30}}`")
     return values
+
+
+def read_words(file: Path) -> Any:
+    """A YAML file, its scalars as they were typed; a UserError where it is none."""
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), AsTyped)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def parse(values: Mapping[str, Mapping[str, Any]]) -> Config:

@@ -39,7 +39,7 @@ def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     if there["classes"] != here["classes"]:
         names = [", ".join(one["classes"]) for one in (there, here)]
         found.append(f"classes: {names[0]} there, {names[1]} here")
-    if there.get("order", here["order"]) != here["order"]:  # older checkpoints do not know it
+    if there.get("order") != here["order"]:
         found.append("order: other samples come; data.weights may have other values")
     old, new = there["data"], here["data"]
     if len(old) != len(new):

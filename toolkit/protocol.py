@@ -87,7 +87,7 @@ class Groups:
 def select(
     shard_set: ShardSet,
     masks: Masks,
-    groups: Groups | None = None,
+    groups: Groups = Groups(),
     fraction: float = 1.0,
     seed: int = 0,
 ) -> dict[str, Selection]:
@@ -98,7 +98,6 @@ def select(
     Raises:
         UserError: nothing to train on or nothing to test on.
     """
-    groups = groups or Groups()
     part_of = np.full(masks["train"].shape, -1)
     for part, mask in enumerate(masks.values()):
         part_of[mask] = part

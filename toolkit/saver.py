@@ -100,7 +100,7 @@ class Saver:
                 "give this one another --run.name, or start over with --train.resume=never"
             )
         self._load(path)
-        self._epoch = stored.get("epoch", 0)
+        self._epoch = stored["epoch"]
         if self.world.is_main and stored["launch"] != self.launch:
             log.info("launched otherwise than before (%s): sums may round differently, samples and "
                      "their order stay", compare(stored["launch"], self.launch))  # fmt: skip
@@ -224,7 +224,7 @@ class Saver:
         """Bring the best weights up to `state` back: where later checkpoints were damaged,
         best.safetensors may hold later ones."""
         entry = history.best(state["history"], self.train.best_metric)
-        if not entry or checkpoint.step_in(self._best) in (entry["step"], None):
+        if not entry or checkpoint.step_in(self._best) == entry["step"]:
             return
         path = self.folder / checkpoint.name_of(entry["step"])
         if checkpoint.step_in(self._before) == entry["step"]:
