@@ -45,11 +45,11 @@ class Script:
         return words + ["--kill-on-invalid-dep=yes"] * (self.condition == "afterok")
 
 
-def fill(template: str, options: Mapping[str, str | int | None], settings: Iterable[str]) -> str:
+def fill(name: str, options: Mapping[str, str | int | None], settings: Iterable[str]) -> str:
     """A template with other #SBATCH lines and settings; an option of None is left out."""
-    body = template.split(END)[1]
+    body = (TEMPLATES / f"{name}.sbatch").read_text(encoding="utf-8").split(END)[1]
     lines = ["#!/bin/bash", "# Written by python -m launch.submit."]
-    lines += [option(name, value) for name, value in options.items() if value is not None]
+    lines += [option(key, value) for key, value in options.items() if value is not None]
     return "\n".join([*lines, "", BEGIN.strip(), *settings, END.strip(), body])
 
 
@@ -137,8 +137,7 @@ def train(site: Site, place: Place, tasks: Sequence[Task], settings: Sequence[st
         lines += ['case "$SLURM_ARRAY_TASK_ID" in', *numbered, "esac"]
     else:
         lines += chosen
-    template = "train_array" if array else "train_single"
-    return Script("train", fill(read(template), options, lines))
+    return Script("train", fill("train_array" if array else "train_single", options, lines))
 
 
 def choice(place: Place, task: Task, settings: Sequence[str]) -> str:
@@ -160,8 +159,8 @@ def shards(site: Site, place: Place, audio: str, out: str, flags: str, parts: in
     part = f'"--part=$SLURM_ARRAY_TASK_ID/{parts}"'
     lines = [*places(site, place), f"max_restarts={site.max_restarts}", f"words=({words} {part})"]
     merging = [*places(site, place), f"out={shlex.quote(out)}"]
-    build = Script("shards", fill(read("shards_array"), options, lines))
-    text = fill(read("shards_merge"), light(site, place, "merge", 1), merging)
+    build = Script("shards", fill("shards_array", options, lines))
+    text = fill("shards_merge", light(site, place, "merge", 1), merging)
     return [build, Script("merge", text, "shards", "afterok")]
 
 
@@ -169,9 +168,4 @@ def collect(site: Site, place: Place, trainings: int) -> Script:
     """The report of a run, made of whatever is there once the trainings have ended."""
     lines = [*places(site, place), f"run={shlex.quote(place.run)} trainings={trainings}"]
     options = light(site, place, "collect", 1)
-    return Script("collect", fill(read("collect"), options, lines), "train")
-
-
-def read(name: str) -> str:
-    """A template."""
-    return (TEMPLATES / f"{name}.sbatch").read_text(encoding="utf-8")
+    return Script("collect", fill("collect", options, lines), "train")

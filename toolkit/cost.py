@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from shards.errors import UserError
+from toolkit import tables
 from toolkit.config import load
 from toolkit.data import open_data
 from toolkit.models import REGISTRY, build
@@ -71,25 +72,21 @@ def table(words: Sequence[str]) -> str:
         configs = {n: replace(c, norm_batch=config.model.norm_batch) for n, c in configs.items()}
         configs[config.model.name] = config.model
         shape, n_classes, note = input_of(config)
-    lines = [
+    about = (
         f"Input {shape[0]} bands x {shape[1]} frames, {n_classes} classes{note}; a sample's FLOPs "
-        "are those of a forward, its activations what training keeps of it in float32.",
-        "",
-        "| model | parameters | GFLOPs | activations, MB |",
-        "|---|---:|---:|---:|",
-    ]
+        "are those of a forward, its activations what training keeps of it in float32."
+    )
+    rows, refused = [], []
     for name, one in configs.items():
         mark = " (the config's)" if words and name == config.model.name else ""
         try:
-            cost = measure(one, n_classes, shape)
+            n, flops, kept = measure(one, n_classes, shape)
         except UserError as error:
-            lines.append(f"| {name}{mark} | {error} | | |")
-            continue
-        lines.append(
-            f"| {name}{mark} | {cost.parameters:,} | {cost.flops / 1e9:.3f} "
-            f"| {cost.activations / 1e6:.1f} |"
-        )
-    return "\n".join(lines)
+            refused.append(f"{name}: {error}")
+        else:
+            rows.append([name + mark, f"{n:,}", f"{flops / 1e9:.3f}", f"{kept / 1e6:.1f}"])
+    header = ["model", "parameters", "GFLOPs", "activations, MB"]
+    return "\n\n".join([about, tables.rendered(header, rows, None), *refused])
 
 
 def input_of(config: Config) -> tuple[Shape, int, str]:

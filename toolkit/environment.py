@@ -99,12 +99,8 @@ def gpus() -> list[str]:
 
 def cpu_name() -> str:
     """The processor's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    found = re.search(r"^model name\s*: (.*?)\s*$", Path("/proc/cpuinfo").read_text(), re.M)
+    return found[1] if found else platform.processor()
 
 
 def commit_and_state() -> str:
