@@ -18,35 +18,28 @@ def collect(run: str, *, bootstrap_unit: str = "auto", expect: int | None = None
     of a grid each setting has them, and RUN sweep.md and sweep.png, sorted by the validation part.
     With --expect=N fewer finished trainings than N are exit code 1, once all that is written.
     """
+    from toolkit import folds, seeds, sweep, tables
     from toolkit.results import find_trainings, unfinished
 
-    write_collected(Path(run), bootstrap_unit)
-    begun = find_trainings(Path(run))
-    done = sum(one.finished for one in begun)
-    if expect and done < expect:
-        names = ", ".join(unfinished(begun, Path(run))) or "the others never began"
-        raise TrainingError(f"{run}: {done} of {expect} trainings are finished; see {names}")
-
-
-def write_collected(run: Path, bootstrap_unit: str) -> None:
-    """Write and print what `collect` promises."""
-    from toolkit import folds, seeds, sweep, tables
-    from toolkit.results import find_trainings
-
-    several = [t for t in find_trainings(run) if t.grid or t.seed is not None]
+    folder, unit = Path(run), bootstrap_unit
+    begun = find_trainings(folder)
+    several = [one for one in begun if one.grid or one.seed is not None]
     page: Any
     found: Any
-    if not any(t.finished for t in several):
-        page, found, file = tables, folds.collect(run, bootstrap_unit), "report.html"
-    elif any(t.grid for t in several):
-        page, found, file = sweep, sweep.collect_sweep(run, several, bootstrap_unit), "sweep.md"
+    if not any(one.finished for one in several):
+        page, found, file = tables, folds.collect(folder, unit), "report.html"
+    elif any(one.grid for one in several):
+        page, found, file = sweep, sweep.collect_sweep(folder, several, unit), "sweep.md"
     else:
-        page, found, file = seeds, seeds.collect_seeds(run, several, bootstrap_unit), "seeds.md"
+        page, found, file = seeds, seeds.collect_seeds(folder, several, unit), "seeds.md"
     print(page.table(found), end="\n\n")
     for line in page.notices(found):
         print(f"note: {line}")
-    print(page.score_line(found))
-    print(run / file)
+    print(page.score_line(found), folder / file, sep="\n")
+    done = sum(one.finished for one in begun)
+    if expect and done < expect:
+        names = ", ".join(unfinished(begun, folder)) or "the others never began"
+        raise TrainingError(f"{run}: {done} of {expect} trainings are finished; see {names}")
 
 
 def compare(first: str, second: str, *, out: str = "compare", bootstrap_unit: str = "auto") -> None:

@@ -15,6 +15,7 @@ from toolkit import detection, folds, tables, tagging
 from toolkit.intervals import Noted, averaged, chosen_unit, percentiles, scorer, units_of
 from toolkit.metrics import resampled
 from toolkit.predictions import Predictions, join
+from toolkit.protocol import CAUTION
 from toolkit.results import find_trainings, read_fold
 
 RESAMPLES = 5000
@@ -199,7 +200,7 @@ def write(found: Mapping[str, Any], out: Path) -> Sequence[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     files = [out.with_name(out.name + end) for end in (".md", ".png")]
     write_atomic(files[0], markdown(found).encode("utf-8", "replace"))
-    optimistic = any(protocol in folds.CAUTION for protocol in found["protocols"])
+    optimistic = any(protocol in CAUTION for protocol in found["protocols"])
     caution = tables.caption(found) if optimistic else None
     figures.save(figures.draw_rivals(found, NAMES), files[1], caution)
     return files

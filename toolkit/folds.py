@@ -13,20 +13,14 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.index import write_atomic
-from toolkit import attacks, tagging
+from toolkit import attacks, tables, tagging
 from toolkit.detection import asked
 from toolkit.intervals import RESAMPLES, chosen_unit, intervals, units_of
 from toolkit.metrics import confusion, scores
 from toolkit.predictions import LEVELS, Predictions, join, write_predictions
+from toolkit.protocol import CAUTION
 from toolkit.results import Fold, find_trainings, last_words, read_fold
 
-PROTOCOLS = {
-    "split": "One split, as stored in the shard set; each part is disjoint from the others.",
-    "kfold": "Each fold is the test part once; no validation, the last epoch is scored.",
-    "kfold_nested": "Each fold is the test part once; the next fold chose the epoch.",
-    "kfold_optimistic": "Each fold is the test part once, and also chose epoch and threshold.",
-}
-CAUTION = {"kfold_optimistic": "optimistic: the epoch was chosen on the reported fold"}
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
 
 #: What the folds of one run may differ in: the fold, and what a launch decides without changing the
@@ -206,7 +200,7 @@ def collect(run: Path, bootstrap_unit: str = "auto") -> dict[str, Any]:
     Raises:
         UserError: no finished fold, or folds that do not belong together.
     """
-    from toolkit import report, tables
+    from toolkit import report
 
     folds = find_folds(run)
     summary, joined = summarise(run, folds, bootstrap_unit)

@@ -24,9 +24,9 @@ from toolkit.band_statistics import feature_names, pooled
 from toolkit.claim import take
 from toolkit.config import chosen
 from toolkit.data import open_parts
-from toolkit.folds import CAUTION
 from toolkit.history import check as check_metrics
 from toolkit.predictions import truth
+from toolkit.protocol import CAUTION
 from toolkit.report import write_fold
 from toolkit.schema import Config, get
 from toolkit.validation import notes, score

@@ -40,8 +40,9 @@ AT_LEAST: dict[str, float] = {
     **dict.fromkeys(AT_LEAST_ONE, 1), "augment.mix_alpha": 0.01, "augment.eq_bands": 2,
     "augment.mask_db": -200,
 }  # fmt: skip
-AT_MOST = {"data.fraction": 1, "report.dcf_prior": 1, "train.seed": 2**32 - 1}
-AT_MOST |= {"train.batch_size": 2**24, "train.threads": 1024, "data.threads": 1024}
+AT_MOST = {"data.fraction": 1, "augment.mix_share": 1, "report.dcf_prior": 1}
+AT_MOST |= {"train.seed": 2**32 - 1, "train.batch_size": 2**24}
+AT_MOST |= {"train.threads": 1024, "data.threads": 1024}
 BELOW_ONE = (
     "model.dropout", "model.embed_dropout", "model.patch_dropout", "model.drop_path",
     "optim.beta1", "optim.beta2", "optim.momentum", "optim.pct_start", "optim.plateau_factor",
@@ -78,8 +79,6 @@ def check(config: Config) -> None:
             f"hub.timeout={waits:g}: so long a training's end may wait for the Hub, and "
             f"train.timeout={timeout:g} would end it before; lower the one or raise the other"
         )
-    if config.augment.mix_share > 1:
-        raise UserError(f"augment.mix_share={config.augment.mix_share}: at most 1, all samples")
     if config.augment.mix != "none" and config.model.norm_batch < 2:
         raise UserError(
             f"augment.mix={config.augment.mix} mixes within groups of model.norm_batch=1 sample; "

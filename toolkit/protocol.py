@@ -1,4 +1,4 @@
-"""Which samples train, validate and test."""
+"""Which samples train, validate and test, and what reports say of that."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,6 +13,13 @@ from shards.selection import CHUNK, Selection, deal
 from toolkit.schema import DataConfig
 
 Masks = dict[str, np.ndarray]
+PROTOCOLS = {
+    "split": "One split, as stored in the shard set; each part is disjoint from the others.",
+    "kfold": "Each fold is the test part once; no validation, the last epoch is scored.",
+    "kfold_nested": "Each fold is the test part once; the next fold chose the epoch.",
+    "kfold_optimistic": "Each fold is the test part once, and also chose epoch and threshold.",
+}
+CAUTION = {"kfold_optimistic": "optimistic: the epoch was chosen on the reported fold"}
 
 
 def check_fits(shard_set: ShardSet, config: DataConfig) -> None:

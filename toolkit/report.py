@@ -13,7 +13,7 @@ from shards.index import ShardSet, write_atomic
 from shards.progress import duration
 from toolkit import tables
 from toolkit.detection import asked
-from toolkit.folds import PROTOCOLS, find_folds, summarise
+from toolkit.folds import find_folds, summarise
 from toolkit.metrics import binary_log, reliability, scores
 from toolkit.predictions import (
     LEVELS,
@@ -23,6 +23,7 @@ from toolkit.predictions import (
     truth,
     write_predictions,
 )
+from toolkit.protocol import PROTOCOLS
 from toolkit.results import Fold, make_fold, read_fold, read_json, set_identity
 
 HARDEST = 20

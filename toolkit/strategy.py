@@ -236,18 +236,14 @@ def spread(tensor: object) -> bool:
 
 def place(entry: Tensors, p: Any) -> Tensors:
     """One parameter's state, in parts where the parameter is."""
-    if not spread(p):  # in the parameter's own layout, such as channels_last
-        return {
-            key: torch.empty_like(p, dtype=value.dtype).copy_(value)
-            if value.shape == p.shape
-            else value
-            for key, value in entry.items()
-        }
-    from torch.distributed.tensor import distribute_tensor
 
-    return {
-        key: distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
-        if value.shape == p.shape
-        else value
-        for key, value in entry.items()
-    }
+    def placed(value: torch.Tensor) -> torch.Tensor:
+        if value.shape != p.shape:
+            return value
+        if not spread(p):  # in the parameter's own layout, such as channels_last
+            return torch.empty_like(p, dtype=value.dtype).copy_(value)
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
+
+    return {key: placed(value) for key, value in entry.items()}

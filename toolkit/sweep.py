@@ -11,8 +11,9 @@ from typing import Any
 
 from shards.index import write_atomic
 from toolkit import seeds, tables
-from toolkit.folds import CAUTION, LAUNCH, flat
+from toolkit.folds import LAUNCH, flat
 from toolkit.metrics import SIGNS
+from toolkit.protocol import CAUTION
 from toolkit.results import Training, read_config, read_json, read_records, unfinished
 
 Sweep = dict[str, Any]

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.decision import told
-from toolkit.folds import CAUTION, PROTOCOLS
 from toolkit.predictions import LEVELS
+from toolkit.protocol import CAUTION, PROTOCOLS
 
 Summary = Mapping[str, Any]
 

@@ -20,9 +20,9 @@ from shards.order import BatchPlan
 from shards.selection import Selection
 from toolkit.data import link_of
 from toolkit.environment import write_environment
-from toolkit.folds import CAUTION
 from toolkit.hub import EPOCHS, Pusher, check_hub
 from toolkit.predictions import LEVELS
+from toolkit.protocol import CAUTION
 from toolkit.schema import Config, TrainConfig
 from toolkit.tracker import ID_FILE, Aside, check_trackers, close_all, open_trackers
 from toolkit.world import World
