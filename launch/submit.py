@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from launch import scripts, slurm, submission
-from launch.local import check_plan
 from launch.scripts import Place, Script
 from launch.site import Site, read_site
-from launch.tasks import plan
+from launch.tasks import check_plan, plan
 from shards.command import alone
 from shards.errors import TrainingError, UserError
 from shards.remote import is_url

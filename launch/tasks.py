@@ -4,12 +4,16 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from shards.errors import UserError
+from shards.order import plan_batch
+from toolkit.claim import check_begun
 from toolkit.config import load
+from toolkit.data import Data, open_parts
 from toolkit.schema import Config
 
 Axis = tuple[str, list[str]]  #: a setting, `section.key`, and its values as they were typed
@@ -86,6 +90,48 @@ def plan(
         if same != task.name:
             raise UserError(f"{same} and {task.name} are the same; give each value of --grid once")
     return planned
+
+
+def check_plan(configs: Sequence[Config], processes: int = 1) -> None:
+    """Raise a UserError for what any of these trainings, on so many processes each, would be
+    refused for by itself: its data, model, loss or batches. Before anything trains."""
+    from toolkit import forest, history
+
+    known = set()
+    for config in configs:
+        check_begun(config, config.folder())
+        alike = replace(config, run=configs[0].run, train=replace(config.train, seed=0))
+        if repr(alike) not in known:
+            data = open_parts(replace(alike, data=replace(alike.data, stage=None)))
+            history.check(config, data.shard_set, data.parts["val"])
+            if config.model.name == "forest":
+                forest.settings(config)
+            elif find_spec("torch"):  # not where only the nodes have it
+                check_model(config, data, processes)
+        known.add(repr(alike))
+
+
+def check_model(config: Config, data: Data, processes: int) -> None:
+    """Raise a UserError where a model, which takes no memory here, cannot be had or trained so."""
+    import torch
+
+    from toolkit import models
+    from toolkit.losses import make_loss
+    from toolkit.models.transfer import find_weights, freeze
+
+    shape, train = config.input_shape(data.shard_set.shape), config.train
+    plan_batch(train.batch_size, train.microbatch, processes, config.model.norm_batch)
+    make_loss(config, data.shard_set, data.parts)
+    with torch.device("meta"):
+        fresh = replace(config.model, pretrained=False)
+        model = models.build(fresh, len(data.shard_set.class_names), shape)
+    if config.model.init_from:
+        from toolkit.checkpoint import resumes
+
+        if not resumes(config.folder(), train.resume):
+            find_weights(Path(config.model.init_from))
+    if config.model.freeze:
+        freeze(model, config.model.freeze)
 
 
 def parse_numbers(flag: str, text: str | None) -> list[int | None]:

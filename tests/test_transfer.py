@@ -9,7 +9,7 @@ from processes import on_ranks
 from runs import config_file
 from safetensors.torch import load_file, save_file
 
-from launch.local import check_plan
+from launch.tasks import check_plan
 from shards.errors import UserError
 from toolkit.config import load
 from toolkit.loop import fit
