@@ -68,17 +68,13 @@ def quoted(value: str) -> str:
     return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
-def pattern(path: str) -> str:
-    """A path as sbatch's file name patterns take it literally."""
-    return path.replace("%", "%%")
-
-
 def common(site: Site, place: Place, name: str, log: str) -> dict[str, str | int | None]:
     """The options of every job."""
+    logs = str(Path(place.cwd, place.run, "logs")).replace("%", "%%")  # a pattern, for sbatch
     return {
         "job-name": name,
         "chdir": place.cwd,
-        "output": f"{pattern(str(Path(place.cwd, place.run)))}/logs/{name}-{log}.log",
+        "output": f"{logs}/{name}-{log}.log",
         "open-mode": "append",
         "account": site.account,
         "qos": site.qos,

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -27,7 +26,6 @@ TREE = ("shards", "toolkit", "launch", "slurm", "train.py")
 class Submission:
     """What was submitted once."""
 
-    folder: Path
     jobs: dict[str, str]  #: id by name: shards, merge, train, collect
     tasks: list[str]  #: names of the trainings, by their number in the array
 
@@ -81,10 +79,8 @@ def submissions(run: Path) -> list[Submission]:
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run; name the folder that submit printed, as runs/NAME")
-    found = []
-    for file in sorted(run.glob("jobs/*/jobs.json")):
-        told: dict[str, Any] = json.loads(file.read_text())
-        found.append(Submission(file.parent, told["jobs"], told["tasks"]))
+    files = sorted(run.glob("jobs/*/jobs.json"))
+    found = [Submission(**json.loads(file.read_text())) for file in files]
     if not found:
         raise UserError(f"{run}: never submitted; python -m launch.submit CONFIG does it")
     return found

@@ -95,9 +95,11 @@ def serve() -> None:
     run: Any = None
     for line in sys.stdin:
         name, *words = json.loads(line)
+        fault = address = None
         try:
             if name == "start":
                 run = start(*words)
+                address = run.url
             elif name == "log":
                 run.log(*words)
             elif name == "image":
@@ -107,9 +109,8 @@ def serve() -> None:
             else:
                 run.finish(*words)
         except Exception as error:
-            answers.write(json.dumps([f"{type(error).__name__}: {error}", None]) + "\n")
-        else:
-            answers.write(json.dumps([None, run.url if name == "start" else None]) + "\n")
+            fault = f"{type(error).__name__}: {error}"
+        answers.write(json.dumps([fault, address]) + "\n")
         if name == "close":
             return
     if run:

@@ -136,11 +136,6 @@ def sharding() -> str | None:
     return None
 
 
-def mixed_precision(precision: str) -> str:
-    """`train.precision` with `auto` replaced by what the launcher says: no | bf16 | fp16."""
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if precision == "auto" else precision
-
-
 def has_gpu() -> bool:
     """Whether torch sees a device other than the processor."""
     import torch
@@ -174,7 +169,8 @@ def start(precision: str, threads: int | None, timeout: float = 600.0) -> tuple[
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    precision = mixed_precision(precision)
+    if precision == "auto":
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16", "fp16"):
         raise UserError(f"the launcher asks for {precision}; use train.precision=bf16, fp16 or no")
     asked = sharding()
