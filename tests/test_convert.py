@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import hashes, lines, read_plainly
-from legacy import CLASSES, M, T, clip, names, npy_set, npz_set, pickle_set
+from legacy import CLASSES, M, T, clip, names, npy_set, npz_set, pickle_set, pkl_set
 from processes import forked
 from runs import config_file
 
@@ -36,7 +36,7 @@ def expected(old: Path) -> dict[str, tuple[str, str]]:
     return {name: (CLASSES[label], part) for name, label, part in names(16)}
 
 
-@pytest.mark.parametrize("make", [npy_set, npz_set])
+@pytest.mark.parametrize("make", [npy_set, npz_set, pkl_set])
 def test_tables_become_a_sound_shard_set(make, tmp_path):
     old, out = make(tmp_path / "old"), tmp_path / "set"
     before = hashes(old / "specs") if (old / "specs").exists() else hashes(old / "train")
@@ -152,6 +152,20 @@ def test_what_cannot_be_read_costs_itself_only(tmp_path):
     assert reasons.keys() == {"s0-00", "s0-01", "s0-02", "s0-03"}
     assert reasons["s0-00"] == "missing" and "finite" in reasons["s0-02"]
     assert "allow_pickle" in reasons["s0-03"]  # said, not unpickled
+
+
+def test_a_pickle_of_one_clip_runs_nothing(tmp_path):
+    old, out = pkl_set(tmp_path / "old"), tmp_path / "set"
+    ran = tmp_path / "ran"
+    (old / "train/s0-00.pkl").write_bytes(f"cos\nmkdir\n(V{ran}\ntR.".encode())
+    (old / "train/s0-01.pkl").write_bytes(pickle.dumps({"a": np.eye(2), "b": np.eye(2)}))
+    (old / "train/s0-02.pkl").write_bytes(pickle.dumps("no array"))
+    convert(str(old), str(out))
+    assert verify(str(out)) == [] and not ran.exists()
+    with open(out / "rejected.csv", newline="") as text:
+        reasons = {Path(row["path"]).stem: row["reason"] for row in csv.DictReader(text)}
+    assert "holds os.mkdir" in reasons["s0-00"] and reasons["s0-01"].startswith("2 spectrograms")
+    assert reasons.keys() == {"s0-00", "s0-01", "s0-02"}
 
 
 def test_a_group_on_two_sides_is_refused(tmp_path):

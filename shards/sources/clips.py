@@ -1,4 +1,4 @@
-"""Old sets of .npy or .npz files and the tables that tell of them."""
+"""Old sets of .npy, .npz or .pkl files and the tables that tell of them."""
 
 import csv
 from collections import defaultdict
@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from shards.errors import UserError
 from shards.index import SPLITS
 from shards.manifest import split_name
+from shards.sources import unpickle
 
 COLUMNS = {
     "path": ("filename", "file", "path", "file_name", "filepath", "name", "id"),
@@ -34,7 +36,8 @@ class Clip:
 
 def from_tables(old: Path, tables: Mapping[Path, str | None]) -> list[Clip]:
     """A clip for each row; `tables` say of which part a table is, where its name does."""
-    files = [f.relative_to(old).as_posix() for f in sorted(old.rglob("*.np[yz]"))]
+    arrays = sorted(old.rglob("*.np[yz]")) or sorted(old.rglob("*.pkl"))
+    files = [f.relative_to(old).as_posix() for f in arrays]
     stems: dict[str, list[str]] = defaultdict(list)
     for file in files:
         stems[PurePosixPath(file).stem].append(file)
@@ -108,18 +111,28 @@ def folder_split(path: str) -> str | None:
 
 
 def load_file(file: Path) -> np.ndarray:
-    """The array of a .npy, or the only one of two dimensions or more of a .npz."""
+    """The array of a file, or the only one of two dimensions or more where it holds several."""
     try:
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            arrays = {name: content[name] for name in content.files}
+        content = read_file(file)
     except FileNotFoundError:
         raise ValueError("missing") from None
     except Exception as error:  # zipfile, zlib, struct and tokenize errors among them
         raise ValueError(f"not readable ({error})") from None
-    large = [name for name, array in arrays.items() if array.ndim >= 2]
+    if not isinstance(content, dict):
+        return np.asarray(content)
+    large = [name for name, array in content.items() if np.ndim(array) >= 2]
     if len(large) != 1:
-        raise ValueError(f"{len(large)} spectrograms in one .npz ({', '.join(arrays)})")
-    return arrays[large[0]]
+        names = ", ".join(map(str, content))
+        raise ValueError(f"{len(large)} spectrograms in one {file.suffix} ({names})")
+    return np.asarray(content[large[0]])
+
+
+def read_file(file: Path) -> Any:
+    """What a .npy, .npz or .pkl holds: an array, or a dict of what it has by name."""
+    if file.suffix == ".pkl":
+        return unpickle.load(file)
+    content = np.load(file, allow_pickle=False)
+    if isinstance(content, np.ndarray):
+        return content
+    with content:
+        return {name: content[name] for name in content.files}

@@ -82,8 +82,8 @@ def convert(
 ) -> str:
     """Make a shard set of old spectrograms: metadata.csv, train/val/test.csv or features.pkl.
 
-    OLD holds .npy or .npz files of (M, T), (1, M, T) or (M, T, 1) and metadata.csv (filename, label
-    and perhaps split, fold) or train.csv, val.csv, test.csv; or features.pkl, labels.pkl and
+    OLD holds .npy, .npz or .pkl files of (M, T), (1, M, T) or (M, T, 1) and metadata.csv (filename,
+    label and perhaps split, fold) or train.csv, val.csv, test.csv; or features.pkl, labels.pkl and
     perhaps folds.pkl, class_mapping.pkl. The mel settings cannot be read off an array: say them, or
     they stay unknown (null). --frames crops, or pads with the floor; --scale=db or power says what
     the values are. Split and folds are the old set's; without any --folds=5.
