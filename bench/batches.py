@@ -14,7 +14,7 @@ from shards.feed import Reading
 from shards.index import ROW, ShardSet, shard_name
 from shards.loader import Loader
 from shards.order import plan_batch
-from shards.write import BUFFER, Tar
+from shards.tar import BUFFER, Tar
 
 BATCH, MELS, PER_SHARD = 256, 128, 1000
 

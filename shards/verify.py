@@ -19,7 +19,8 @@ from shards.progress import with_progress
 from shards.remote import Url, is_url
 from shards.remote_set import Downloaded, beside
 from shards.root import Root, as_root, local, tidied
-from shards.write import BLOCK, entry, npy_header
+from shards.tar import BLOCK, entry
+from shards.write import npy_header
 
 Line = dict[str, Any]
 

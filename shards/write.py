@@ -1,18 +1,16 @@
 """A run of recordings into one tar, always the same bytes."""
 
-import hashlib
 import json
 import os
 import re
 import secrets
-import tarfile
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from pickle import PickleBuffer
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,32 +19,10 @@ from shards.notes import Cell, Notes, save
 from shards.process import Stages
 from shards.recipe import Features, Heard, Recipe
 from shards.recording import Recording, Reject
+from shards.tar import BLOCK, BUFFER, Tar, entry
 
-BLOCK = 512  # bytes; everything in a tar is a whole number of them
-BUFFER = 1 << 21  # bytes written at once: Linux keeps each in a large page, which is soonest found
-AHEAD = 8 << 20  # bytes that the disk is given while more are made: at the end little is left
 ODD = re.compile(r"[^A-Za-z0-9_-]+")  # in a key
 STEM = 60  # characters of a file's name that its keys keep: a ustar name holds 100
-
-
-#: A ustar header without name and size: mode 0644, no time, no owner; blanks where its sum goes.
-BLANK = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
-BLANK = BLANK[:124] + bytes(11) + BLANK[135:148] + b" " * 8 + BLANK[156:]
-BLANK_SUM = sum(BLANK)
-
-
-def tar_header(name: str, size: int) -> bytes:
-    """What tarfile makes of them, in a tenth of the time."""
-    header, said, digits = bytearray(BLANK), name.encode("ascii"), b"%011o" % size
-    header[: len(said)], header[124:135] = said, digits
-    header[148:155] = b"%06o\0" % (BLANK_SUM + sum(said) + sum(digits))
-    return bytes(header)
-
-
-def entry(name: str, *content: bytes | memoryview) -> list[bytes | memoryview]:
-    """The pieces of a file in a tar."""
-    size = sum(map(len, content))
-    return [tar_header(name, size), *content, bytes(-size % BLOCK)]
 
 
 @lru_cache(maxsize=8)
@@ -174,32 +150,6 @@ def packed(numbers: Numbers, item: tuple[int, Recording, Features | Reject]) -> 
     if isinstance(features, Reject):
         return rejection(recording, features.reason)
     return pack(recording, place, features, numbers)
-
-
-class Tar:
-    """A ustar archive that is being written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.size, self.begun, self.digest = file, 0, 0, hashlib.sha256()
-
-    def put(self, data: bytes | PickleBuffer) -> None:
-        """Append bytes as they are; whole buffers go to the file."""
-        rest = memoryview(data)
-        while rest:
-            room = BUFFER - self.size % BUFFER
-            self.size += self.file.write(rest[:room])
-            rest = rest[room:]
-        self.digest.update(data)
-        if self.size - self.begun >= AHEAD and hasattr(os, "posix_fadvise"):
-            place = self.file.fileno(), self.begun, self.size - self.begun
-            os.posix_fadvise(*place, os.POSIX_FADV_DONTNEED)  # Linux begins to write them
-            self.begun = self.size
-
-    def finish(self) -> None:
-        """The end mark; the file is on the disk when this returns."""
-        self.put(bytes(2 * BLOCK))
-        self.file.flush()
-        os.fsync(self.file.fileno())
 
 
 def write_shard(file: Path, notes_file: Path, shard: int, work: Iterable[Packed | Reject]) -> Notes:

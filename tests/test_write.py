@@ -21,7 +21,7 @@ from conftest import (
 )
 
 from shards.index import ROW, SPLITS, open_set
-from shards.write import tar_header
+from shards.tar import tar_header
 
 
 def test_set_is_as_told(tone_set: Path) -> None:
