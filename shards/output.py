@@ -22,8 +22,8 @@ SHARD = re.compile(r"samples-\d{6,}\.tar")
 OURS = re.compile(
     "|".join([SHARD.pattern, *map(re.escape, (*FILES, "balance.png", "show.png", "dataset.json"))])
 )
-#: What stands in .build: see workshop.py, part.py and merge.py; and what is being written.
-KEPT = re.compile(r"plan\.json|samples-\d{6,}\.npz|part-\d+-of-\d+|ready(\.part)?|\..*")
+#: What stands in .build, some of it being written: see workshop.py, write.py, part.py, merge.py.
+KEPT = re.compile(r"plan\.json|samples-\d{6,}\..*|part-\d+-of-\d+|ready(\.part)?|\..*")
 
 
 def check_places(audio: Root, out: Path) -> None:
