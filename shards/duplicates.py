@@ -134,8 +134,8 @@ def near_segments(prints: Prints) -> Iterator[tuple[int, int, float]]:
 def likely_pairs(prints: Prints, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(P,), (P,) segments among `rows`, of different recordings, worth comparing; some at a time.
 
-    All vectors are multiplied by all, tile by tile: 10^10 products of 512 numbers take a minute.
-    An index would spare little: of copies that were clipped or begin earlier one in twenty is less
+    All vectors are multiplied by all, tile by tile: 10^10 products of 512 numbers take a minute. An
+    index would spare little: of copies that were clipped or begin earlier one in twenty is less
     like than 0.32 to 0.53, where hashes by random planes (Charikar, 2002) still take n^1.7 steps.
     """
     from threadpoolctl import threadpool_limits

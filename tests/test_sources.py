@@ -113,6 +113,8 @@ def hub(path: str) -> Page | None:
     head, base = {"Content-Type": "application/json"}, "/api/datasets/user/sounds"
     names = {"dog/a.wav": "/a.wav", "rain/b.wav": "/b.wav", "README.md": "/c.wav"}
     path = path.partition("?")[0]
+    if "/user/above" in path:
+        path, names = path.replace("/user/above", "/user/sounds"), {"../c.wav": "/c.wav"}
     if path in (f"{base}/revision/v1", f"{base}/revision/{COMMIT}", base):
         siblings = [{"rfilename": name} for name in names]
         about = {"id": "user/sounds", "sha": COMMIT, "siblings": siblings, "private": False}
@@ -180,12 +182,21 @@ def test_a_hub_repository_is_pinned_to_a_commit(hugging_face, tmp_path, capsys, 
         (["a b c"], "no name of a repository"),
         (["user/sounds", "--include=*.xyz"], "no file fits --include=*.xyz"),
         (["user/sounds", "--repo_type=space"], "one of dataset, model"),
+        (["user/above"], "Invalid filename '../c.wav'"),
     ],
 )
 def test_what_the_hub_cannot_give_is_one_line(hugging_face, tmp_path, capsys, words, told):
     assert main(["download", "hub", words[0], str(tmp_path / "out"), *words[1:]]) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_note_that_is_not_ours_is_left_alone(hugging_face, tmp_path, capsys, content):
+    (tmp_path / "source.json").write_text(content)
+    assert main(["download", "hub", "user/sounds", str(tmp_path)]) == 2
+    assert "source.json: not ours to read" in capsys.readouterr().err
+    assert (tmp_path / "source.json").read_text() == content
 
 
 def test_the_hub_in_a_process_that_has_loaded_nothing_of_it(tmp_path):

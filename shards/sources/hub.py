@@ -37,8 +37,9 @@ def download(
     if not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
     asked = {"repo": repo, "type": repo_type, "revision": revision, "include": include}
+    commit = noted(out, asked)
     try:
-        commit = noted(out, asked) or resolve(hub, asked)
+        commit = commit or resolve(hub, asked)
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / NAME, json.dumps({**asked, "commit": commit}, indent=2).encode() + b"\n")
         hub.snapshot_download(
@@ -51,7 +52,7 @@ def download(
         )
     except hub.errors.HFValidationError as error:
         raise UserError(f"{repo}: no name of a repository ({error})") from None
-    except (hub.errors.HTTPError, OSError) as error:
+    except (hub.errors.HTTPError, OSError, ValueError) as error:  # the last: of names
         if isinstance(error, OSError) and error.errno:  # the disk's
             raise
         raise UserError(f"{repo}: {told(hub, error, asked)}") from None
@@ -65,11 +66,11 @@ def noted(out: Path, asked: dict[str, Any]) -> str | None:
     """The commit of an earlier start, if it asked for the same."""
     try:
         there = json.loads((out / NAME).read_text(encoding="utf-8"))
+        commit = str(there.pop("commit", ""))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):
         raise UserError(f"{out / NAME}: not ours to read; give another place") from None
-    commit = str(there.pop("commit", ""))
     if there != asked:
         raise UserError(f"{out}: holds {there} at commit {commit}; give another place")
     return commit
