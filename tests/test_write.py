@@ -1,5 +1,7 @@
 """A shard set as written: the right values, where the index says, as plain tools read them."""
 
+import hashlib
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -21,7 +23,7 @@ from conftest import (
 )
 
 from shards.index import ROW, SPLITS, open_set
-from shards.tar import tar_header
+from shards.tar import BLOCK, BUFFER, Tar, tar_header
 
 
 def test_set_is_as_told(tone_set: Path) -> None:
@@ -156,3 +158,24 @@ def test_a_header_is_tarfiles(name: str, size: int) -> None:
     about = tarfile.TarInfo(name)
     about.size = size
     assert tar_header(name, size) == about.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_a_tar_comes_to_its_file_in_whole_buffers(tmp_path: Path) -> None:
+    written: list[int] = []
+
+    class Noted(io.FileIO):
+        def write(self, data) -> int:  # type: ignore[no-untyped-def,override]
+            written.append(len(data))
+            return super().write(data)
+
+    blocks = [bytes([n]) * size for n, size in enumerate((41_472, 5 * BUFFER + 7, 0, 3, BUFFER))]
+    with io.BufferedWriter(Noted(tmp_path / "a.tar", "w"), BUFFER) as file:
+        tar = Tar(file)
+        for block in blocks:
+            tar.put(block)
+        tar.finish()
+    content = b"".join(blocks) + bytes(2 * BLOCK)
+    assert (tmp_path / "a.tar").read_bytes() == content and tar.size == len(content)
+    assert tar.digest.digest() == hashlib.sha256(content).digest()
+    *whole, rest = written
+    assert set(whole) == {BUFFER} and rest == len(content) % BUFFER
