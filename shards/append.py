@@ -21,6 +21,7 @@ SAME = ("label", "group", "seconds", "sample_rate", "channels")
 SHOWN = 3  # names in a message
 
 Line = dict[str, Any]
+Key = tuple[str, float, float | None]  # path, start and end; no end of a whole file
 
 
 def only_new(base: ShardSet, found: Scan, settings: Mapping[str, Any]) -> Scan:
@@ -33,15 +34,15 @@ def only_new(base: ShardSet, found: Scan, settings: Mapping[str, Any]) -> Scan:
     Raises:
         UserError: a recording gone or changed, a new class or fold, a group in two folds.
     """
-    lines = {(line["path"], line.get("start", 0.0)): line for line in base.recordings()}
+    lines = {
+        (line["path"], line.get("start", 0.0), line.get("end")): line for line in base.recordings()
+    }
     reasons: dict[str, list[str]] = defaultdict(list)
     for reject in rejected(base):
         reasons[reject.path].append(reject.reason)
     check_kept(base, lines, found)
     recordings = [
-        r
-        for r in found.recordings
-        if (r.path, r.start) not in lines and not was_rejected(r, reasons)
+        r for r in found.recordings if key(r) not in lines and not was_rejected(r, reasons)
     ]
     known = base.info["classes"]
     labels = [x for x in classes_of(r.label for r in recordings) if x not in known]
@@ -110,11 +111,16 @@ def was_rejected(recording: Recording, reasons: Mapping[str, Sequence[str]]) -> 
     return any(mine in x or "(from " not in x for x in reasons.get(recording.path, ()))
 
 
-def check_kept(base: ShardSet, lines: Mapping[tuple[str, float], Line], found: Scan) -> None:
+def key(r: Recording) -> Key:
+    """What tells a recording, or a piece of one, from all others, as its line has it."""
+    return r.path, r.start, None if r.piece.is_whole else r.start + r.seconds
+
+
+def check_kept(base: ShardSet, lines: Mapping[Key, Line], found: Scan) -> None:
     """Raise a UserError that names the recordings of the set that are gone or changed."""
-    now = {(r.path, r.start): r for r in found.recordings}
-    gone = [key[0] for key in lines if key not in now]
-    changed = [key[0] for key in lines if key in now and differs(now[key], lines[key])]
+    now = {key(r): r for r in found.recordings}
+    gone = [piece[0] for piece in lines if piece not in now]
+    changed = [piece[0] for piece in lines if piece in now and differs(now[piece], lines[piece])]
     for names, what in ((gone, "gone or unreadable"), (changed, "no longer what they were")):
         if names:
             raise UserError(

@@ -157,9 +157,10 @@ def test_a_piece_that_is_rejected_costs_no_other_piece_of_its_file(tmp_path: Pat
         rows.append(f"{n}.wav,{label},0,1")
     table.write_text("\n".join(rows))
     build_tones(table, out, **words)
-    table.write_text("\n".join([*rows, "0.wav,low,2,3", "0.wav,low,20,21"]))
+    table.write_text("\n".join([*rows, "0.wav,low,0,3", "0.wav,low,20,21", "1.wav,high,0,2"]))
     build_tones(table, out, append=True, **words)
-    assert [(x["path"], x["start"]) for x in lines(out)[4:]] == [("0.wav", 2.0)]
+    pieces = {(x["path"], x["start"], x["end"]) for x in lines(out)[4:]}
+    assert pieces == {("0.wav", 0.0, 3.0), ("1.wav", 0.0, 2.0)}
     told = (out / "rejected.csv").read_text().splitlines()[1:]
     assert sorted(x.partition("(from ")[2][:5] for x in told) == ["20 s,", "9 s, "]
 
