@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from shards.audio import AudioError
 from shards.errors import UserError
 from shards.folder import SUFFIXES, headers, is_audio, list_folder
-from shards.labels import classes_of, names
+from shards.labels import classes_of, names, nfc
 from shards.recording import Piece, Recording, Reject, place
 from shards.root import Root, Unfetched
 from shards.table import Table, resolve
@@ -68,11 +68,11 @@ def scan(
         if label_from is None:
             raise UserError("no column 'label' in the table; name one by --label_from, or a regex")
     columns = {
-        name: column(f"{name}_from", flag, table, paths)
+        name: list(map(nfc, column(f"{name}_from", flag, table, paths)))
         for name, flag in flags.items()
         if flag is not None
     }
-    columns.setdefault("label", [path.partition("/")[0] for path in paths])
+    columns.setdefault("label", [nfc(path.partition("/")[0]) for path in paths])
     check_classes(audio, columns["label"], passed_by)
     if "split" in columns:
         columns["split"] = list(map(split_name, columns["split"]))

@@ -139,6 +139,14 @@ def test_frames_are_cropped_or_padded_with_the_floor(tmp_path):
     assert verify(str(out)) == []
 
 
+def test_arrays_that_no_row_names_are_told_of(tmp_path, caplog):
+    old = npz_set(tmp_path / "old")
+    np.savez(old / "specs/loose.npz", mel=clip(0, 0))
+    convert(str(old), str(tmp_path / "set"))
+    assert "1 array that no row names, such as specs/loose.npz" in caplog.text
+    assert len(lines(tmp_path / "set")) == 16
+
+
 def test_what_cannot_be_read_costs_itself_only(tmp_path):
     old, out = npy_set(tmp_path / "old"), tmp_path / "set"
     (old / "train/s0-00.npy").unlink()

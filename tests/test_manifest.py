@@ -87,6 +87,18 @@ def test_both_spellings_of_an_accent_get_one_place(tmp_path: Path) -> None:
     assert orders[0] == orders[1]
 
 
+def test_both_spellings_of_a_label_and_of_a_group_are_one(tmp_path: Path) -> None:
+    names = [
+        unicodedata.normalize(f, f"{c}é/José{n}.wav")
+        for f in ("NFC", "NFD")
+        for c in "ab"
+        for n in "12"
+    ]
+    found = scan(make(tmp_path / "audio", *names), group_from="^[^0-9]+").recordings
+    assert {r.path for r in found} == set(names)
+    assert {r.label for r in found} == {"aé", "bé"} and {r.group for r in found} == {"José"}
+
+
 def test_patterns_search_the_name_or_the_path(audio: Path) -> None:
     by_name = scan(audio, group_from=r"p(\d+)_", fold_from=r"\d(?=_)").recordings
     assert all(r.group == r.path[3:].split("_")[0] for r in by_name)

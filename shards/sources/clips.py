@@ -1,6 +1,7 @@
 """Old sets of .npy, .npz or .pkl files and the tables that tell of them."""
 
 import csv
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from shards.errors import UserError
 from shards.index import SPLITS
 from shards.manifest import split_name
 from shards.sources import unpickle
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = {
     "path": ("filename", "file", "path", "file_name", "filepath", "name", "id"),
@@ -55,6 +58,9 @@ def from_tables(old: Path, tables: Mapping[Path, str | None]) -> list[Clip]:
                     partial(load_file, old / path),
                 )
             )
+    if loose := sorted(set(files).difference(clip.path for clip in clips)):
+        s = "s" * (len(loose) > 1)
+        logger.warning("%s: %d array%s that no row names, such as %s", old, len(loose), s, loose[0])
     return clips
 
 
