@@ -5,13 +5,15 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from shards.command import guard
-from toolkit.config import load, usage
-from toolkit.debug import at_the_desk
-from toolkit.schema import Config
-from toolkit.signals import noted
-from toolkit.watch import ending_together
-from toolkit.world import speaks, yield_cores
+from shards.command import guard, loading
+
+with loading():
+    from toolkit.config import load, usage
+    from toolkit.debug import at_the_desk
+    from toolkit.schema import Config
+    from toolkit.signals import noted
+    from toolkit.watch import ending_together
+    from toolkit.world import speaks, yield_cores
 
 
 def main() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from shards import command
-from shards.build import build as build_set
 from shards.errors import UserError
-from shards.remote import is_url
-from shards.sources.legacy import convert as convert_set
+
+with command.loading():
+    from shards.build import build as build_set
+    from shards.remote import is_url
+    from shards.sources.legacy import convert as convert_set
 
 
 def demo(

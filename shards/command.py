@@ -6,6 +6,7 @@ annotation, and fire is handed what can no longer surprise. A command is a funct
 parameters are words that have to be there and whose keyword-only parameters are its flags.
 """
 
+import contextlib
 import difflib
 import errno
 import inspect
@@ -13,7 +14,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from shards.errors import ShardError, TrainingError, UserError
@@ -192,6 +193,21 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Have Ctrl-C, while a command line imports what it needs, end it as `guard` does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(interrupted())
+
+
+def interrupted() -> int:
+    """Say so; the exit code."""
+    print("interrupted; start again to go on", file=sys.stderr)
+    return 130
+
+
 def guard(action: Callable[[], Any], speaks: bool = True) -> int:
     """Run `action`; what the user can mend becomes one line on stderr and exit code 2, a full,
     broken or read-only disk one line and exit code 1, and so does a shard that changed.
@@ -220,6 +236,5 @@ def guard(action: Callable[[], Any], speaks: bool = True) -> int:
             print(f"error: {error.strerror}{where}; {way_out}", file=sys.stderr)
         return 2 if error.errno in (*NO_SUCH_PLACE, *NO_ACCESS) else 1
     except KeyboardInterrupt:
-        print("interrupted; start again to go on", file=sys.stderr)
-        return 130
+        return interrupted()
     return 0

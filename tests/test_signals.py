@@ -127,3 +127,11 @@ def test_whoever_is_told_there_is_a_checkpoint_and_a_marker_and_nothing_is_left_
     assert launcher.returncode == code and not psutil.wait_procs(all_of_it, timeout=30)[1]
     newest, marker = checkpoints(run / "checkpoints")[-1], json.loads((run / "requeue").read_text())
     assert marker["step"] == step_of(newest) == records(run)[-1]["step"] and not damage(newest)
+
+
+@pytest.mark.parametrize("words", [["-m", "shards", "info", "x"], ["train.py", "x.yaml"]])
+def test_ctrl_c_while_modules_load_is_one_line(words, tmp_path):
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True)
+    assert (done.returncode, done.stderr.decode()) == (130, "interrupted; start again to go on\n")
