@@ -198,6 +198,7 @@ def test_a_run_of_two_classes_tells_of_attacks_seen_and_unseen(config, tmp_path)
         assert (run / name).read_bytes().startswith(b"\x89PNG")
     for text in ((run / "folds.md").read_text(), (run / "report.html").read_text()):
         assert "unseen attacks" in text and "min-DCF" in text
+    assert "<th></th>" not in (run / "report.html").read_text()  # a column says what it is
     info = json.loads((run / "model.json").read_text())
     threshold = info["decision"]["thresholds"]["real"]
     assert info["decision"]["target"] == "real" and info["decision"]["n"] == 12
