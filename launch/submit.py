@@ -128,6 +128,10 @@ def send(
             with suppress(TrainingError):
                 slurm.run("scancel", *reversed(ids.values()))
         shutil.rmtree(folder, ignore_errors=True)
+        run = folder.parent.parent
+        for place in (run / "jobs", run / "logs", run):
+            with suppress(OSError):  # it holds something
+                place.rmdir()
         each = error.args[0] if isinstance(error, shutil.Error) else [[str(error)]]
         raise UserError(f"{each[0][-1]}; nothing stays submitted") from None
     return ids

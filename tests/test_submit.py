@@ -239,7 +239,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         said = capsys.readouterr().err
         assert "No space left" in said and said.count("\n") == 1
         assert (("scancel", "101", "100") in pretended) is cancelled
-        assert not list((here / "runs/tones/jobs").iterdir())
+        assert not (here / "runs/tones").exists()
+    (here / "runs/tones/logs").mkdir(parents=True)
+    (here / "runs/tones/logs/train-7.log").touch()
+    assert main(["tones.yaml", "--folds=4"]) == 2
+    assert [file.name for file in (here / "runs/tones").rglob("*")] == ["logs", "train-7.log"]
 
 
 def test_the_copy_runs_and_not_the_working_folder(here, pretended):
