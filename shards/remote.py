@@ -85,15 +85,15 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     Raises:
         UserError: its driver is not installed, there is no such kind of address, or it holds a
-            password.
+            password or token.
     """
     import fsspec
 
     scheme = Url(url).scheme
-    if hidden := re.match(r"[^/]+://([^/?#]*:[^/?#]*@)", url):
+    if re.match(r"(https?://[^/?#]*|[^/]+://[^/?#]*:[^/?#]*)@", url, re.I):  # a user, a password
         raise UserError(
-            f"{url.replace(hidden[1], '***@')}: an address goes into logs and configs, so none may "
-            "hold a password; put it into ~/.netrc"
+            f"{url}: an address goes into logs and configs, so none may hold a password or token; "
+            "put it into ~/.netrc"
         )
     try:
         return fsspec.url_to_fs(url, **options(scheme))

@@ -145,8 +145,14 @@ def open_remote(url: str, cache_gb: float | None = None, cache: Cache | None = N
         for name in info["files"]:
             opened.file(name)
     except FetchError as error:
-        raise UserError(str(error)) from None
+        raise unopened(error) from None
     return opened
+
+
+def unopened(error: FetchError) -> UserError:
+    """What to tell of a set that could not be fetched."""
+    way_out = "build a set there" if error.is_missing else "try again later"
+    return UserError(f"{error}; check the address, or {way_out}")
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,10 @@ def beside(url: Url, folder: Path) -> None:
     for name in ("dataset.json", *FILES):
         download(url / name, folder / name)
     if not (folder / "dataset.json").exists():
-        raise UserError(f"{url}: no shard set, or not all of it is there yet")
+        raise UserError(
+            f"{url}: no shard set, or not all of it is there yet; check the address, or build a "
+            "set there"
+        )
 
 
 def download(url: Url, file: Path) -> None:
@@ -190,7 +199,7 @@ def download(url: Url, file: Path) -> None:
     except FetchError as error:
         file.unlink(missing_ok=True)
         if not error.is_missing:
-            raise UserError(str(error)) from None
+            raise unopened(error) from None
 
 
 def largest(info: Any) -> int:

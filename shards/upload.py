@@ -45,7 +45,8 @@ def build_there(build: Callable[..., str], words: Mapping[str, Any]) -> str:
             said = build(out=str(upload.folder), **words)
             sent = upload.finish()
     except FetchError as error:
-        raise UserError(f"{error}; start again to go on") from None
+        way_out = "make its bucket or repository" if error.is_missing else "start again to go on"
+        raise UserError(f"{error}; {way_out}") from None
     return f"{said.replace(str(upload.folder), out)}\nuploaded    {sent} files to {out}"
 
 

@@ -12,6 +12,7 @@ from servers import Site, folder_pages, serving
 
 from shards import remote
 from shards.__main__ import main
+from shards.build import build
 from shards.errors import UserError
 from shards.index import open_set, seal
 from shards.read import Reader
@@ -68,6 +69,15 @@ def samples(path: object) -> np.ndarray:
         return reader.read(np.arange(len(found)))
 
 
+def test_a_set_that_is_not_to_be_had_is_told_with_a_way_out(tmp_path, capsys) -> None:
+    with serving(Site(folder_pages(tmp_path))) as site:
+        for command in ("info", "verify"):
+            assert main([command, site.url]) == 2
+            assert "; check the address, or build a set there" in capsys.readouterr().err
+    assert main(["info", site.url]) == 2
+    assert "(tried 6 times); check the address, or try again later" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("login", ["Bearer x", "Basic bWU6cGFzcw=="])
 def test_a_login_goes_with_every_request(tone_set, tmp_path, monkeypatch, login) -> None:
     """A token out of FSSPEC_HTTP, a name and a password out of ~/.netrc."""
@@ -83,9 +93,12 @@ def test_a_login_goes_with_every_request(tone_set, tmp_path, monkeypatch, login)
         else:
             monkeypatch.setitem(fsspec.config.conf, "http", {"headers": {"Authorization": login}})
         assert np.array_equal(samples(site.url), samples(tone_set))
-        with pytest.raises(UserError, match=r"\*\*\*@127.*netrc") as error:
-            open_set(site.url.replace("//", "//me:pass@"))
-        assert "pass@" not in str(error.value)
+        for secret in ("me:pass@", "pass@", "me:p@ss@"):
+            url = site.url.replace("//", f"//{secret}")
+            with pytest.raises(UserError, match=r"^http://\*\*\*@127.*netrc"):
+                open_set(url)
+            with pytest.raises(UserError, match=r"^http://\*\*\*@127.*: cannot be written to"):
+                build(str(tmp_path), url)
         with pytest.raises(UserError, match="no query") as error:
             open_set(f"{site.url}?sign=pass")
         assert "pass" not in str(error.value)

@@ -135,7 +135,7 @@ def test_to_a_bucket_and_back(small, bucket, tmp_path, capsys) -> None:
     assert main(["verify", url]) == 0
     capsys.readouterr()
     assert main(["build", str(small), "s3://nobody/mine", *words]) == 2
-    assert "s3://nobody/mine: not there" in capsys.readouterr().err
+    assert "s3://nobody/mine: not there; make its bucket" in capsys.readouterr().err
     fs, path = remote.filesystem(url)
     fs.get(f"{path}/", str(tmp_path / "there"), recursive=True)
     assert hashes(tmp_path / "there") == hashes(tmp_path / "here")
