@@ -39,6 +39,9 @@ def test_the_features_are_timms(timm, tmp_path):
 def test_a_transformer_takes_the_shape_of_the_set():
     model = build(ModelConfig(name="timm:test_vit", drop_path=0.1), 3, SHAPE)
     assert model(torch.randn(2, 1, *SHAPE)).shape == (2, 3)
+    with torch.device("meta"):  # one that asks timm for nothing dynamic; 50 frames, patches of 16
+        plain = build(ModelConfig(name="timm:vit_tiny_patch16_224"), 3, SHAPE)
+        assert plain(torch.zeros(2, 1, *SHAPE)).shape == (2, 3)
 
 
 def test_what_cannot_be_had_is_told(tmp_path, monkeypatch):

@@ -73,9 +73,9 @@ def create(
             raise UserError(f"model.pretrained={pretrained}: expected a .safetensors file")
         options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
     options |= {"pretrained": bool(pretrained), "in_chans": 1, "num_classes": 0}
-    sized = {"img_size": shape}
-    try:
-        for more in (sized | {"dynamic_img_pad": True}, sized):
+    sized, padded = {"img_size": shape}, {"dynamic_img_pad": True}
+    try:  # padded alone, a ViT would have no positions for the patches that padding completes
+        for more in (sized | padded | {"dynamic_img_size": True}, sized | padded, sized):
             with suppress(TypeError):  # convolutional nets take any size and have no such option
                 return timm.create_model(name, **more, **options)
         return timm.create_model(name, **options)
