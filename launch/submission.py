@@ -26,6 +26,7 @@ TREE = ("shards", "toolkit", "launch", "slurm", "train.py")
 class Submission:
     """What was submitted once."""
 
+    folder: Path
     jobs: dict[str, str]  #: id by name: shards, merge, train, collect
     tasks: list[str]  #: names of the trainings, by their number in the array
 
@@ -80,7 +81,7 @@ def submissions(run: Path) -> list[Submission]:
     if not run.is_dir():
         raise UserError(f"{run}: no such run; name the folder that submit printed, as runs/NAME")
     files = sorted(run.glob("jobs/*/jobs.json"))
-    found = [Submission(**json.loads(file.read_text())) for file in files]
+    found = [Submission(file.parent, **json.loads(file.read_text())) for file in files]
     if not found:
         raise UserError(f"{run}: never submitted; python -m launch.submit CONFIG does it")
     return found
