@@ -38,6 +38,7 @@ class Reader:
         self.maps = maps
         self.bytes = 0  #: read so far
         self._open: dict[int, _File] = {}
+        self._known: dict[int, int] = {}  # the hash of a shard's identity, also once it is closed
         self._size = 2 * int(np.prod(shard_set.shape))
         self._doing: str | int | np.ndarray = "at rest"  # a word, or the shards that are read
         self._next_look = 0.0
@@ -165,4 +166,7 @@ class Reader:
         self._doing = f"opening {path}"
         descriptor = self.shard_set.open_shard(shard)
         self._open[shard] = file = _File(descriptor, path, _identity(os.fstat(descriptor)))
+        found = hash(file.identity)
+        if self._known.setdefault(shard, found) != found and not self.shard_set.is_remote:
+            raise ShardError(f"{path}: changed while it was in use")
         return file

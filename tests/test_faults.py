@@ -15,8 +15,9 @@ from runs import config_file
 from shards import feed
 from shards.errors import ShardError
 from shards.feed import Reading
-from shards.index import open_set
+from shards.index import ShardSet, open_set
 from shards.loader import Loader
+from shards.maps import Maps
 from shards.order import Order, plan_batch
 from shards.read import Reader
 
@@ -71,6 +72,20 @@ def test_a_shard_that_breaks_is_named(copy, how, resident):
         with pytest.raises(ShardError, match=f"{last}: "):
             while time.monotonic() < began + 10:
                 next(steps)
+
+
+def test_a_shard_that_changed_while_it_was_closed_is_named(copy, monkeypatch):
+    """Where a set has more shards than a reader holds open: its payloads were checked before."""
+    monkeypatch.setattr(ShardSet, "open_at_most", property(lambda self: 1))
+    shard_set = open_set(copy)
+    first, numbers = shard_set.shard_paths[0], np.arange(len(shard_set))
+    with Reader(shard_set, maps=Maps(shard_set, mapped=True)) as reader:
+        assert np.array_equal(reader.read(numbers), reader.read(numbers))
+        other = first.with_name("other")
+        other.write_bytes(bytes(first.stat().st_size))
+        other.rename(first)
+        with pytest.raises(ShardError, match=f"{first}: changed while it was in use"):
+            reader.read(numbers)
 
 
 def test_one_changed_byte_is_found_by_the_checksum(copy):
