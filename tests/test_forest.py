@@ -144,4 +144,4 @@ def test_other_commands_name_what_a_forest_lacks(config, capfd, monkeypatch):
     assert on_ranks(1, lambda: main(["lr_find", config])) == [2]
     assert "trees have no gradient" in capfd.readouterr().err
     assert main(["models", config]) == 0
-    assert "| forest (the config's) | model.name=forest: trees" in capfd.readouterr().out
+    assert "\n\nforest: model.name=forest: trees" in capfd.readouterr().out
