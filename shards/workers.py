@@ -5,12 +5,12 @@ An item that kills its process, or takes too long, costs itself alone.
 
 import itertools
 import math
-import multiprocessing.forkserver
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from importlib import import_module
+from multiprocessing import forkserver, resource_tracker
 
-from shards.crew import PRELOAD, Crew, Item, Result, fresh_context
+from shards.crew import PRELOAD, Crew, Item, Result, fresh_context, unbroken
 
 AHEAD = 4  # runs begun per worker: enough that one long recording does not idle the others
 
@@ -90,4 +90,6 @@ def alone(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterable
 def warm_up() -> None:
     """Have the imports of the workers begin, beside whatever this process goes on to do."""
     if fresh_context().get_start_method() == "forkserver":
-        multiprocessing.forkserver.ensure_running()
+        resource_tracker.ensure_running()  # which would end what `unbroken` begins
+        with unbroken():  # for good: a terminal's Ctrl-C goes to it, too, while it imports
+            forkserver.ensure_running()

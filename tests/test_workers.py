@@ -116,6 +116,19 @@ def test_a_kept_worker_of_one_thread_does_what_is_next() -> None:
         os.kill(first[0], 0)
 
 
+def test_ctrl_c_is_kept_from_the_process_that_workers_are_forked_from() -> None:
+    """A terminal sends it to that one, too, which would tell where its imports were."""
+    if sys.platform != "linux":
+        pytest.skip("/proc is Linux's")
+    script = """import psutil; from shards.workers import warm_up; warm_up()
+for child in psutil.Process().children():
+    if "forkserver" in child.cmdline()[-1]:
+        print(open(f"/proc/{child.pid}/status").read())"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    (blocked,) = re.findall(r"SigBlk:\s+(\w+)", done.stdout)
+    assert int(blocked, 16) & 1 << signal.SIGINT - 1
+
+
 class StillBorn:
     """Comes apart where it arrives."""
 
