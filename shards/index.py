@@ -186,7 +186,9 @@ class ShardSet:
         """The lines of these recordings by their numbers, ascending."""
         wanted = set(numbers)
         with open(self.file("recordings.jsonl"), encoding="utf-8") as lines:
-            return {n: json.loads(line) for n, line in enumerate(lines) if n in wanted}
+            found = {n: line for n, line in enumerate(lines) if n in wanted}
+        told = json.loads(f"[{','.join(found.values())}]")  # at once: a call a line takes as long
+        return dict(zip(found, told, strict=True))
 
 
 def open_set(path: str | os.PathLike[str], cache_gb: float | None = None) -> ShardSet:

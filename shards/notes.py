@@ -32,7 +32,8 @@ class Notes:
     @property
     def recordings(self) -> list[dict[str, Any]]:
         """What the lines say."""
-        return [json.loads(line) for line in self.lines]
+        found: list[dict[str, Any]] = json.loads(f"[{','.join(self.lines)}]")
+        return found
 
 
 def save(notes: Notes, file: Path) -> None:
