@@ -24,6 +24,7 @@ from shards.merge import finish
 from shards.output import check_places, errors_named, locked
 from shards.part import Part, held, parse_part, part_done
 from shards.plan import Plan, make_plan, make_recipe, settle
+from shards.process import rare_collections
 from shards.progress import Progress
 from shards.recording import Recording, Reject, runs_of
 from shards.remote import is_url
@@ -44,6 +45,7 @@ BESIDE_SETTINGS = (
 
 
 @tidied()
+@rare_collections()
 @kept()
 def build(
     audio: str,

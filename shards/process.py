@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from time import monotonic
 from typing import Any
@@ -34,10 +34,23 @@ class Stages:
         return item
 
 
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Have Python look for garbage seldom: a build makes little, and a look goes through all that was
+    imported, which takes as long as some hundred short files do."""
+    before = gc.get_threshold()
+    gc.set_threshold(10**6)  # new objects
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) -> None:
     """The life of a worker: items in, their results or an error out, or another function in. None
     says: ready."""
     gc.freeze()  # to look through what was imported would copy its pages
+    gc.enable()  # which shards.single ended
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     threading.Thread(target=leave_with_parent, daemon=True).start()
     if "shards.single" not in sys.modules:  # spawned, not forked
