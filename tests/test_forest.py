@@ -123,6 +123,7 @@ def test_the_validation_part_is_scored_while_it_grows(config, tmp_path):
     [
         ("--model.dropout=0.5", "model.dropout=0.5: forest has no such setting"),
         ("--model.freeze=[backbone]", "a forest has no such thing"),
+        ("--model.outputs=1", "model.outputs=1: a forest has no such thing"),
         ("--train.overfit_batch=true", "a forest has no such thing"),
         ("--model.trees=0", "at least 1"),
     ],

@@ -102,8 +102,8 @@ def settings(config: Config) -> dict[str, Any]:
             f"model.name=forest takes one process and all cores of a machine, this launch has "
             f"{processes}; start it by python train.py CONFIG"
         )
-    unknown = ("model.init_from", "model.freeze", "data.weights", "train.overfit_batch")
-    for name in unknown:
+    unknown = ("model.init_from", "model.freeze", "model.outputs", "data.weights")
+    for name in (*unknown, "train.overfit_batch"):
         if value := get(config, name):
             raise UserError(f"{name}={value}: a forest has no such thing; leave it out")
 
