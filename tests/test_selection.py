@@ -76,7 +76,7 @@ import numpy as np
 import torch
 from shards.feed import Reading
 from shards.index import ROW, ShardSet
-from shards.loader import _store_of
+from shards.loader import Loader, _store_of
 from shards.order import plan_batch
 from toolkit.schema import DataConfig
 from toolkit.data import make_groups, make_order
@@ -93,6 +93,12 @@ def watch():
 
 class Patterned(ShardSet):
     # A file of holes reads as zeros; folds and labels are made up as they are read.
+    def shard_place(self, shard):
+        return str(self.shard_file(shard))
+
+    def shard_file(self, shard):
+        return self.path / "samples.tar"
+
     def rows(self, numbers):
         rows = self.index[numbers].copy()
         if isinstance(numbers, slice):
@@ -104,6 +110,8 @@ class Patterned(ShardSet):
 folder, n, words = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 header = np.lib.format.open_memmap(folder / "index.npy", mode="w+", dtype=ROW, shape=(n,))
 del header
+with open(folder / "samples.tar", "wb") as tar:
+    tar.truncate(64000)
 shards = [{"name": f"samples-{i:06d}.tar", "samples": 1000} for i in range(n // 1000)]
 info = {"shape": [128, 250], "classes": ["a", "b"], "folds": list("12345"), "shards": shards}
 shard_set = Patterned(folder, info)
@@ -120,6 +128,13 @@ for step in (*range(200), 10**6, 10**9):
     assert masks["train"][rows["split"], rows["fold"]].all()
     seen += rows["label"].sum()
 assert sum(map(len, parts.values())) == n
+reading = Reading(check=False, resident="auto")
+plan = plan_batch(256, None, 1)
+loader = Loader(shard_set, parts["train"], order, plan, 0, torch.device("cpu"), reading)
+for step in (0, 10**6):
+    for (batch,) in loader.steps(step, step + 20):
+        assert np.array_equal(batch.numbers, parts["train"][order.batch(step, range(256))])
+        step += 1
 test = parts["test"]
 for _ in range(2):  # an evaluation, and another one, of what does not fit into memory
     where = range(len(test)), torch.device("cpu"), Reading(resident="auto")
@@ -131,8 +146,8 @@ print(json.dumps({"MB": max(most[0], anonymous()) - start, "share": seen / 202 /
 @pytest.mark.parametrize(
     "n, most, words",
     [
-        (10**7, 60, {"balance": "class"}),
-        (10**7, 60, {"shuffle": "window"}),
+        (10**7, 100, {"balance": "class"}),
+        (10**7, 100, {"shuffle": "window"}),
         pytest.param(10**8, 300, {"balance": "class"}, marks=pytest.mark.slow),
     ],
 )
