@@ -3,13 +3,15 @@
     python bench/start.py [--rounds=5] [--samples=32768] [--frames=157] [--write]
 
 From the disk, a file that was read is dropped from the kernel's cache before each pass, and `dd`
-and our loader take turns; where a hypervisor or a disk caches too, look at the spread.
+and our loader take turns; where a hypervisor or a disk caches too, look at the spread, and at that
+of `dd` beside itself, which is the disk's own.
 """
 
 import os
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -71,11 +73,15 @@ def cold(shard_set: ShardSet, rounds: int) -> list[str]:
         "windows of 2 shards": Order(n, BATCH, 0, draw=Window(bounds, 2, 0)),
         "fully shuffled": Order(n, BATCH, 0),
     }
-    found: dict[str, list[float]] = {name: [] for name in orders}
+    passes: dict[str, Callable[[], None]] = {
+        name: partial(whole_pass, shard_set, order) for name, order in orders.items()
+    }
+    passes["dd itself"] = partial(dd, files)
+    found: dict[str, list[float]] = {name: [] for name in passes}
     for _ in range(rounds):
-        for name, order in orders.items():
+        for name, one in passes.items():
             took = []
-            for run in (lambda: dd(files), lambda order=order: whole_pass(shard_set, order)):  # type: ignore
+            for run in (partial(dd, files), one):
                 for file in files:
                     forget(file)
                 took.append(seconds(run))
