@@ -66,8 +66,9 @@ def deal(
     low = np.empty(CHUNK + n, np.uint16)  # pages are taken as they are filled
     low[:CHUNK] = np.arange(CHUNK)
     filled, found = CHUNK, [np.zeros((4, 0), np.int64)]
+    kind = np.int16 if sum(parts) < 1 << 15 else np.int32  # 16 bits are sorted much faster
     for base in range(0, n, CHUNK):
-        groups = group_of(base, min(base + CHUNK, n)).astype(np.int16)
+        groups = group_of(base, min(base + CHUNK, n)).astype(kind)
         lows = np.argsort(groups, kind="stable").astype(np.uint16)
         counts = np.bincount(groups + 1, minlength=sum(parts) + 1)
         begins = np.cumsum(counts) - counts

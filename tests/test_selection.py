@@ -37,6 +37,18 @@ def test_a_selection_is_what_flatnonzero_finds(n, kind):
     assert kind != "all" or len(parts[0].low) == 65_536  # what has no gaps keeps nothing
 
 
+def test_there_may_be_very_many_groups():
+    """As classes of speakers of several sets are."""
+    n, count = 100_000, 70_000
+    group = np.random.default_rng(0).integers(-1, count + 2, n)
+    train, val, test = deal(n, lambda first, stop: group[first:stop], [count, 1, 1])
+    assert np.array_equal(val[:], np.flatnonzero(group == count))
+    assert np.array_equal(test[:], np.flatnonzero(group == count + 1))
+    order = np.argsort(group, kind="stable")
+    assert np.array_equal(train[:], order[(group[order] >= 0) & (group[order] < count)])
+    assert np.array_equal(train.sizes, np.bincount(group[group >= 0], minlength=count)[:count])
+
+
 def recordings_of(shard_set, numbers):
     return set(shard_set.rows(numbers)["recording"].tolist())
 
