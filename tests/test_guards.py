@@ -2,9 +2,12 @@
 
 import dataclasses
 import gzip
+import io
 import json
 import math
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -24,7 +27,8 @@ from toolkit.loop import fit
 from toolkit.models import build
 from toolkit.overfit import GOAL, STEPS, floor, overfit_batch, plainest
 from toolkit.schema import ModelConfig
-from toolkit.speed import flops_a_sample, peak_flops, profiled
+from toolkit.speed import flops_a_sample, peak_flops, profiled, progress_bar
+from toolkit.world import World
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -239,6 +243,19 @@ def test_what_is_profiled_comes_after_a_warm_up(tmp_path):
     with gzip.open(tmp_path / "trace.json.gz") as trace:
         names = [x.get("name") for x in json.load(trace)["traceEvents"]]
     assert names.count("aten::cos") == 3
+
+
+def test_the_bar_tells_rate_and_time_left_on_the_terminal_of_rank_0_alone(monkeypatch):
+    def shown(rank, on_a_terminal):
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: on_a_terminal)
+        with progress_bar(World(rank, 2, torch.device("cpu")), 32, 5, 10) as bar:
+            bar.update(32)
+            bar.refresh()
+            return sys.stderr.getvalue()
+
+    assert re.search(r"192/320 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ samples/s\]", shown(0, True))
+    assert shown(1, True) == shown(0, False) == ""
 
 
 def test_debug_is_a_short_run_of_its_own(tone_set, tmp_path, monkeypatch):

@@ -17,7 +17,6 @@ from shards.loader import Batch, Loader
 from shards.read import Reader
 from toolkit.models import dropout
 from toolkit.schema import AugmentConfig, Config
-from toolkit.signals import received
 from toolkit.step import Stepper
 from toolkit.trial import Trial, open_trial
 
@@ -45,10 +44,8 @@ def overfit_batch(config: Config) -> int:
     losses: list[float] = []
     for step in range(1, limit + 1):
         rate = config.optim.lr * min(1.0, step / WARM_UP)
-        taken = trial.stepper(batches, step, rate, frozenset(["stop"] * (received() > 0)))
+        taken = trial.stepper(batches, step, rate)
         losses.append(taken.loss)
-        if "stop" in taken.asked:
-            raise TrainingError(f"train.overfit_batch: a signal came after {step} steps")
         if not taken.finite or taken.loss < GOAL:
             break
         if trial.world.is_main and step % SHOWN == 1:
