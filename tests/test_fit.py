@@ -190,6 +190,7 @@ def test_nested_folds_choose_on_the_validation_fold(config, tmp_path):
         (["--data.shards=/nowhere"], "/nowhere: no shard set"),
         (["--train.precision=fp16"], "needs a GPU"),
         (["--train.batch_size=9"], "nearest: train.batch_size=8 or 12"),
+        (["--train.resume=must"], "start it with --train.resume=auto"),
     ],
 )
 def test_bad_words_are_one_line_and_code_2(config, tmp_path, words, message):

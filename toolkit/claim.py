@@ -62,7 +62,7 @@ def check_begun(config: Config, folder: Path) -> None:
         return
     if config.train.resume == "must" and not known.exists():
         raise UserError(
-            f"train.resume=must: there is no run in {folder}; start it with resume=auto"
+            f"train.resume=must: there is no run in {folder}; start it with --train.resume=auto"
         )
     beside = config.data.protocol != "split" and not known.exists()
     others = sorted(folder.parent.glob("fold-*/config.yaml")) if beside else []
