@@ -4,12 +4,15 @@ python bench/order.py [--n=1000000] [--rounds=5] [--write]
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import process_time
+from unittest.mock import patch
 
 import numpy as np
 from side_by_side import MARKS, arguments, conditions, mark, one_thread, publish
 
+from shards import draws, randomness
 from shards.draws import Full, Grouped, Weighted, Window
 from shards.order import Order
 
@@ -57,6 +60,13 @@ def rate(order: Order, batch_size: int, steps: int) -> float:
     return steps * batch_size / (process_time() - began) / 1e6
 
 
+@contextmanager
+def by_numpy() -> Iterator[None]:
+    """Without the compiled kernel, as where nobody could compile it."""
+    with patch.object(randomness, "compiled", None), patch.multiple(draws, count=None, locate=None):
+        yield
+
+
 def main() -> None:
     words = arguments(__doc__ or "", n=1_000_000, rounds=5)
     one_thread()
@@ -80,7 +90,7 @@ def main() -> None:
         "|---|---|---|---|",
     ]  # fmt: skip
     even = np.diff(np.linspace(0, n, CLASSES + 1).astype(int))
-    draws = {
+    orders = {
         "full": Full(n, SEED),
         "full, 10^9 samples": Full(10**9, SEED),
         "window": Window(bounds, WIDTH, SEED),
@@ -88,17 +98,24 @@ def main() -> None:
         "weights of samples": Weighted([np.arange(1.0, n + 1)], n, n, SEED),
     }
     found: dict[tuple[str, int], list[float]] = {}
+    plain: dict[str, list[float]] = {name: [] for name in orders}
     marks: list[str] = []
     for _ in range(rounds):
-        for name, draw in draws.items():
+        for name, draw in orders.items():
             for size in (32, 256, 4096):
                 order = Order(10**9 if "9" in name else n, size, SEED, draw=draw)
                 found.setdefault((name, size), []).append(rate(order, size, 2**20 // size))
-    for name in draws:
+            with by_numpy():
+                order = Order(10**9 if "9" in name else n, 256, SEED, draw=draw)
+                plain[name].append(rate(order, 256, 2**10))
+    for name in orders:
         marks.append(mark(f"{name}, batches of 256", sorted(found[name, 256]), 20, "{:.1f}"))
         cells = [f"{statistics.median(found[name, size]):.1f} ({min(found[name, size]):.1f} to "
                  f"{max(found[name, size]):.1f})" for size in (32, 256, 4096)]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name, slow in plain.items():
+        gained = sorted(a / b for a, b in zip(found[name, 256], slow, strict=True))
+        marks.append(mark(f"{name}, compiled kernel : numpy", gained, 1.5))
     lines += [*MARKS, *marks, "", conditions(rounds, ["numpy"])]
     publish("order", "Order of training", lines, words.write)
 
