@@ -43,6 +43,8 @@ def rare_collections() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()
+        gc.unfreeze()  # what is new counts as old, and is not looked through now
         gc.set_threshold(*before)
 
 
