@@ -34,6 +34,7 @@ class Maps:
         self._sizes = np.zeros(shards, np.uintp)
         self._maps: list[mmap.mmap] = []  # until the last reader has gone
         self._lock = Lock()
+        self.identities: dict[int, int] = {}  #: of shards that were opened; see Reader
 
     def known(self, numbers: np.ndarray) -> np.ndarray:
         """Which samples were found right. Shape: (P,) int64 -> (P,) bool."""

@@ -38,7 +38,8 @@ class Reader:
         self.maps = maps
         self.bytes = 0  #: read so far
         self._open: dict[int, _File] = {}
-        self._known: dict[int, int] = {}  # the hash of a shard's identity, also once it is closed
+        # The hash of a shard's identity, also once it is closed, and by whoever shares the maps.
+        self._known: dict[int, int] = {} if maps is None else maps.identities
         self._size = 2 * int(np.prod(shard_set.shape))
         self._doing: str | int | np.ndarray = "at rest"  # a word, or the shards that are read
         self._next_look = 0.0

@@ -86,6 +86,11 @@ def test_a_shard_that_changed_while_it_was_closed_is_named(copy, monkeypatch):
         other.rename(first)
         with pytest.raises(ShardError, match=f"{first}: changed while it was in use"):
             reader.read(numbers)
+        with (
+            Reader(shard_set, maps=reader.maps) as second,
+            pytest.raises(ShardError, match=f"{first}: changed while it was in use"),
+        ):
+            second.read(numbers)
 
 
 def test_one_changed_byte_is_found_by_the_checksum(copy):
