@@ -86,6 +86,7 @@ def test_a_dc_offset_goes_without_a_click() -> None:
     assert np.abs(wave).max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("below", [20, 40, 60])
 @pytest.mark.parametrize("n", [1, 511, 512, 2049, 30_000, 40_003])
 def test_trim_is_librosas(below: int, n: int) -> None:

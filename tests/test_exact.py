@@ -59,6 +59,7 @@ def left_by(run: Path) -> dict[str, str]:
     return found | {"metrics": json.dumps(measured)}
 
 
+@pytest.mark.slow
 def test_one_hash_of_a_run_on_1_and_of_one_killed_on_2_that_goes_on_on_1_and_on_4(values, tmp_path):
     def train(folder: str, world_size: int, killed: bool = False) -> dict[str, str]:
         """Trains in new processes; `killed` is SIGKILL for each of them as it takes a step."""

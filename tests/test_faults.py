@@ -131,6 +131,7 @@ def test_a_read_that_hangs_is_named(copy, monkeypatch):
     assert f"opening {first}" in said[-1] and "step " in said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", BREAK)
 def test_both_of_two_processes_end_within_ten_seconds(copy, tmp_path, how):
     train = {"epochs": 100000, "log_every": 1}

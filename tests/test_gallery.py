@@ -15,6 +15,7 @@ def config(tone_set, tmp_path):
     return config_file(tmp_path, tone_set, augment={"gain_db": 10, "mix": "mixup"})
 
 
+@pytest.mark.slow
 def test_the_picture(config, tmp_path, capsys):
     assert main(["show_augment", config]) == 0
     assert main(["show_augment", config, f"--out={tmp_path / 'b.png'}", "--samples=4"]) == 0

@@ -166,6 +166,7 @@ def last_saved(run: Path) -> int:
     return checkpoint.step_of(found[-1]) if found else 0
 
 
+@pytest.mark.slow
 def test_killed_four_times_it_decides_and_ends_as_if_it_never_was(tone_set, tmp_path):
     """Also between a checkpoint and the best weights that belong to it."""
     whole, killed = decided(tone_set, tmp_path / "whole"), decided(tone_set, tmp_path / "killed")

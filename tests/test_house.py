@@ -62,6 +62,7 @@ def test_help_loads_nothing_heavy(package: str) -> None:
     assert not loaded & set(HEAVY)
 
 
+@pytest.mark.slow
 def test_a_step_needs_no_audio_library_and_loads_neither_compiler_nor_fsdp() -> None:
     step = f"""if True:
         import sys

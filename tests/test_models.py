@@ -111,6 +111,7 @@ def test_logits_and_gradients(kind):
         torch.testing.assert_close(model(x).float(), alone, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL)
 def test_compiles_in_one_piece(kind):
     model = build(SMALL[kind], 5, (64, 50))
@@ -124,6 +125,7 @@ def test_compiles_in_one_piece(kind):
     torch.testing.assert_close(logits, model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     ["vit", *(pytest.param(k, marks=pytest.mark.slow) for k in SMALL if k != "vit")],

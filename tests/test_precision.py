@@ -225,6 +225,7 @@ def test_a_precision_of_the_launcher_that_is_not_ours(monkeypatch):
         start("auto", 1)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_does_not_know_the_memory_layout(tone_set, tmp_path):
     """Begun in one and ended in the other, it trains as in one; files hold the plain one."""
     plain, mixed = (make_config(tone_set, tmp_path / n, channels_last=False) for n in ("a", "b"))

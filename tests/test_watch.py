@@ -111,6 +111,7 @@ def launched(tmp_path_factory):
             process.join()
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_with_its_stack_and_all_end(launched):
     codes, said = launched["hangs"]
     assert codes == [1, 1, 1]

@@ -166,6 +166,7 @@ class Careful(Recipe):
         return super().hear(piece)
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_decoder_changes_no_byte_of_the_others(small, tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "Recipe", Careful)
     build_tones(small, tmp_path / "careful", folds=2, file_timeout=0)
