@@ -134,9 +134,9 @@ def near_segments(prints: Prints) -> Iterator[tuple[int, int, float]]:
 def likely_pairs(prints: Prints, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(P,), (P,) segments among `rows`, of different recordings, worth comparing; some at a time.
 
-    All vectors are multiplied by all, tile by tile: 10^10 products of 512 numbers take a minute. An
-    index would spare little: of copies that were clipped or begin earlier one in twenty is less
-    like than 0.32 to 0.53, where hashes by random planes (Charikar, 2002) still take n^1.7 steps.
+    All vectors are multiplied by all, tile by tile. An index by random planes (Charikar, 2002)
+    would spare little: some copies that were clipped or begin earlier are hardly more alike than
+    LIKENESS, and to find these it has to look at most of the others.
     """
     from threadpoolctl import threadpool_limits
 

@@ -36,8 +36,8 @@ class Stages:
 
 @contextlib.contextmanager
 def rare_collections() -> Iterator[None]:
-    """Have Python look for garbage seldom: a build makes little, and a look goes through all that
-    was imported, which takes as long as some hundred short files do."""
+    """Have Python look for garbage seldom: a build makes little, and each look goes through
+    all that was imported."""
     before = gc.get_threshold()
     gc.set_threshold(10**6)  # new objects
     try:

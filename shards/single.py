@@ -1,8 +1,7 @@
 """Keeps every library to one thread, where it is imported before them: in the process that workers
-are forked from. Threads of OpenBLAS that are there when it forks spin in each worker as it starts,
-which takes as long as ten files do.
+are forked from. Threads of OpenBLAS that are there when it forks spin in each worker as it starts.
 
-Python seeks no garbage there either: it would take a quarter of the time of the imports.
+Python seeks no garbage there either: imports make much that stays and little that goes.
 """
 
 import gc

@@ -29,7 +29,8 @@ BATCH, GROUP, SHAPE = 16, 2, (16, 20)
 
 
 def augment(batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return batch.x.float()[:, None], torch.nn.functional.one_hot(batch.y, 3).float()
+    dtype = torch.get_default_dtype()
+    return batch.x[:, None].to(dtype), torch.nn.functional.one_hot(batch.y, 3).to(dtype)
 
 
 def make_stepper(
@@ -102,33 +103,36 @@ def test_ranks_and_microsteps_train_as_one_batch(name):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "model",
-    [
-        ModelConfig(name="cnn_small", norm_batch=8),
-        ModelConfig(name="vit_small", norm_batch=8, dropout=0.1),
-    ],
-    ids=lambda model: model.name,
+    ("dtype", "steps", "group", "bound"),
+    [(torch.float32, 50, 8, 1e-4), (torch.float64, 10, 4, 1e-13)],
+    ids=["float32", "float64"],
 )
-def test_fifty_steps_end_in_the_same_weights_on_1_2_and_3_ranks(model, monkeypatch):
-    """With batch norm's statistics, and with dropout. The last maps are one value wide: of two of
-    them a norm would leave nothing but signs, and of four it makes rounding grow past 1e-4."""
+@pytest.mark.parametrize("name", ["cnn_small", "vit_small"])
+def test_many_steps_end_in_the_same_weights_on_1_2_and_3_ranks(
+    name, dtype, steps, group, bound, monkeypatch
+):
+    """With batch norm's statistics, and with dropout. The last maps are one value wide: a norm over
+    few samples of them makes float32's rounding grow past 1e-4, one rank's as much as two ranks'.
+    float64 leaves room for nothing but rounding, whatever the groups."""
     shape = (32, 32)
-    monkeypatch.setitem(globals(), "BATCH", 48)  # six groups
+    monkeypatch.setitem(globals(), "BATCH", 6 * group)
+    model = ModelConfig(name=name, norm_batch=group, dropout=0.1 if name == "vit_small" else 0.0)
 
-    def fifty():
+    def run():
+        torch.set_default_dtype(dtype)
         stepper, losses = make_stepper(model=model, shape=shape), []
-        for step in range(50):
+        for step in range(steps):
             here = batches(stepper.plan, stepper.world.rank, step, shape)
             losses.append(stepper(here, step, 1e-4).loss)
         tensors = stepper.strategy.weights()
         flat = torch.cat([t.detach().flatten().double() for t in tensors.values()])
         return losses, flat.numpy()
 
-    ((losses, weights),) = on_ranks(1, fifty)
+    ((losses, weights),) = on_ranks(1, run)
     for world_size in (2, 3):
-        for found, ended in on_ranks(world_size, fifty):
-            np.testing.assert_allclose(found, losses, rtol=1e-4)
-            assert np.linalg.norm(ended - weights) <= 1e-4 * np.linalg.norm(weights)
+        for found, ended in on_ranks(world_size, run):
+            np.testing.assert_allclose(found, losses, rtol=max(bound, 1e-6))  # summed in float32
+            assert np.linalg.norm(ended - weights) <= bound * np.linalg.norm(weights)
 
 
 def test_a_step_is_one_collective():
