@@ -107,7 +107,7 @@ def main() -> None:
                 found.setdefault((name, size), []).append(rate(order, size, 2**20 // size))
             with by_numpy():
                 order = Order(10**9 if "9" in name else n, 256, SEED, draw=draw)
-                plain[name].append(rate(order, 256, 2**10))
+                plain[name].append(rate(order, 256, 2**12))
     for name in orders:
         marks.append(mark(f"{name}, batches of 256", sorted(found[name, 256]), 20, "{:.1f}"))
         cells = [f"{statistics.median(found[name, size]):.1f} ({min(found[name, size]):.1f} to "

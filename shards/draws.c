@@ -10,8 +10,8 @@
 #define LANES 64 /* positions side by side: one alone would wait for each product of its rounds */
 #define FAN 64   /* numbers in a row */
 #define KNOWN 64 /* schedules at hand: of all classes that positions come from in turn */
-#if defined(__x86_64__) && defined(__gnu_linux__) && __GNUC__ >= 11 && !defined(__clang__)
-#define WIDE __attribute__((target_clones("avx2", "default")))
+#if defined(__x86_64__) && defined(__gnu_linux__) && __GNUC__ >= 12 && !defined(__clang__)
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define WIDE
 #endif
@@ -70,20 +70,25 @@ static void permute_all(
     const int64_t *positions, const int64_t *sizes, int each_size, const uint64_t *keys,
     int each_key, const uint64_t *multipliers, int64_t *images, Py_ssize_t count)
 {
-    Schedule known[KNOWN];
+    Schedule known[KNOWN], *first;
     Lanes lanes;
     Py_ssize_t place[LANES], next = 0, done = 0;
 
+    if (!count)
+        return;
     for (int i = 0; i < KNOWN; i++)
         known[i].n = 0;
-    prepare(known, 1, 0, multipliers); /* for lanes without a position */
+    first = &known[keys[0] % KNOWN];
+    prepare(first, (uint32_t)sizes[0], keys[0], multipliers); /* often that of all positions */
     for (int i = 0; i < LANES; i++) {
-        lanes.key[i] = lanes.word[i] = 0;
-        lanes.n[i] = 1;
+        lanes.key[i] = first->key;
+        lanes.n[i] = first->n;
+        lanes.word[i] = 0;
         place[i] = -1;
-        for (int r = 0; r < 2 + 2 * ROUNDS; r++)
-            lanes.words[r][i] = known->words[r];
     }
+    for (int r = 0; r < 2 + 2 * ROUNDS; r++)
+        for (int i = 0; i < LANES; i++)
+            lanes.words[r][i] = first->words[r];
     while (done < count) {
         for (int i = 0; i < LANES && next < count; i++) {
             if (place[i] >= 0)
