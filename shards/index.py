@@ -20,8 +20,9 @@ from shards.durable import file_entry as file_entry
 from shards.durable import sha256 as sha256
 from shards.durable import sync_folder as sync_folder
 from shards.durable import write_atomic as write_atomic
-from shards.errors import UserError
+from shards.errors import ShardError, UserError
 from shards.labels import display_names
+from shards.maps import take
 from shards.remote import is_url
 
 FORMAT = 1
@@ -169,8 +170,17 @@ class ShardSet:
         return len(self.index)
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
-        """The rows of the index for these sample numbers. Shape: (P,) integers -> (P,) of ROW."""
-        return self.index[numbers] if isinstance(numbers, slice) else self.index.take(numbers)
+        """The rows of the index for these sample numbers. Shape: (P,) integers -> (P,) of ROW.
+
+        Raises:
+            ShardError: index.npy has become shorter since it was opened.
+        """
+        if isinstance(numbers, slice):
+            return self.index[numbers]
+        numbers, rows = np.ascontiguousarray(numbers, np.int64), np.empty(len(numbers), ROW)
+        if not take(self.index, numbers, rows):
+            raise ShardError(f"{self.file('index.npy')}: cut short while it was in use")
+        return rows
 
     @cached_property
     def stats(self) -> np.ndarray:

@@ -6,15 +6,18 @@
 import mmap
 from contextlib import suppress
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shards.index import ShardSet
+if TYPE_CHECKING:
+    from shards.index import ShardSet
 
 try:
     from shards._native import copy  # type: ignore[import-not-found]
+    from shards._native import take as compiled
 except ImportError:  # not compiled when this was installed
-    copy = None
+    copy = compiled = None
 
 
 class Maps:
@@ -25,7 +28,7 @@ class Maps:
     With `mapped` false, or without the compiled kernel, only bits.
     """
 
-    def __init__(self, shard_set: ShardSet, mapped: bool):
+    def __init__(self, shard_set: "ShardSet", mapped: bool):
         shards = len(shard_set.info["shards"])
         few = shards <= shard_set.open_at_most  # others are closed again and again
         self.mapped = mapped and few and copy is not None and not shard_set.is_remote
@@ -75,9 +78,13 @@ def rows_of(array: np.ndarray, places: np.ndarray) -> np.ndarray:
     return (start + places * step).astype(np.uintp)
 
 
-def take(array: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
-    """Copy rows of a large array. Shape: (n, ...), (P,) integers, (P, ...)."""
-    if copy is None:
+def take(array: np.ndarray, places: np.ndarray, out: np.ndarray) -> bool:
+    """Copy rows of a large array; whether all could be read, which of a file's map is not said.
+
+    Without the compiled kernel a page that cannot be read is a signal.
+    Shape: (n, ...), (P,) int64 from 0 to n - 1, (P, ...).
+    """
+    if compiled is None:
         np.take(array, places, axis=0, out=out, mode="clip")  # "raise" would copy twice
-    else:
-        copy(rows_of(out, np.arange(len(out))), rows_of(array, places), out[0].nbytes)
+        return True
+    return bool(compiled(array, places, out) == len(places))

@@ -94,26 +94,12 @@ static void copy_one(char *to, const char *from, const char *next, size_t size)
     memcpy(to, from, size);
 }
 
-PyDoc_STRVAR(copy_doc,
-"copy(targets, sources, size) -> int\n\n"
-"Copy `size` bytes from each address of `sources` to that of `targets` (both (P,) uintp), until\n"
-"one cannot be read. How many were copied.");
-
-static PyObject *copy(PyObject *self, PyObject *args)
+/* How many of the copies could be made, one after the other; without the GIL. */
+static Py_ssize_t copy_all(
+    void *const *to, const void *const *from, Py_ssize_t count, size_t size)
 {
-    Py_buffer targets, sources;
-    Py_ssize_t size, count;
     volatile Py_ssize_t done = 0; /* as it was when the signal came */
-
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*n", &targets, &sources, &size))
-        return NULL;
-    count = (targets.len < sources.len ? targets.len : sources.len) / (Py_ssize_t)sizeof(void *);
-    handle_bus_errors();
-    Py_BEGIN_ALLOW_THREADS
     sigjmp_buf here;
-    void *const *to = targets.buf;
-    const void *const *from = sources.buf;
 
     if (sigsetjmp(here, 0) == 0) {
         escape = &here;
@@ -124,9 +110,68 @@ static PyObject *copy(PyObject *self, PyObject *args)
 #ifdef __x86_64__
     _mm_sfence(); /* what went past the cache is seen by whoever is told of it */
 #endif
+    return done;
+}
+
+PyDoc_STRVAR(copy_doc,
+"copy(targets, sources, size) -> int\n\n"
+"Copy `size` bytes from each address of `sources` to that of `targets` (both (P,) uintp), until\n"
+"one cannot be read. How many were copied.");
+
+static PyObject *copy(PyObject *self, PyObject *args)
+{
+    Py_buffer targets, sources;
+    Py_ssize_t size, count;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*n", &targets, &sources, &size))
+        return NULL;
+    count = (targets.len < sources.len ? targets.len : sources.len) / (Py_ssize_t)sizeof(void *);
+    handle_bus_errors();
+    Py_BEGIN_ALLOW_THREADS
+    count = copy_all(targets.buf, sources.buf, count, size);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&targets);
     PyBuffer_Release(&sources);
+    return PyLong_FromSsize_t(count);
+}
+
+PyDoc_STRVAR(take_doc,
+"take(array, places, out) -> int\n\n"
+"Copy rows of an array, (n, ...), (P,) int64, (P, ...), until one cannot be read or is not there.\n"
+"How many were copied.");
+
+static PyObject *take(PyObject *self, PyObject *args)
+{
+    Py_buffer array, places, out;
+    Py_ssize_t size, count, known = 0, done = 0;
+    void **addresses;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*w*", &array, &places, &out))
+        return NULL;
+    count = places.len / (Py_ssize_t)sizeof(int64_t);
+    size = count ? out.len / count : 0;
+    addresses = PyMem_Malloc(2 * sizeof(void *) * (size_t)(count + 1));
+    if (addresses && size) {
+        const int64_t *place = places.buf;
+        const uint64_t rows = (uint64_t)(array.len / size);
+
+        for (; known < count && (uint64_t)place[known] < rows; known++) {
+            addresses[known] = (char *)out.buf + known * size;
+            addresses[count + known] = (char *)array.buf + place[known] * size;
+        }
+        handle_bus_errors();
+        Py_BEGIN_ALLOW_THREADS
+        done = copy_all(addresses, (const void *const *)addresses + count, known, size);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&array);
+    PyBuffer_Release(&places);
+    PyBuffer_Release(&out);
+    if (!addresses)
+        return PyErr_NoMemory();
+    PyMem_Free(addresses);
     return PyLong_FromSsize_t(done);
 }
 
@@ -136,6 +181,7 @@ PyObject *count(PyObject *, PyObject *);
 
 static PyMethodDef methods[] = {
     {"copy", copy, METH_VARARGS, copy_doc},
+    {"take", take, METH_VARARGS, take_doc},
     {"permute", permute, METH_VARARGS, permute_doc},
     {"locate", locate, METH_VARARGS, locate_doc},
     {"count", count, METH_VARARGS, count_doc},

@@ -12,7 +12,7 @@ import torch
 from processes import forked_ranks
 from runs import config_file
 
-from shards import feed
+from shards import feed, maps
 from shards.errors import ShardError
 from shards.feed import Reading
 from shards.index import ShardSet, open_set
@@ -71,6 +71,17 @@ def test_a_shard_that_breaks_is_named(copy, how, resident):
         began = time.monotonic()
         with pytest.raises(ShardError, match=f"{last}: "):
             while time.monotonic() < began + 10:
+                next(steps)
+
+
+@pytest.mark.skipif(maps.compiled is None, reason="the kernel is not compiled here")
+def test_an_index_that_was_cut_short_is_named(copy):
+    index = copy / "index.npy"
+    with closing(loader(copy).steps(0, 10**6)) as steps:
+        next(steps)
+        os.truncate(index, 0)
+        with pytest.raises(ShardError, match=f"{index}: cut short while it was in use"):
+            for _ in range(1000):  # many were read ahead
                 next(steps)
 
 

@@ -23,6 +23,7 @@ compiled = pytest.mark.skipif(maps.copy is None, reason="the kernel is not compi
 def test_what_is_read_again_has_the_bytes_of_the_first_time(tone_set, monkeypatch, how):
     if how == "plain":
         monkeypatch.setattr(maps, "copy", None)
+        monkeypatch.setattr(maps, "compiled", None)
     digests, digest = [], read.xxhash.xxh3_64_intdigest
     monkeypatch.setattr(
         read.xxhash, "xxh3_64_intdigest", lambda data: digests.append(0) or digest(data)
@@ -52,6 +53,24 @@ def test_rows_of_any_size_and_alignment_are_copied(size):
         assert maps.copy(maps.rows_of(out, np.arange(20)), maps.rows_of(data, places), size) == 20
         assert np.array_equal(out, data[places, :size])
         assert not block[:skew].any() and not block[skew + 20 * size :].any()
+
+
+@pytest.mark.parametrize("how", [pytest.param("kernel", marks=compiled), "plain"])
+def test_rows_are_taken_as_numpy_takes_them(monkeypatch, how):
+    if how == "plain":
+        monkeypatch.setattr(maps, "compiled", None)
+    random = np.random.default_rng(0)
+    for array in (random.random((9, 5, 3)), random.random((9, 70)).astype(np.float16)):
+        for places in (random.integers(0, 9, 20), np.zeros(0, np.int64)):
+            out = np.empty_like(array, shape=(len(places), *array.shape[1:]))
+            assert maps.take(array, places, out)
+            assert np.array_equal(out, array[places])
+
+
+@compiled
+@pytest.mark.parametrize("place", [-1, 9, 2**62])
+def test_no_row_is_taken_from_elsewhere(place):
+    assert not maps.take(np.zeros((9, 4)), np.array([3, place]), np.zeros((2, 4)))
 
 
 CUT = """

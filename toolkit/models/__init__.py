@@ -61,6 +61,6 @@ def find(name: str) -> Callable[..., Any]:
     if name == "forest":
         raise UserError("model.name=forest: trees have no gradient; only train.py CONFIG grows one")
     if name not in REGISTRY:
-        known = [*REGISTRY, "forest", "timm:NAME"]
-        raise UserError(f"model.name={name}: unknown; {nearest(name, known)}")
+        hint = nearest(name, [*REGISTRY, "forest"])
+        raise UserError(f"model.name={name}: unknown; {hint} (a model of timm's is timm:{name})")
     return REGISTRY[name]
