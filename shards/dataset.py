@@ -20,13 +20,13 @@ from shards.index import (
     SPLITS,
     ShardSet,
     file_entry,
-    seal,
     shard_name,
     stats_shape,
 )
 from shards.notes import Notes
 from shards.plan import Plan
 from shards.recording import place
+from shards.seal import seal
 from shards.shortcuts import find_shortcuts
 from shards.write import npy_header
 

@@ -3,7 +3,6 @@
 Shapes: `N` samples, `M` mel bands, `T` frames, `F` folds (at least 1), `K` classes.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,7 +39,6 @@ ROW = np.dtype([
 FILES = ("index.npy", "stats.npy", "recordings.jsonl", "rejected.csv", "balance.json")
 BESIDE = ".build"  # inside a set, until it is whole: see workshop.py
 READY = Path(BESIDE, "ready")  # all its new files at once, on the way to their places
-SEAL = b'"sha256": "'  # the last key of dataset.json: the SHA-256 of the file with 64 zeros here
 
 
 def shard_name(number: int) -> str:
@@ -170,14 +168,11 @@ class ShardSet:
         return len(self.index)
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
-        """The rows of the index for these sample numbers. Shape: (P,) integers -> (P,) of ROW.
-
-        Raises:
-            ShardError: index.npy has become shorter since it was opened.
-        """
+        """The rows of the index for these sample numbers; a ShardError if it was cut short since it
+        was opened. Shape: (P,) integers -> (P,) of ROW."""
         if isinstance(numbers, slice):
             return self.index[numbers]
-        numbers, rows = np.ascontiguousarray(numbers, np.int64), np.empty(len(numbers), ROW)
+        rows = np.empty(len(numbers), ROW)
         if not take(self.index, numbers, rows):
             raise ShardError(f"{self.file('index.npy')}: cut short while it was in use")
         return rows
@@ -273,17 +268,3 @@ def parse_info(data: bytes, path: object) -> dict[str, Any]:
             "install the version that wrote it or rebuild the set"
         )
     return info
-
-
-def seal(info: Mapping[str, Any]) -> bytes:
-    """dataset.json's bytes: `info` for people, in the order given, and its own checksum at last."""
-    text = json.dumps({**info, "sha256": "0" * 64}, indent=2).encode() + b"\n"
-    head, mark, tail = text.rpartition(SEAL)
-    return head + mark + hashlib.sha256(text).hexdigest().encode() + tail[64:]
-
-
-def is_sealed(data: bytes) -> bool:
-    """Whether dataset.json's bytes are those that `seal` made."""
-    head, mark, tail = data.rpartition(SEAL)
-    blank = head + mark + b"0" * 64 + tail[64:]
-    return tail[:64] == hashlib.sha256(blank).hexdigest().encode()

@@ -82,9 +82,9 @@ def take(array: np.ndarray, places: np.ndarray, out: np.ndarray) -> bool:
     """Copy rows of a large array; whether all could be read, which of a file's map is not said.
 
     Without the compiled kernel a page that cannot be read is a signal.
-    Shape: (n, ...), (P,) int64 from 0 to n - 1, (P, ...).
+    Shape: (n, ...), (P,) integers from 0 to n - 1, (P, ...).
     """
     if compiled is None:
         np.take(array, places, axis=0, out=out, mode="clip")  # "raise" would copy twice
         return True
-    return bool(compiled(array, places, out) == len(places))
+    return bool(compiled(array, np.ascontiguousarray(places, np.int64), out) == len(places))

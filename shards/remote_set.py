@@ -12,8 +12,9 @@ from typing import Any
 
 from shards.cache import CACHE_GB, Cache
 from shards.errors import ShardError, UserError
-from shards.index import FILES, ShardSet, is_sealed, parse_info
+from shards.index import FILES, ShardSet, parse_info
 from shards.remote import WEB, FetchError, Url, read_bytes
+from shards.seal import is_sealed
 from shards.transfer import fetch
 
 FETCHERS = 2  # shards on their way at once, beside the one that is waited for

@@ -14,11 +14,12 @@ import numpy as np
 from shards.container import AudioError
 from shards.durable import xxh128
 from shards.errors import UserError
-from shards.index import BESIDE, FILES, SPLITS, ShardSet, current, is_sealed, read_info, sha256
+from shards.index import BESIDE, FILES, SPLITS, ShardSet, current, read_info, sha256
 from shards.progress import with_progress
 from shards.remote import Url, is_url
 from shards.remote_set import Downloaded, beside
 from shards.root import Root, as_root, local, tidied
+from shards.seal import is_sealed
 from shards.tar import BLOCK, entry
 from shards.write import npy_header
 

@@ -14,8 +14,9 @@ from shards import remote
 from shards.__main__ import main
 from shards.build import build
 from shards.errors import UserError
-from shards.index import open_set, seal
+from shards.index import open_set
 from shards.read import Reader
+from shards.seal import seal
 
 
 @pytest.fixture(autouse=True)

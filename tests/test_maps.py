@@ -61,7 +61,7 @@ def test_rows_are_taken_as_numpy_takes_them(monkeypatch, how):
         monkeypatch.setattr(maps, "compiled", None)
     random = np.random.default_rng(0)
     for array in (random.random((9, 5, 3)), random.random((9, 70)).astype(np.float16)):
-        for places in (random.integers(0, 9, 20), np.zeros(0, np.int64)):
+        for places in (random.integers(0, 9, 20, np.int32)[::2], np.zeros(0, np.int64)):
             out = np.empty_like(array, shape=(len(places), *array.shape[1:]))
             assert maps.take(array, places, out)
             assert np.array_equal(out, array[places])

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from shards.errors import UserError
-from shards.index import file_entry, open_set, seal
+from shards.index import file_entry, open_set
+from shards.seal import seal
 from shards.verify import verify
 
 
