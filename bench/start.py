@@ -5,9 +5,8 @@
 From the disk, a file that was read is dropped from the kernel's cache before each pass, and `dd`
 or `fio` (where it is installed) and our loader take turns; where a hypervisor or a disk caches too,
 look at the spread, and at that of `dd` beside itself, which is the disk's own. A virtual machine
-may hand free memory back to its host and wait for each page that it takes again, longer than for
-the disk (free page reporting, of a gigabyte at once or every two seconds): so as much memory as a
-pass will take, less than that gigabyte, is written to before it.
+may hand free memory back to its host and wait for each page that it takes again (free page
+reporting), longer than for the disk: so as much memory as a pass will take is written to before it.
 """
 
 import json
