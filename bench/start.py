@@ -126,9 +126,10 @@ def fio(shard_set: ShardSet) -> float:
         "direct": 1,
         "ioengine": "io_uring",
         "iodepth": 32,
+        "allow_file_create": 0,
         "output-format": "json",
     }
-    command = ["fio", *(f"--{name}={value}" for name, value in words.items())]
+    command = ["fio", "--readonly", *(f"--{name}={value}" for name, value in words.items())]
     done = subprocess.run(command, check=True, capture_output=True)
     return size / json.loads(done.stdout)["jobs"][0]["read"]["bw_bytes"]
 
