@@ -56,8 +56,9 @@ def write_set(folder: Path, samples: np.ndarray) -> ShardSet:
 def open_rows(folder: Path, rows: np.ndarray, shape: tuple[int, ...]) -> ShardSet:
     """A shard set with this index over the tars in `folder`."""
     np.save(folder / "index.npy", rows)
-    names = [{"name": tar.name} for tar in sorted(folder.glob("*.tar"))]
-    info = {"shape": list(shape), "shards": names, "classes": [str(n) for n in range(10)]}
+    counts = enumerate(np.bincount(rows["shard"]).tolist())
+    shards = [{"name": shard_name(shard), "samples": count} for shard, count in counts]
+    info = {"shape": list(shape), "shards": shards, "classes": [str(n) for n in range(10)]}
     return ShardSet(folder, info)
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from shards.ahead import Ahead
+from shards.ahead import STREAMS, Ahead
 from shards.index import ShardSet
 from shards.maps import Maps
 from shards.order import share
@@ -136,8 +137,9 @@ class Feed:
         count = max(1, min(self.reading.threads, self.size, -(-self._bytes_a_step // PART)))
         maps = Maps(self.shard_set, self._fits)
         steps, span = range(start, stop), max(1, READAHEAD // self._bytes_a_step)
+        readers = [Reader(self.shard_set, self.reading.check, maps) for _ in range(STREAMS)]
         self._ahead = Ahead(
-            self.shard_set,
+            readers,
             self._shards,
             steps[:0] if self.store.is_full else steps,
             span,
@@ -145,7 +147,7 @@ class Feed:
             all_of_them=self.whole and self._fits and not self.shard_set.is_remote,
         )
         for n in range(count):
-            reader = Reader(self.shard_set, check=self.reading.check, maps=maps)
+            reader = Reader(self.shard_set, self.reading.check, maps)
             worker = Worker(reader, share(self.size, n, count), SimpleQueue(), SimpleQueue())
             self._workers.append(worker)
             for _ in slots:
@@ -192,6 +194,7 @@ class Feed:
         numbers = self.numbers(step, worker.part)
         part = slice(worker.part.start, worker.part.stop)
         rows = self.shard_set.rows(numbers)
+        self._ahead.wait(partial(worker.reader.has, rows))
         slot.numbers[part] = numbers
         slot.y.numpy()[part] = rows["label"]
         mine = slot.x.numpy()[part], slot.places[part], slot.fresh[part]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,11 @@ class ShardSet:
     def shard_paths(self) -> list[Path]:
         """The tars, in the order of their numbers."""
         return [self.path / shard["name"] for shard in self.info["shards"]]
+
+    @cached_property
+    def shard_ends(self) -> list[int]:
+        """0, and how many samples there are up to the end of each shard."""
+        return [0, *accumulate(shard["samples"] for shard in self.info["shards"])]
 
     @property
     def is_remote(self) -> bool:

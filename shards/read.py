@@ -81,29 +81,55 @@ class Reader:
         if out is None:
             out = np.empty((len(numbers), *self.shard_set.shape), np.float16)
         numbers = np.asarray(numbers, np.int64)
-        self.read_rows(self.shard_set.rows(numbers), numbers, out)
+        self.read_rows(self.shard_set.rows(numbers), numbers, out, np.arange(len(numbers)))
         return out
 
-    def read_rows(self, rows: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
-        """`read`, for whoever has the rows of the index already."""
-        maps = self.maps
-        if maps is None:
-            self.fetch(rows, out, self.check)
-            return
-        known = maps.known(numbers)
-        if not known.all():
-            new, known = np.flatnonzero(~known), np.flatnonzero(known)
-            self.fetch(rows[new], [out[n] for n in new.tolist()], self.check)
-            maps.know(numbers[new])
-            self._again(maps, rows[known], out, known)
-        else:
-            self._again(maps, rows, out, np.arange(len(rows)))
+    def read_rows(
+        self, rows: np.ndarray, numbers: np.ndarray, out: np.ndarray, places: np.ndarray
+    ) -> None:
+        """`read`, for whoever has the rows of the index already, to these places of `out`.
 
-    def fetch(self, rows: np.ndarray, targets: Iterable[np.ndarray], check: bool) -> None:
-        """The samples that these rows of the index tell of, from the files, each into its (M, T).
-
-        Start each on a multiple of 64 bytes: the kernel copies to other addresses at half speed.
+        Start each place on a multiple of 64 bytes: the kernel copies to others at half speed.
         """
+        maps = self.maps
+        known = np.zeros(len(rows), bool) if maps is None else maps.known(numbers)
+        if maps is None or not known.all():
+            new = np.flatnonzero(~known)
+            self._fetch(rows[new], [out[n] for n in places[new].tolist()], self.check)
+            if maps is None:
+                return
+            maps.know(numbers[new])
+            rows, places = rows[known], places[known]
+        self._again(maps, rows, out, places)
+
+    def check_shard(self, shard: int) -> None:
+        """Find all samples of a shard right, so that they are copied from its map from now on.
+
+        Raises:
+            ShardError: they are not, or it cannot be read.
+        """
+        numbers = np.arange(*self.shard_set.shard_ends[shard : shard + 2])
+        rows, one = self.shard_set.rows(numbers), np.empty(self.shard_set.shape, np.float16)
+        if self.check:
+            self._fetch(rows, [one] * len(rows), True)
+        if self.maps is not None:
+            self.maps.know(numbers)
+
+    def has(self, rows: np.ndarray) -> bool:
+        """Whether the samples of these rows of the index can be read without a disk."""
+        byte = bytearray(1)
+        try:
+            for shard, offset in zip(rows["shard"].tolist(), rows["offset"].tolist(), strict=True):
+                descriptor = (self._open.get(shard) or self._opened(shard)).descriptor
+                os.preadv(descriptor, (byte,), offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:  # nobody knows, or reading will say
+            pass
+        return True
+
+    def _fetch(self, rows: np.ndarray, targets: Iterable[np.ndarray], check: bool) -> None:
+        """From the files, each into its (M, T)."""
         fields = (rows[name].tolist() for name in ("shard", "offset", "xxh3"))
         shard, preadv, digest, known = -1, os.preadv, xxhash.xxh3_64_intdigest, self._open.get
         try:
@@ -121,7 +147,7 @@ class Reader:
         self._doing = "at rest"
 
     def _again(self, maps: Maps, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """Samples that were found right before, to these places of `out`."""
+        """Samples that were found right before."""
         done = 0
         if maps.mapped:
             for shard in maps.missing(rows["shard"]):
@@ -131,7 +157,7 @@ class Reader:
             self.bytes += done * self._size
         if done < len(rows):  # a page that cannot be read: the plain way says why
             rest = [out[n] for n in places[done:].tolist()]
-            self.fetch(rows[done:], rest, self.check and maps.mapped)
+            self._fetch(rows[done:], rest, self.check and maps.mapped)
         self._doing = "at rest"
 
     def look(self) -> None:

@@ -62,17 +62,17 @@ class Store:
         which of them are `fresh` (P,): only these are in x.
         """
         if self.where == "none":
-            reader.read_rows(rows, numbers, x)
+            reader.read_rows(rows, numbers, x, np.arange(len(rows)))
             return
         places[:] = np.searchsorted(self.numbers, numbers)
         # What a later step has read already, another thread's, is not on the device for this one.
         fresh[:] = self._since[places] > (step if self.where == "device" else _NEVER - 1)
         new = np.flatnonzero(fresh)
         if self.where == "device":
-            reader.fetch(rows[new], [x[n] for n in new], reader.check)
+            reader.read_rows(rows[new], numbers[new], x, new)
         else:
             data = self._data.numpy()
-            reader.fetch(rows[new], [data[place] for place in places[new]], reader.check)
+            reader.read_rows(rows[new], numbers[new], data, places[new])
             take(data, places, x)
         self._since[places[new]] = step
 

@@ -118,11 +118,11 @@ def test_a_rank_that_evaluates_nothing_is_given_padding_every_time(tone_set):
 def test_what_is_evaluated_again_is_read_twice(tone_set, monkeypatch, where):
     shard_set, read, found = open_set(tone_set), [], []
     selection = deal(len(shard_set), lambda first, stop: np.arange(first, stop) % 2, [1, 1])[1]
-    fetch = Reader.fetch
+    read_rows = Reader.read_rows
     monkeypatch.setattr(
         Reader,
-        "fetch",
-        lambda self, rows, *more: (read.append(len(rows)), fetch(self, rows, *more)),
+        "read_rows",
+        lambda self, rows, *more: (read.append(len(rows)), read_rows(self, rows, *more)),
     )
     for _ in range(4):
         read.append("begins")

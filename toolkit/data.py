@@ -166,8 +166,7 @@ def make_draw(
     if grouped:
         return Grouped(train.sizes, shares(shard_set, train.sizes, data), seed)
     if data.shuffle == "window":
-        counts = [shard["samples"] for shard in shard_set.info["shards"]]
-        return Window(train.ranks(np.append(0, np.cumsum(counts)).tolist()), data.window, seed)
+        return Window(train.ranks(shard_set.shard_ends), data.window, seed)
     return Full(len(train), seed) if data.shuffle == "full" else Stored(len(train))
 
 
