@@ -69,9 +69,10 @@ class Loader:
                 f"{step_bytes / 1e9:,.3g} GB on each process; use smaller batches"
             )
         places = np.array(self.plan.places(self.rank)).reshape(-1, size)
+        asked = min(len(self.selection), (stop - start) * self.plan.batch_size)
         self._feed = Feed(
             self.shard_set, self._numbers, self.plan.per_rank * together, self._store(),
-            self.reading, self.device, 2 * len(self.selection) > len(self.shard_set),
+            self.reading, self.device, 2 * asked > len(self.shard_set),
         )  # fmt: skip
         self._last, self._samples = (time.perf_counter(), 0.0, 0, 0), 0
         first, blocks = start // together * together, range(start // together, -(-stop // together))

@@ -17,7 +17,7 @@ from toolkit.limits import check
 from toolkit.schema import Config, ModelConfig
 
 #: Keys that are there for every model, whatever it makes of them.
-GENERAL = {"name", "norm_batch", "init_from", "freeze", "outputs"}
+GENERAL = {"name", "norm_batch", "norm_steps", "init_from", "freeze", "outputs"}
 
 
 class AsTyped(yaml.SafeLoader):

@@ -74,6 +74,12 @@ def fit(config: Config) -> dict[str, Any]:
         return log_probabilities(strategy.model, transform, shard_set, numbers, world,
                                  stepper.microbatch, reading, stepper.loss.link)  # fmt: skip
 
+    def settle(step: int) -> None:
+        first = max(0, step - config.model.norm_steps)
+        again = Loader(shard_set, parts["train"], order, plan, world.rank, world.device,
+                       replace(reading, resident="none"))  # fmt: skip
+        stepper.settle(first + 1, again.steps(first, step))
+
     # Run: what is in it, and where it stopped.
     track.open_run(config, world)
     accelerator.wait_for_everyone()
@@ -128,9 +134,10 @@ def fit(config: Config) -> dict[str, Any]:
                 loss_sum, losses = 0.0, 0
             metrics.write("epoch", **now, train_loss=epoch_loss)
             result = {}
-            if len(parts["val"]):
-                with strategy.averaged():
-                    found = evaluate(parts["val"])
+            with strategy.averaged():
+                settle(step)
+                found = evaluate(parts["val"]) if len(parts["val"]) else None
+            if found is not None:
                 result = score(config, shard_set, parts["val"][:], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
                 if step % per_epoch == 0:  # a dry run that ends inside an epoch decides nothing

@@ -114,12 +114,12 @@ class Reduction:
         for p, gradient in zip(self.parameters, self._sent.parts, strict=False):
             p.grad = gradient
 
-    def fold_in(self) -> None:
-        """Give batch norm's layers the means over all forwards."""
+    def fold_in(self, share: float | None = None) -> None:
+        """Give batch norm's layers the means over all forwards, to hold `share` of them."""
         means = self._spare if self.alone else self._sent.parts[len(self.parameters) : -1]
         if means:
             torch._foreach_div_(means, self._summands)
-            fold_in(self.norms, means)
+            fold_in(self.norms, means, share)
 
     def forget(self) -> None:
         """Forget what batch norm's layers have seen since the last `add`."""

@@ -49,6 +49,7 @@ class DataConfig:
 class ModelConfig:
     name: str  #: a name of toolkit.models.REGISTRY, or timm:NAME; null below: the model's own
     norm_batch: int = 16  #: samples of the global batch that share batch norm statistics
+    norm_steps: int = 0  #: last steps whose statistics an evaluation goes by; 0: a running mean
     dropout: float = 0.0  #: before the classifier, and where the model has more of it
     filters: list[int] | None = None  #: channels of each stage or block
     blocks: list[int] | None = None  #: residual blocks of each stage

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -126,15 +127,39 @@ class Stepper:
         at("collective of step", step)
         return self.reduction.total()
 
+    @torch.no_grad()
+    def settle(self, step: int, steps: Iterable[list[Batch]]) -> None:
+        """Have batch norm evaluate by the plain mean of its statistics over the global batches of
+        `step` and of those after it, under the weights as they are now: running ones are of weights
+        that have moved on since (Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021)."""
+        if not self.config.model.norm_steps or not self.reduction.norms:
+            return
+        zero = torch.zeros((), device=self.world.device)
+        for n, batches in enumerate(steps):
+            for batch in [part for batch in batches for part in cut(batch, self.pieces)]:
+                x, _ = self.inputs(batch, step + n)
+                self.strategy.module(x)
+                self.reduction.hold()
+                if self.config.train.exact:
+                    self.reduction.add(zero)
+            if not self.config.train.exact:
+                self.reduction.add(zero)
+            self.reduction.total()
+            self.reduction.fold_in(1 / (n + 1))
+
     def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits (B, K) of one microbatch, and its targets (B,) or (B, K)."""
+        x, y = self.inputs(batch, step)
+        return self.model(x), y
+
+    def inputs(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model sees of one microbatch, (B, 1, M, T), and targets; dropout is seeded."""
         # Dropout is a function of the place in the global batch, whoever computes it.
         places = batch.places[:: self.config.model.norm_batch if self.drops else len(batch.places)]
         keys = [key_one(self.config.train.seed, step, place) >> 1 for place in places.tolist()]
         SEED.get(self.world.device.type, torch.manual_seed)(keys[0])  # of models that are not ours
         dropout.seed(keys, self.world.device)
-        x, y = self.augment(batch, step)
-        return self.model(x), y
+        return self.augment(batch, step)
 
     def micro_step(self, batch: Batch, step: int, last: bool) -> torch.Tensor:
         """Forward and backward of one microbatch; its share of the global batch's mean loss.

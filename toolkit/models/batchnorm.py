@@ -62,8 +62,11 @@ def last_statistics(norms: list[GroupedBatchNorm2d]) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def fold_in(norms: list[GroupedBatchNorm2d], means: list[torch.Tensor]) -> None:
-    """Fold the statistics of one optimiser step, means over its forwards, into the running ones.
-    Every rank has seen as many groups, so the mean over ranks is the mean over groups."""
+def fold_in(
+    norms: list[GroupedBatchNorm2d], means: list[torch.Tensor], share: float | None = None
+) -> None:
+    """Fold the statistics of one optimiser step, means over its forwards, into the running ones:
+    `share` of them, or the layers' momentum. Every rank has seen as many groups, so the mean over
+    ranks is the mean over groups."""
     running = [s for norm in norms for s in (norm.running_mean, norm.running_var)]
-    torch._foreach_lerp_(running, means, norms[0].momentum)
+    torch._foreach_lerp_(running, means, norms[0].momentum if share is None else share)
