@@ -136,8 +136,8 @@ class Stepper:
             return
         zero = torch.zeros((), device=self.world.device)
         for n, batches in enumerate(steps):
-            for batch in [part for batch in batches for part in cut(batch, self.pieces)]:
-                x, _ = self.inputs(batch, step + n)
+            for part in [part for batch in batches for part in cut(batch, self.pieces)]:
+                x, _ = self.inputs(part, step + n)
                 self.strategy.module(x)
                 self.reduction.hold()
                 if self.config.train.exact:
