@@ -97,7 +97,7 @@ def config(tone_set, tmp_path_factory):
     folder = tmp_path_factory.mktemp("launch")
     file = config_file(
         folder, tone_set, run={"name": "one"}, data={"protocol": "kfold_nested", "fold": 0},
-        model={"name": "cnn_small", "dropout": 0.2, **NARROW},
+        model={"name": "cnn_small", "norm_steps": 2, "dropout": 0.2, **NARROW},
         optim={"lr": 2e-4, "ema": 0.9},
         augment={"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 4},
         train={"epochs": 10, "batch_size": 16, "microbatch": 4, "log_every": 1, "max_steps": 20,
