@@ -148,6 +148,17 @@ def test_all_is_brought_if_most_samples_take_part_and_nothing_that_is_in_memory(
     assert list(then[2]) == []
 
 
+@pytest.mark.parametrize("steps, most", [(4, False), (5, True)])
+def test_a_few_steps_do_not_bring_the_whole_set(tone_set, monkeypatch, steps, most):
+    asked = []
+    monkeypatch.setattr(
+        feed, "Ahead", lambda *words, **more: asked.append(more) or Ahead(*words, **more)
+    )
+    order, plan = Order(54, 6, seed=0), plan_batch(6, None, 1)
+    list(Loader(open_set(tone_set), np.arange(54), order, plan, 0, CPU).steps(0, steps))
+    assert asked == [{"keep": True, "all_of_them": most}]
+
+
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux says so")
 def test_a_reader_knows_what_it_need_not_wait_for(tone_set, tmp_path):
     copy = shutil.copytree(tone_set, tmp_path / "copy")
