@@ -33,6 +33,8 @@ class Store:
         self.where, self.device = where, device
         self.numbers = np.unique(numbers)
         n = 0 if where == "none" else len(self.numbers)
+        self._first = int(self.numbers[0]) if n else 0
+        self._gaps = bool(n) and int(self.numbers[-1]) - self._first >= n
         # numpy asks for huge pages, in which scattered samples are found faster.
         empty = torch.from_numpy(np.empty((n if where == "memory" else 0, *shape), np.float16))
         if where == "device":
@@ -64,17 +66,16 @@ class Store:
         if self.where == "none":
             reader.read_rows(rows, numbers, x, np.arange(len(rows)))
             return
-        places[:] = np.searchsorted(self.numbers, numbers)
+        places[:] = np.searchsorted(self.numbers, numbers) if self._gaps else numbers - self._first
         # What a later step has read already, another thread's, is not on the device for this one.
         fresh[:] = self._since[places] > (step if self.where == "device" else _NEVER - 1)
         new = np.flatnonzero(fresh)
-        if self.where == "device":
-            reader.read_rows(rows[new], numbers[new], x, new)
-        else:
-            data = self._data.numpy()
-            reader.read_rows(rows[new], numbers[new], data, places[new])
-            take(data, places, x)
-        self._since[places[new]] = step
+        if len(new):
+            out, at = (x, new) if self.where == "device" else (self._data.numpy(), places[new])
+            reader.read_rows(rows[new], numbers[new], out, at)
+            self._since[places[new]] = step
+        if self.where == "memory":
+            take(self._data.numpy(), places, x)
 
     def take(
         self, x: torch.Tensor, y: torch.Tensor, places: np.ndarray, fresh: np.ndarray
