@@ -210,7 +210,7 @@ def main() -> None:
                 f"Batches from the page cache: {used} core(s), samples of ({MELS}, {frames})",
                 lines,
                 words.write,
-                f"loader.py --cores={used} --frames={frames}",
+                f"loader.py --cores={used} --frames={frames} --rounds={words.rounds}",
             )
 
 
