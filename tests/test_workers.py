@@ -121,10 +121,13 @@ def test_ctrl_c_is_kept_from_the_process_that_workers_are_forked_from() -> None:
     if sys.platform != "linux":
         pytest.skip("/proc is Linux's")
     script = """import psutil; from shards.workers import warm_up; warm_up()
-for child in psutil.Process().children():
-    if "forkserver" in child.cmdline()[-1]:
-        print(open(f"/proc/{child.pid}/status").read())"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+found = []
+while not found:  # on its way into its program a process has these words, or none
+    children = psutil.Process().children()
+    found = [c for c in children if "forkserver" + " import" in " ".join(c.cmdline())]
+print(open(f"/proc/{found[0].pid}/status").read())"""
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     (blocked,) = re.findall(r"SigBlk:\s+(\w+)", done.stdout)
     assert int(blocked, 16) & 1 << signal.SIGINT - 1
 
