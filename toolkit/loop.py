@@ -134,10 +134,12 @@ def fit(config: Config) -> dict[str, Any]:
                 loss_sum, losses = 0.0, 0
             metrics.write("epoch", **now, train_loss=epoch_loss)
             result = {}
-            with strategy.averaged():
-                settle(step)
-                found = evaluate(parts["val"]) if len(parts["val"]) else None
-            if found is not None:
+            if config.model.norm_steps:
+                with strategy.averaged():
+                    settle(step)
+            if len(parts["val"]):
+                with strategy.averaged():
+                    found = evaluate(parts["val"])
                 result = score(config, shard_set, parts["val"][:], found)
                 metrics.write("eval", part="val", **now, **track.plain(result))
                 if step % per_epoch == 0:  # a dry run that ends inside an epoch decides nothing

@@ -132,10 +132,11 @@ class Stepper:
         """Have batch norm evaluate by the plain mean of its statistics over the global batches of
         `step` and of those after it, under the weights as they are now: running ones are of weights
         that have moved on since (Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021)."""
-        if not self.config.model.norm_steps or not self.reduction.norms:
+        if not self.reduction.norms:
             return
         zero = torch.zeros((), device=self.world.device)
         for n, batches in enumerate(steps):
+            at("statistics, step", step + n)
             for part in [part for batch in batches for part in cut(batch, self.pieces)]:
                 x, _ = self.inputs(part, step + n)
                 self.strategy.module(x)
