@@ -219,16 +219,17 @@ def write_shards(
     mine = [shard for shard in plan.shards if share is None or share.has(shard)]
     todo = [shard for shard in mine if not workshop.is_written(plan.out, shard)]
     total = sum(len(plan.shards[shard]) for shard in mine)
-    items = [(n, plan.recordings[n]) for shard in todo for n in plan.shards[shard]]
-    done, made, fresh, first = total - len(items), 0, [], plan.first_place
+    first = plan.first_place
+    items = [(first + n, plan.recordings[n]) for shard in todo for n in plan.shards[shard]]
+    done, made, fresh = total - len(items), 0, []
     if done:
         logger.info("going on: %d of %d recordings are done", done, total)
     workers = max(1, min(workers, len(items)))
     room = WARNED_UP_TO * sample_bytes(plan.recipe.shape)
     is_small = len(plan.shards) * plan.settings["shard_size"] <= room
     work = packing(plan.recipe, plan.numbers)
-    runs = runs_of(((first + n, recording) for n, recording in items), lambda item: item[1])
-    outcomes = ordered(work, runs, workers, timeout=file_timeout, lost=lost)
+    runs = runs_of(items, lambda item: item[1], workers)
+    outcomes = ordered(work, runs, workers, timeout=file_timeout, lost=lost, lends=True)
     with closing(outcomes), Progress("build", total, done) as progress:
         for shard in todo:
             run = plan.shards[shard]

@@ -63,10 +63,11 @@ def copies(
     recordings: Sequence[Recording], recipe: Recipe, workers: int, timeout: float
 ) -> list[Pair]:
     """The pairs of copies among the recordings, by their places."""
+    workers = max(1, min(workers, len(recordings)))
     outcomes = ordered(
         partial(hear, recipe),
-        runs_of(recordings, lambda recording: recording),
-        max(1, min(workers, len(recordings))),
+        runs_of(recordings, lambda recording: recording, workers),
+        workers,
         timeout=timeout,
         lost=lambda recording, reason: None,
     )

@@ -2,6 +2,7 @@
 survive."""
 
 import contextlib
+import itertools
 import math
 import multiprocessing
 import signal
@@ -14,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from shards.errors import UserError
 from shards.process import receive, serve
+from shards.slots import Slots, make_slots
 
 GIVEN = 3  # runs a worker has at once, so that it need not wait for this process
 TRIES = 2  # a process that dies may have been the victim of another one's memory
@@ -25,12 +27,14 @@ Result = TypeVar("Result")
 
 
 class Task(NamedTuple):
-    """Items of a run, from which place in it on, and which try this is of the first of them."""
+    """Items of a run, from which place in it on, and which try this is of the first of them; and
+    where a worker puts what it makes of them."""
 
     run: int
     first: int
     items: Sequence[Any]
     tried: int = 0
+    slot: int | None = None
 
     def alone(self, place: int, tried: int = 0) -> "Task":
         """One of the items."""
@@ -44,11 +48,14 @@ class Worker:
         context = fresh_context()
         self.connection, theirs = context.Pipe()
         self.clock = context.RawArray("d", 2)  # the item it is at, and since when
-        words = theirs, function, self.clock
+        self.slots = make_slots()
+        words = theirs, function, self.clock, self.slots
         self.process = context.Process(target=serve, args=words, daemon=True)
         with unbroken():
             self.process.start()
         theirs.close()  # or its end would not be noticed
+        if self.slots:
+            self.slots.settle()
         self.tasks: deque[Task] = deque()
         self.is_ready = False
         self.heard = monotonic()
@@ -58,13 +65,21 @@ class Worker:
         """When it began what it is at; what it waited for this process is not counted."""
         return max(self.heard, self.clock[1])
 
-    def give(self, task: Task) -> None:
-        """Hand a task over; a process that has died is noticed when it is listened to."""
+    def give(self, task: Task, lends: bool = False) -> None:
+        """Hand a task over, with a slot if it `lends` its results; a process that has died is
+        noticed when it is listened to."""
         if not self.tasks:
             self.heard = monotonic()
-        self.tasks.append(task)
+        slot = self.slots.take() if lends and self.slots else None
+        self.tasks.append(task._replace(slot=slot))
         with contextlib.suppress(OSError):
-            self.connection.send(task.items)
+            self.connection.send((task.items, slot))
+
+    def receive(self) -> Any:
+        """Its next message, as `shards.process.receive` has it."""
+        slot = self.tasks[0].slot if self.tasks else None
+        room = self.slots[slot] if self.slots and slot is not None else None
+        return receive(self.connection, room)
 
     def turn_to(self, function: Callable[[Any], Any]) -> "Worker":
         """Have it do something else from now on."""
@@ -106,12 +121,14 @@ class Crew(Generic[Item, Result]):
         workers: int,
         timeout: float,
         lost: Callable[[Item, str], Result],
+        lends: bool = False,
     ) -> None:
-        self.function, self.timeout, self.lost = function, timeout, lost
+        self.function, self.timeout, self.lost, self.lends = function, timeout, lost, lends
         self.fresh = enumerate(runs)
         self.again: deque[Task] = deque()
         self.sizes: list[int] = []  # of the runs begun
         self.done: defaultdict[int, dict[int, Result]] = defaultdict(dict)  # by run and place
+        self.lent: defaultdict[int, list[tuple[Slots, int]]] = defaultdict(list)  # by run
         spare = _spare.get() or []
         self.workers = [
             spare.pop().turn_to(function) if spare else Worker(function) for _ in range(workers)
@@ -126,17 +143,20 @@ class Crew(Generic[Item, Result]):
         """Whether all results of a run are there."""
         return run < len(self.sizes) and len(self.done[run]) == self.sizes[run]
 
-    def take(self, run: int) -> list[Result]:
-        """The results of a run that is done."""
+    def take(self, run: int) -> Iterator[Result]:
+        """The results of a run that is done, in their order."""
         results = self.done.pop(run)
-        return [results[place] for place in range(len(results))]
+        for place in range(len(results)):
+            yield results.pop(place)
+        for slots, slot in self.lent.pop(run, ()):
+            slots.free.append(slot)
 
     def hand_out(self, limit: int) -> None:
         """Give every worker something to do, of the runs before number `limit`."""
         for full in range(1, GIVEN + 1):
             for worker in self.workers:
                 if len(worker.tasks) < full and (task := self.following(limit)):
-                    worker.give(task)
+                    worker.give(task, self.lends)
 
     def following(self, limit: int) -> Task | None:
         """The next task, of the runs before number `limit`."""
@@ -163,7 +183,7 @@ class Crew(Generic[Item, Result]):
     def hear(self, worker: Worker) -> None:
         """Take one message of a worker, or see that it is gone."""
         try:
-            message = receive(worker.connection)
+            message = worker.receive()
         except (EOFError, OSError):
             self.bury(worker)
             return
@@ -176,6 +196,8 @@ class Crew(Generic[Item, Result]):
             raise error from RuntimeError(f"in a worker process:\n{trace}")
         task = worker.tasks.popleft()
         self.done[task.run].update(enumerate(outcomes, task.first))
+        if worker.slots and task.slot is not None:
+            self.lent[task.run].append((worker.slots, task.slot))
 
     def bury(self, worker: Worker) -> None:
         """Go on without a worker that died: what it was at is tried again, once."""
@@ -205,7 +227,9 @@ class Crew(Generic[Item, Result]):
         self.workers[self.workers.index(worker)] = Worker(self.function)
 
     def stop(self) -> None:
-        """End all processes, but those that can be kept."""
+        """End all processes, but those that can be kept; nothing is lent any more."""
+        for slots, slot in itertools.chain.from_iterable(self.lent.values()):
+            slots.free.append(slot)
         spare = _spare.get()
         for worker in self.workers:
             if spare is None or worker.tasks or not worker.is_ready:

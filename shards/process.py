@@ -1,5 +1,5 @@
 """The life of a worker: one thread, memory that is kept, and no longer than who started it;
-and what these two say to each other, large buffers uncopied."""
+and what these two say to each other, large buffers beside."""
 
 import contextlib
 import ctypes
@@ -16,8 +16,10 @@ from multiprocessing.connection import Connection
 from time import monotonic
 from typing import Any
 
+from shards.slots import Slots
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-BEHIND = 1 << 14  # bytes from where on a buffer goes behind its message
+LARGE = 1 << 12  # bytes from where on a buffer is no part of its message
 MOST = 2**25  # an older glibc has no larger threshold, and would be left with its least
 
 
@@ -48,9 +50,11 @@ def rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) -> None:
-    """The life of a worker: items in, their results or an error out, or another function in. None
-    says: ready."""
+def serve(
+    connection: Connection, function: Callable[[Any], Any], clock: Any, slots: Slots | None
+) -> None:
+    """The life of a worker: items and a slot in, their results or an error out, or another function
+    in. None says: ready."""
     gc.freeze()  # to look through what was imported would copy its pages
     gc.enable()  # which shards.single ended
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
@@ -62,17 +66,18 @@ def serve(connection: Connection, function: Callable[[Any], Any], clock: Any) ->
     keep_memory(2**24)  # else some 300 pages go and come with each file of 5 s
     send(connection, None)
     while True:
-        items = connection.recv()
-        if callable(items):
-            function = items
+        task = connection.recv()
+        if callable(task):
+            function = task
             send(connection, None)
             continue
+        items, slot = task
         message: tuple[Any, Exception | None, str]
         try:
             message = outcomes(function, items, clock), None, ""
         except Exception as error:
             message = None, error, traceback.format_exc()
-        send(connection, message)
+        send(connection, message, None if slot is None or slots is None else slots[slot])
         del message  # or the next results would be made beside them
 
 
@@ -104,30 +109,43 @@ def leave_with_parent() -> None:
         os._exit(1)
 
 
-def send(connection: Connection, message: Any) -> None:
-    """Send a message, and behind it its larger buffers as they are (PEP 574)."""
-    behind: list[memoryview] = []
+def send(connection: Connection, message: Any, room: memoryview | None = None) -> None:
+    """Send a message, and its larger buffers as they are (PEP 574): in `room` while they fit, and
+    else behind it."""
+    large: list[memoryview] = []
 
     def is_small(buffer: pickle.PickleBuffer) -> bool:
-        if (view := buffer.raw()).nbytes >= BEHIND:
-            behind.append(view)
-        return view.nbytes < BEHIND
+        if (view := buffer.raw()).nbytes >= LARGE:
+            large.append(view)
+        return view.nbytes < LARGE
 
-    data = pickle.dumps(message, 5, buffer_callback=is_small)
-    connection.send((data, [view.nbytes for view in behind]))
+    data, used, places, behind = pickle.dumps(message, 5, buffer_callback=is_small), 0, [], []
+    for view in large:
+        start, end = used, used + view.nbytes
+        if room is not None and end <= len(room):
+            room[start:end], used = view, end
+        else:
+            start = -1
+            behind.append(view)
+        places.append((start, view.nbytes))
+    connection.send((data, places))
     for view in behind:
         while view:
             view = view[os.write(connection.fileno(), view) :]
 
 
-def receive(connection: Connection) -> Any:
-    """What `send` sent.
+def receive(connection: Connection, room: memoryview | None = None) -> Any:
+    """What `send` sent; what is in `room` is only lent.
 
     Raises:
         EOFError, OSError: the other process is gone.
     """
-    data, sizes = connection.recv()
-    return pickle.loads(data, buffers=[read(connection.fileno(), size) for size in sizes])
+    data, places = connection.recv()
+    buffers = (
+        read(connection.fileno(), size) if room is None or start < 0 else room[start : start + size]
+        for start, size in places
+    )
+    return pickle.loads(data, buffers=buffers)
 
 
 def read(descriptor: int, size: int) -> bytearray:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from shards.crew import Item
 from shards.labels import nfc
 from shards.workers import in_runs
 
-RUN, MOST = 30.0, 32  # seconds of audio, and recordings, that a worker is given at once
+RUN, MOST = 60.0, 64  # seconds of audio, and recordings, that a worker is given at once
 
 
 class Recording(NamedTuple):
@@ -67,9 +67,15 @@ def place(path: str, seed: int) -> tuple[bytes, str]:
     return hashlib.blake2b(text, digest_size=16).digest(), path
 
 
-def runs_of(items: Iterable[Item], of: Callable[[Item], Recording]) -> Iterator[list[Item]]:
-    """Runs of items, `of` a recording each, for a worker to do at once."""
-    return in_runs(items, RUN, lambda item: max(of(item).seconds, RUN / MOST))
+def runs_of(
+    items: Sequence[Item], of: Callable[[Item], Recording], workers: int
+) -> Iterator[list[Item]]:
+    """Runs of items, `of` a recording each, for one of the workers to do at once."""
+
+    def size(item: Item) -> float:
+        return max(of(item).seconds, RUN / MOST)
+
+    return in_runs(items, RUN, size, sum(map(size, items)), workers)
 
 
 @cache

@@ -22,14 +22,23 @@ def available() -> int:
 
 
 def in_runs(
-    items: Iterable[Item], most: float, size: Callable[[Item], float] = lambda item: 1
+    items: Iterable[Item],
+    most: float,
+    size: Callable[[Item], float] = lambda item: 1,
+    total: float = math.inf,
+    workers: int = 1,
 ) -> Iterator[list[Item]]:
-    """Items in runs of no more than `most` in all, or of one: a message each, and not an item."""
+    """Items in runs of no more than `most` in all, or of one: a message each, and not an item.
+
+    The last of the `total` come in ever shorter ones, or one of the `workers` would still have much
+    to do when the others are done.
+    """
     run: list[Item] = []
     filled = 0.0
     for item in items:
-        if run and filled + size(item) > most:
+        if run and filled + size(item) > min(most, total / (2 * workers)):
             yield run
+            total -= filled
             run, filled = [], 0.0
         run.append(item)
         filled += size(item)
@@ -44,6 +53,7 @@ def ordered(
     *,
     timeout: float,
     lost: Callable[[Item, str], Result],
+    lends: bool = False,
 ) -> Generator[Result, None, None]:
     """`map` over the items of all `runs` in `workers` processes of one thread each.
 
@@ -59,7 +69,7 @@ def ordered(
     if workers == 1 and not timeout:
         yield from alone(function, itertools.chain.from_iterable(runs))
         return
-    crew = Crew(function, runs, workers, timeout or math.inf, lost)
+    crew = Crew(function, runs, workers, timeout or math.inf, lost, lends)
     try:
         for number in itertools.count():
             while True:
