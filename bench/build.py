@@ -1,8 +1,9 @@
 """Audio files to a finished shard set: `shards build` beside the loop that people write.
 
 WAV files of 5 s at 44.1 kHz, mono, 16 bits, 2,000 as in ESC-50, to 128 bands at 16 kHz, n_fft 2048,
-hop 512; with --esc10=DIR and --fsdd=DIR also ESC-10 (Ogg, a folder a class) and the Free Spoken
-Digit Dataset (FLAC, `7_lucas_3.flac`).
+hop 512; with --many=8000 also so many, without the loop: how much of the time is the beginning and
+the end of a build; with --esc10=DIR and --fsdd=DIR also ESC-10 (Ogg, a folder a class) and the Free
+Spoken Digit Dataset (FLAC, `7_lucas_3.flac`).
 """
 
 import os
@@ -37,16 +38,15 @@ RATE, SECONDS, SETTINGS = 44100, 5, MelSettings()
 Lines = list[str]
 
 
-def write_audio(folder: Path, count: int) -> None:
+def write_audio(folder: Path, numbers: range) -> None:
     """Two classes of recordings: noise whose band and level change from file to file."""
     import soundfile
 
-    random = np.random.default_rng(0)
-    for n in range(count):
-        noise = random.standard_normal(RATE * SECONDS)
+    for n in numbers:
+        noise = np.random.default_rng(n).standard_normal(RATE * SECONDS)
         wave = np.convolve(noise, np.hanning(3 + n % 30), mode="same")
         file = folder / "ab"[n % 2] / f"{n:05}.wav"
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(file, 0.3 * wave / np.abs(wave).max(), RATE)
 
 
@@ -94,17 +94,20 @@ def by_parts(files: list[Path], seconds: float) -> float:
     return process_time() - began
 
 
-def measure(name: str, audio: Path, rounds: int, pool: ProcessPoolExecutor, **words: Any) -> Lines:
-    """The tables of times and of marks of one folder of audio."""
+def measure(
+    name: str, audio: Path, rounds: int, pool: ProcessPoolExecutor, looped: bool, **words: Any
+) -> Lines:
+    """The tables of times and of marks of one folder of audio; the loop's only where asked for."""
     files = sorted(x for x in audio.rglob("*") if x.suffix in (".wav", ".ogg", ".flac"))
     parts = partial(by_parts, seconds=words["segment_seconds"])
     with tempfile.TemporaryDirectory() as folder:
         loop, out = Path(folder) / "loop", Path(folder) / "set"
         loop.mkdir()
         out.mkdir()
+        by_hand = {"loop": lambda: by_loop(files, loop)} if looped else {}
         turns = take_turns(
             {
-                "loop": lambda: by_loop(files, loop),
+                **by_hand,
                 "build, two workers": lambda: by_build(audio, out, 2, words),
                 "parts, two processes": lambda: sum(pool.map(parts, [files[::2], files[1::2]])),
                 "build, one worker": lambda: by_build(audio, out, 1, words),
@@ -118,7 +121,17 @@ def measure(name: str, audio: Path, rounds: int, pool: ProcessPoolExecutor, **wo
         "",
         *times(turns, dict.fromkeys(turns, len(files)), "file"),
         *MARKS,
-        mark("loop : build, two workers", ratio(turns["loop"], turns["build, two workers"]), 5),
+        *(
+            [
+                mark(
+                    "loop : build, two workers",
+                    ratio(turns["loop"], turns["build, two workers"]),
+                    5,
+                )
+            ]
+            if looped
+            else []
+        ),
         *(
             mark(
                 f"parts : build, {n}",
@@ -133,26 +146,30 @@ def measure(name: str, audio: Path, rounds: int, pool: ProcessPoolExecutor, **wo
 
 def main() -> None:
     """Measure, print, and put into RESULTS.md what was asked."""
-    words = arguments(__doc__ or "", rounds=5, files=2000, esc10="", fsdd="")
+    words = arguments(__doc__ or "", rounds=5, files=2000, many=0, esc10="", fsdd="")
     one_thread()
     lines: Lines = []
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(2, fresh_context(), one_thread) as pool,
     ):
-        write_audio(Path(folder), words.files)
+        few, many = Path(folder, "few"), Path(folder, "many")
+        work = [(few, range(words.files)), *((many, range(n, words.many, 2)) for n in range(2))]
+        list(pool.map(write_audio, *zip(*work, strict=True)))
         list(pool.map(sleep, [0.5, 0.5]))  # both are there, so that what follows is not theirs
         del sys.modules["__main__"].__file__  # a build's workers would import it, not `shards`
-        corpora: dict[str, tuple[str, dict[str, Any]]] = {
-            "WAV": (folder, {"segment_seconds": SECONDS}),
-            "ESC-10": (words.esc10, {"segment_seconds": SECONDS}),
-            "FSDD": (words.fsdd, {"segment_seconds": 1.0, "label_from": "^([0-9])"}),
+        wav = {"segment_seconds": SECONDS}
+        corpora: dict[str, tuple[str, bool, dict[str, Any]]] = {
+            "WAV": (str(few), True, wav),
+            "WAV, many": (str(many) if words.many else "", False, wav),
+            "ESC-10": (words.esc10, True, wav),
+            "FSDD": (words.fsdd, True, {"segment_seconds": 1.0, "label_from": "^([0-9])"}),
         }
-        for name, (audio, more) in corpora.items():
+        for name, (audio, looped, more) in corpora.items():
             if audio:
-                lines += measure(name, Path(audio), words.rounds, pool, **more)
+                lines += measure(name, Path(audio), words.rounds, pool, looped, **more)
             else:
-                lines += ["", f"### {name}: not measured, no folder given"]
+                lines += ["", f"### {name}: not measured, not asked for"]
     about = [
         conditions(words.rounds, ["numpy", "numba", "mkl_fft", "librosa", "soundfile", "soxr"]),
         "The loop, in one process: librosa.load(sr=16000), melspectrogram, power_to_db, "
