@@ -109,7 +109,8 @@ def verify(out: str, *, audio: str | None = None) -> None:
     if faults:
         sys.exit(1)
     info = open_set(out).info
-    print(f"verified: {info['samples']} samples in {len(info['shards'])} shards of {out}")
+    shards = len(info["shards"])
+    print(f"verified: {info['samples']} samples in {shards} shard{'s' * (shards != 1)} of {out}")
 
 
 def info(out: str, *, count: str = "segments") -> None:

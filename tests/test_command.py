@@ -215,7 +215,7 @@ def test_build_verify_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr().out
     assert "segments    12 of 32 x 63" in said and "a second" in said
     assert main(["verify", out]) == 0
-    assert capsys.readouterr().out == f"verified: 12 samples in 1 shards of {out}\n"
+    assert capsys.readouterr().out == f"verified: 12 samples in 1 shard of {out}\n"
     assert main(["info", out]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     head = table.index(["segments", "all", "fold", "1", "fold", "2"])
