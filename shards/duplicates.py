@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from shlex import quote
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK, TILE = 1024, 8192  # rows and columns of the search
 READ = 64  # segments worked on at once: they stay in the processor's cache
+SEARCHERS = 4  # threads, of 0.1 GB each
 LIKENESS = 0.22  # cosine of vectors from where on grains are compared; chance spreads by 0.044
 NEIGHBOURS = 32  # the likest that a segment is compared with
 #: Where two segments agree more they are copies. Unrelated recordings of ESC-10 stay below 0.52;
@@ -142,18 +144,18 @@ def likely_pairs(prints: Prints, rows: np.ndarray) -> Iterator[tuple[np.ndarray,
 
     n, table = len(rows), np.zeros((0, 1), np.float32)
     some = [rows[k : k + READ] for k in range(0, n, READ)]
-    with threadpool_limits(1), ThreadPoolExecutor(available()) as pool:
+    owner, blocks = prints.recording[rows], range(0, n, BLOCK)
+    with threadpool_limits(1), ThreadPoolExecutor(min(available(), SEARCHERS)) as pool:
         points = pool.map(lambda part: vectors(prints.grains[part], prints.seconds), some)
         for k, point in enumerate(points):
             table = table if k else np.empty((n, point.shape[1]), np.float32)
             table[k * READ : k * READ + READ] = point
-    owner = prints.recording[rows]
-    with Progress("search", n * (n + 1) // 2, unit="pairs") as progress:
-        for first in range(0, n, BLOCK):
-            a, b = neighbours(table, owner, first)
-            yield rows[a], rows[b]
-            end = min(first + BLOCK, n)
-            progress.update(count=sum(range(n - end + 1, n - first + 1)))
+        found = pool.map(partial(neighbours, table, owner), blocks)
+        with Progress("search", n * (n + 1) // 2, unit="pairs") as progress:
+            for first, (a, b) in zip(blocks, found, strict=True):
+                yield rows[a], rows[b]
+                end = min(first + BLOCK, n)
+                progress.update(count=sum(range(n - end + 1, n - first + 1)))
 
 
 def neighbours(table: np.ndarray, owner: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
