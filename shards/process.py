@@ -119,15 +119,18 @@ def send(connection: Connection, message: Any, room: memoryview | None = None) -
             large.append(view)
         return view.nbytes < LARGE
 
-    data, used, places, behind = pickle.dumps(message, 5, buffer_callback=is_small), 0, [], []
+    data = pickle.dumps(message, 5, buffer_callback=is_small)
+    places: list[tuple[int, int]] = []  # where in the room, or -1, and how many bytes
+    behind, used = [], 0
     for view in large:
-        start, end = used, used + view.nbytes
+        end = used + view.nbytes
         if room is not None and end <= len(room):
-            room[start:end], used = view, end
+            room[used:end] = view
+            places.append((used, view.nbytes))
+            used = end
         else:
-            start = -1
+            places.append((-1, view.nbytes))
             behind.append(view)
-        places.append((start, view.nbytes))
     connection.send((data, places))
     for view in behind:
         while view:

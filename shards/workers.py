@@ -62,6 +62,9 @@ def ordered(
     reason. With one worker and `timeout` 0, which is none, all is done in this process. Close the
     iterator when leaving early: it stops the others.
 
+    With `lends`, a pickle.PickleBuffer or an array in a result may lie in memory that is the
+    worker's again as soon as the next result is asked for: copy what has to last.
+
     Raises:
         UserError: no process can be started.
         Exception: what `function` raises.

@@ -86,7 +86,7 @@ class Numbers:
 class Packed(NamedTuple):
     """A recording as its shard takes it."""
 
-    block: PickleBuffer  # of the tar
+    block: PickleBuffer  # of the tar; lent, see shards.workers.ordered
     rows: bytes  # (S,) of ROW; offsets from the block's start, shard and recording 0
     line: str  # of recordings.jsonl
     cell: Cell
