@@ -25,13 +25,13 @@ class Acoustics(NamedTuple):
 def acoustics(values: np.ndarray) -> Acoustics:
     """Of (S, M, T) in dB, as they are stored. The upper quartile of a band decides on its energy,
     not its mean: the cut edges of a segment alone fill every band."""
-    from shards.loops import band_limit
+    from shards.loops import audible_frames, band_limit
 
     values = values[:SEGMENTS]
     power = values * np.float32(math.log(10) / 10)
     frames = np.exp(power, out=power).sum(axis=1)
-    audible = frames > 2 * values.shape[1] * FLOOR
-    level = 10 * math.log10(frames[audible].mean()) if audible.any() else FLOOR_DB
-    loud = frames[0] > frames.max() * 10 ** (-QUIET / 10)
-    silence = int(loud.argmax() if loud.any() else loud.size)
+    audible = np.empty(frames.shape, np.bool_)
+    quiet = 10 ** (-QUIET / 10)
+    mean, silence = audible_frames(frames, 2 * values.shape[1] * FLOOR, quiet, audible)
+    level = 10 * math.log10(mean) if mean else FLOOR_DB
     return Acoustics(round(level, 2), silence, band_limit(values, audible, FAINT))

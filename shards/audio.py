@@ -154,4 +154,13 @@ def peak(wave: np.ndarray) -> float:
 
 def is_silent(wave: np.ndarray) -> bool:
     """Whether no sample reaches -100 dBFS, less than a third of one step of 16-bit audio."""
-    return all(peak(wave[n : n + PIECE]) < SILENT_PEAK for n in range(0, len(wave), PIECE))
+    from shards.loops import reaches
+
+    return not reaches(np.ascontiguousarray(wave), SILENT_PEAK)
+
+
+def dc_offset(wave: np.ndarray) -> float:
+    """The mean of (n,) samples, to six digits."""
+    from shards.loops import total
+
+    return round(total(np.ascontiguousarray(wave)) / len(wave), 6)

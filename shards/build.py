@@ -3,10 +3,11 @@
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from shlex import quote
 from time import monotonic
@@ -188,9 +189,7 @@ def build(
             raise UserError(f"{folder}: another build has just finished it; nothing to do")
         workshop.begin(plan, share.folder(folder) if share else None, overwrite)
         with ThreadPoolExecutor(1) as beside:
-            if not share and not append:
-                beside.submit(draw_ahead, plan)
-            made, prints = write_shards(plan, share, workers or available(), file_timeout)
+            made, prints = write_shards(plan, share, workers or available(), file_timeout, beside)
             if share:
                 return part_done(plan, share)
             plan, table = replace(plan, recordings=[]), None  # room for their notes
@@ -212,7 +211,7 @@ def draw_ahead(plan: Plan) -> None:
 
 
 def write_shards(
-    plan: Plan, share: Part | None, workers: int, file_timeout: float
+    plan: Plan, share: Part | None, workers: int, file_timeout: float, beside: Executor
 ) -> tuple[int, Prints | None]:
     """Write the shards (of a part) that are missing; how many samples that made, and their prints
     if these are all there are."""
@@ -231,9 +230,13 @@ def write_shards(
     runs = runs_of(items, lambda item: item[1], workers)
     outcomes = ordered(work, runs, workers, timeout=file_timeout, lost=lost, lends=True)
     with closing(outcomes), Progress("build", total, done) as progress:
+        results: Iterator[Packed | Reject] = outcomes
+        if todo and share is None and plan.base is None:
+            results = chain([next(outcomes)], outcomes)  # all workers are busy: it holds up none
+            beside.submit(draw_ahead, plan)
         for shard in todo:
             run = plan.shards[shard]
-            some = counted(plan.recordings[run.start : run.stop], outcomes, progress)
+            some = counted(plan.recordings[run.start : run.stop], results, progress)
             file, notes = plan.out / shard_name(shard), workshop.notes_file(plan.out, shard)
             written = write_shard(file, notes, shard, some)
             made += len(written.rows)

@@ -88,10 +88,11 @@ def draw_bars(
     feet = np.concatenate([np.zeros((1, columns)), np.cumsum(values, axis=0)[:-1]])
     colours = np.repeat(colours[:rows], columns, axis=0)
     edge = 0.3 if rows <= 20 else 0.0
-    places, heights = titles * rows, values.ravel()  # all at once: a call a class takes as long
+    places = np.tile(np.arange(columns), rows)  # all at once: a call a class takes as long
     bars = axes.bar(
-        places, heights, 0.8, feet.ravel(), color=colours, edgecolor="white", linewidth=edge
+        places, values.ravel(), 0.8, feet.ravel(), color=colours, edgecolor="white", linewidth=edge
     )
+    axes.set_xticks(range(columns), titles)
     axes.set_title(unit, fontsize=9, loc="left", y=1.0)  # where it stands: nothing is measured
     axes.tick_params(labelsize=7)
     axes.tick_params(axis="x", rotation=45 if len(titles) > 4 else 0)

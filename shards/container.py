@@ -79,9 +79,12 @@ def sndfile_blocks(file: Any, first: int, last: int | None) -> Iterator[np.ndarr
     left = file.frames - first if last is None else last - first
     kind = "int16" if file.subtype == "PCM_16" else "float32"
     most = max(1, BLOCK // file.channels)
-    while left > 0 and len(block := file.read(min(most, left), dtype=kind, always_2d=True)):
-        left -= len(block)
-        yield block
+    while left > 0:
+        block = np.empty((min(most, left), file.channels), kind)
+        if not (n := file.buffer_read_into(block, kind)):
+            return
+        left -= n
+        yield block[:n]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from shards.workers import available
 
 logger = logging.getLogger(__name__)
 
-BLOCK, TILE = 1024, 8192  # rows and columns of the search
+BLOCK, TILE = 256, 8192  # rows and columns of the search
 READ = 64  # segments worked on at once: they stay in the processor's cache
 SEARCHERS = 4  # threads, of 0.1 GB each
 LIKENESS = 0.22  # cosine of vectors from where on grains are compared; chance spreads by 0.044
@@ -83,7 +83,8 @@ def noted_prints(notes: Sequence[Notes], seconds: float) -> Prints | None:
     if not grains:
         return None
     index = np.concatenate(rows)
-    return Prints(index["recording"], index["xxh3"], np.concatenate(grains), seconds)
+    joined = np.concatenate(grains) if len(grains) > 1 else grains[0]  # which may be large
+    return Prints(index["recording"], index["xxh3"], joined, seconds)
 
 
 def find_copies(prints: Prints) -> list[Pair]:

@@ -35,7 +35,7 @@ def grain(values: np.ndarray, frame_seconds: float) -> np.ndarray:
     (count, mels, frames), values = values.shape, np.ascontiguousarray(values)
     bands, span = min(BANDS, mels), min(frames, max(1, round(STEP / frame_seconds)))
     steps = np.empty((count, frames // span, bands), np.float32)
-    pool(values, np.arange(bands + 1) * mels // bands, values.max(axis=(1, 2)) - RANGE, steps)
+    pool(values, np.arange(bands + 1) * mels // bands, RANGE, steps)
     grains = np.empty(steps.shape, np.int8)
     flatten(steps, ENVELOPE, RMS * SCALE, LEAST, LIMIT * SCALE, grains)
     return grains

@@ -80,8 +80,9 @@ def headers(
     """
     paths = list(dict.fromkeys(piece.path for n, piece in enumerate(pieces) if n not in missing))
     is_far = isinstance(audio, Url)
-    runs = list(in_runs(paths, 1 if is_far else RUN))
-    probes = min(FAR if is_far else NEAR, len(runs)) if timeout else 1
+    most, many = (1, FAR) if is_far else (RUN, NEAR)
+    runs = list(in_runs(paths, most, total=len(paths), workers=many))
+    probes = min(many, len(runs)) if timeout else 1
     outcomes = ordered(
         partial(read, audio), runs, probes, timeout=timeout, lost=lambda _, why: AudioError(why)
     )

@@ -20,6 +20,44 @@ def floats(steps: np.ndarray, samples: np.ndarray) -> Any:
     return np.float32(low) * step, np.float32(high) * step
 
 
+@compiled("f8(f4[::1])", "reassoc")
+def total(wave: np.ndarray) -> float:
+    """The sum of (n,) samples, in float64."""
+    found = 0.0
+    for n in range(len(wave)):
+        found += wave[n]
+    return found
+
+
+@compiled("b1(f4[::1], f4)")
+def reaches(wave: np.ndarray, least: float) -> bool:
+    """Whether any of (n,) samples has that magnitude."""
+    n = 0
+    while n < len(wave) and abs(wave[n]) < least:
+        n += 1
+    return n < len(wave)
+
+
+@compiled("Tuple((f8, i8))(f4[:, ::1], f4, f4, b1[:, ::1])")
+def audible_frames(frames: np.ndarray, least: float, quiet: float, audible: np.ndarray) -> Any:
+    """The mean of the (S, T) powers above `least`, 0 if there is none, marked in `audible`; and
+    how many of the first segment come before the first above `quiet` times the loudest of all.
+    """
+    total, count, loudest = 0.0, 0, np.float32(0)
+    for s in range(frames.shape[0]):
+        for t in range(frames.shape[1]):
+            power = frames[s, t]
+            audible[s, t] = power > least
+            loudest = max(loudest, power)
+            if power > least:
+                total += power
+                count += 1
+    silence = 0
+    while silence < frames.shape[1] - 1 and frames[0, silence] <= loudest * quiet:
+        silence += 1
+    return total / max(1, count), silence
+
+
 @compiled("i8(f4[:, :, ::1], b1[:, ::1], f4)", "reassoc")
 def band_limit(values: np.ndarray, audible: np.ndarray, faint: float) -> int:
     """The highest band whose upper quartile over audible (S, T) frames lies less than `faint` below
@@ -66,16 +104,22 @@ def band_limit(values: np.ndarray, audible: np.ndarray, faint: float) -> int:
     return 0
 
 
-@compiled("void(f4[:, :, ::1], i8[::1], f4[::1], f4[:, :, ::1])")
-def pool(values: np.ndarray, edges: np.ndarray, lowest: np.ndarray, steps: np.ndarray) -> None:
-    """Means of (S, M, T), at least `lowest` (S,), over blocks of bands and of frames: (S, G, B).
+@compiled("void(f4[:, :, ::1], i8[::1], f4, f4[:, :, ::1])")
+def pool(values: np.ndarray, edges: np.ndarray, reach: float, steps: np.ndarray) -> None:
+    """Means of (S, M, T) over blocks of bands and of frames: (S, G, B). What lies more than `reach`
+    below the highest of a segment counts as that.
 
     Block b of bands is `edges[b]` to `edges[b + 1]`; a step has T // G frames.
     """
     count = values.shape[2] // steps.shape[1]
     line = np.empty(values.shape[2], np.float32)
     for s in range(values.shape[0]):
-        low = lowest[s]
+        line[:] = values[s, 0]
+        for m in range(1, values.shape[1]):
+            row = values[s, m]
+            for t in range(len(row)):
+                line[t] = max(line[t], row[t])
+        low = line.max() - np.float32(reach)
         for b in range(steps.shape[2]):
             line[:] = 0
             for m in range(edges[b], edges[b + 1]):

@@ -151,8 +151,9 @@ def log_mel(
     heard = range(min(total, reached(wave[starts[-1] :][:length], settings)) if len(starts) else 0)
     whole = len(starts) - (len(heard) < total)
     decibels(wave, starts[:whole], length, every, settings, mel, every, total)
-    decibels(wave, starts[whole:], length, heard, settings, mel[whole:], heard, len(heard))
-    mel[whole:, :, len(heard) :] = FLOOR_DB
+    if whole < len(starts):
+        decibels(wave, starts[whole:], length, heard, settings, mel[whole:], heard, len(heard))
+        mel[whole:, :, len(heard) :] = FLOOR_DB
     return mel
 
 

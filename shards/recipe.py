@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.acoustics import Acoustics, acoustics
-from shards.audio import SILENT_PEAK, AudioError, Levels, decode, is_silent
+from shards.audio import SILENT_PEAK, AudioError, Levels, dc_offset, decode, is_silent
 from shards.condition import Conditioning
 from shards.container import unreadable
 from shards.durable import xxh128
@@ -95,7 +95,7 @@ class Recipe:
         """A recording, in a file here; an AudioError if nothing comes of it."""
         levels = Levels()
         wave = decode(file, self.mel.sample_rate, piece.start, piece.end, levels)
-        dc = round(float(wave.mean()), 6)
+        dc = dc_offset(wave)
         wave, offset = self.conditioning.trimmed(wave)
         check_useful(wave, levels, len(wave) / self.mel.sample_rate, self.min_seconds)
         self.conditioning.level(wave)
