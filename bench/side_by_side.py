@@ -37,11 +37,17 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[Turn]]:
-    """Run all once unmeasured, then A B C A B C ..., so that a busy spell falls on all of them."""
+def take_turns(
+    contestants: Mapping[str, Contestant],
+    rounds: int,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, list[Turn]]:
+    """Run all once unmeasured, then A B C A B C ..., so that a busy spell falls on all of them;
+    with something unmeasured `before` each turn."""
     turns: dict[str, list[Turn]] = {name: [] for name in contestants}
     for n in range(-1, rounds):
         for name, run in contestants.items():
+            before()
             wall, cpu = perf_counter(), process_time()
             elsewhere = run() or 0.0
             turn = Turn(perf_counter() - wall, process_time() - cpu + elsewhere)

@@ -17,7 +17,7 @@ from shards import workshop
 from shards.balance import Balance
 from shards.chart import balance_png
 from shards.copies import without_leaks
-from shards.crew import kept
+from shards.crew import dismiss, kept
 from shards.duplicates import WARNED_UP_TO, Prints, find_copies, noted_prints, warn
 from shards.errors import UserError
 from shards.index import open_set, shard_name
@@ -242,6 +242,7 @@ def write_shards(
             made += len(written.rows)
             if is_small:  # 5 kB of grains a segment
                 fresh.append(written)
+    dismiss()
     whole = plan.base is None and len(fresh) == len(plan.shards) and made <= WARNED_UP_TO
     return made, noted_prints(fresh, plan.settings["segment_seconds"]) if whole else None
 

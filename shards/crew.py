@@ -88,9 +88,14 @@ class Worker:
             self.connection.send(function)
         return self
 
-    def stop(self) -> None:
-        """End the process; it writes nothing, so it may be at anything."""
+    def dismiss(self) -> None:
+        """Have the process end; it writes nothing, so it may be at anything."""
+        self.is_ready = False
         self.process.kill()
+
+    def stop(self) -> None:
+        """End the process, and wait until it is gone."""
+        self.dismiss()
         self.process.join()
         self.connection.close()
 
@@ -106,9 +111,17 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
+        dismiss()
         _spare.reset(token)
         for worker in spare:
             worker.stop()
+
+
+def dismiss() -> None:
+    """Have the workers that are kept end, all at once and beside what this process goes on to do:
+    the kernel takes some milliseconds for each."""
+    for worker in _spare.get() or []:
+        worker.dismiss()
 
 
 class Crew(Generic[Item, Result]):
@@ -131,7 +144,8 @@ class Crew(Generic[Item, Result]):
         self.lent: defaultdict[int, list[tuple[Slots, int]]] = defaultdict(list)  # by run
         spare = _spare.get() or []
         self.workers = [
-            spare.pop().turn_to(function) if spare else Worker(function) for _ in range(workers)
+            spare.pop().turn_to(function) if spare and spare[-1].is_ready else Worker(function)
+            for _ in range(workers)
         ]
 
     @property

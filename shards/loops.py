@@ -53,7 +53,7 @@ def audible_frames(frames: np.ndarray, least: float, quiet: float, audible: np.n
                 total += power
                 count += 1
     silence = 0
-    while silence < frames.shape[1] - 1 and frames[0, silence] <= loudest * quiet:
+    while silence < frames.shape[1] and frames[0, silence] <= loudest * quiet:
         silence += 1
     return total / max(1, count), silence
 

@@ -8,8 +8,7 @@ from typing import BinaryIO
 
 BLOCK = 512  # bytes; everything in a tar is a whole number of them
 BUFFER = 1 << 21  # bytes written at once: Linux keeps each in a large page, which is soonest found
-AHEAD = 8 << 20  # bytes that the disk is given while more are made: at the end little is left.
-# When it has them they leave the page cache: memory that is used again is cheaper than fresh.
+AHEAD = 8 << 20  # bytes that the disk is given while more are made: at the end little is left
 
 #: A ustar header without name and size: mode 0644, no time, no owner; blanks where its sum goes.
 BLANK = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
@@ -46,9 +45,8 @@ class Tar:
             rest = rest[room:]
         self.digest.update(data)
         if self.size - self.begun >= AHEAD and hasattr(os, "posix_fadvise"):
-            first = max(0, self.begun - AHEAD)  # Linux drops what is written, and begins the rest
-            place = self.file.fileno(), first, self.size - first
-            os.posix_fadvise(*place, os.POSIX_FADV_DONTNEED)
+            place = self.file.fileno(), self.begun, self.size - self.begun
+            os.posix_fadvise(*place, os.POSIX_FADV_DONTNEED)  # Linux begins to write them
             self.begun = self.size
 
     def finish(self) -> None:

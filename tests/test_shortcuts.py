@@ -135,3 +135,25 @@ def test_acoustics_of_a_made_spectrogram() -> None:
     level, silence, limit = acoustics(values.astype("f4"))
     assert level == pytest.approx(-30 + 10 * np.log10(8), abs=0.01)
     assert (silence, limit) == (10, 7)
+
+
+@pytest.mark.parametrize("silent", [0, 7, 40])
+@pytest.mark.parametrize("segments", [1, 3])
+def test_acoustics_go_by_their_definition(segments: int, silent: int) -> None:
+    draws = np.random.default_rng(segments * 100 + silent)
+    values = draws.uniform(-60, -20, (segments, 16, 40)).astype("f4")
+    values[0, :, :silent] = -100  # 40: all of the first segment
+    values[:, 12:] -= 75  # faint bands
+    np.maximum(values, -100, out=values)
+    power = 10 ** (values.astype("f8") / 10)
+    frames = power.sum(axis=1)
+    heard = frames > 2 * 16 * 1e-10
+    loud = np.flatnonzero(frames[0] > frames.max() * 1e-4)
+    level, silence, limit = acoustics(values)
+    if heard.any():
+        quartiles = [np.sort(values[:, m][heard])[3 * heard.sum() // 4] for m in range(16)]
+        assert level == pytest.approx(10 * np.log10(frames[heard].mean()), abs=0.01)
+        assert silence == (loud[0] if len(loud) else 40)
+        assert limit == max(np.flatnonzero(np.array(quartiles) > max(quartiles) - 60))
+    else:
+        assert (level, silence, limit) == (-100, 0, 0)
