@@ -267,5 +267,6 @@ def fresh_context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["shards.single", *PRELOAD])  # once, not once a worker
+    # once, not once a worker
+    context.set_forkserver_preload(["shards.single", *PRELOAD, "shards.light"])
     return context

@@ -237,6 +237,22 @@ def test_a_worker_takes_less_than_500_mb_for_an_hour(tmp_path: Path) -> None:
     assert peak and int(peak[1]) * 1024 < 500e6
 
 
+def test_a_worker_is_no_larger_where_loops_had_to_be_compiled(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("VmHWM is Linux's")
+    script = """from shards.crew import Worker; from shards.process import receive
+worker = Worker(abs); receive(worker.connection)
+print(open(f"/proc/{worker.process.pid}/status").read()); worker.stop()"""
+    peaks = []
+    for _ in range(2):  # the second one finds them compiled
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        words = [sys.executable, "-c", script]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+        peaks.append(int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0]))
+        assert done.stderr == "" and list(tmp_path.rglob("*.nbc"))
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.1)  # three times as much before
+
+
 def test_a_worker_loads_no_library_that_it_does_not_need() -> None:
     heavy = ["torch", "librosa", "sklearn", "matplotlib", "scipy.signal", "av", "pyloudnorm"]
     script = f"import {', '.join(PRELOAD)}, sys; sys.exit(str(sys.modules.keys() & set({heavy})))"
